@@ -1,0 +1,189 @@
+"""Multi-head attention (self, causal, cross) and the masks that decide who sees whom.
+
+B batch, T query tokens, S key tokens, H heads, D hidden size.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import EncoderDecoderCache, PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def scaled_dot_product_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """softmax(Q K^T / sqrt(d)) V (Vaswani 2017, 3.2.1), written out: the `eager` kernel.
+
+    Args:
+        query, key, value: (B, H, T, D/H), (B, H, S, D/H), (B, H, S, D/H).
+        attention_mask: added to the scores, broadcast to (B, H, T, S).
+
+    Returns:
+        The mixed values (B, T, H, D/H) and the attention weights (B, H, T, S).
+    """
+    scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, S)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(-1)
+    weights = nn.functional.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention (Vaswani 2017, 3.2.2): over the input itself, or over a `memory`."""
+
+    def __init__(self, config: PreTrainedConfig, causal: bool = False, layer_idx: int = 0):
+        super().__init__()
+        width = config.hidden_size
+        self.config = config  # read at call time: the attention implementation may be switched
+        self.is_causal = causal  # transformers' kernels read this where they are given no mask
+        self.layer_idx = layer_idx
+        self.head_dim = width // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(width, width, bias=config.qkv_bias)
+        self.key = nn.Linear(width, width, bias=config.qkv_bias)
+        self.value = nn.Linear(width, width, bias=config.qkv_bias)
+        self.output = nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)  # (B, T, D) -> (B, H, T, D/H)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        k, v = self.keys_and_values(x, memory, past_key_values)
+        kernel: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, scaled_dot_product_attention
+        )
+        mixed, weights = kernel(
+            self,
+            self.split(self.query(x)),
+            k,
+            v,
+            mask,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.output(mixed.flatten(2)), weights  # (B, T, H, D/H) -> (B, T, D)
+
+    def keys_and_values(
+        self, x: Tensor, memory: Tensor | None, past_key_values: EncoderDecoderCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, D/H), those that the cache holds not computed again."""
+        if past_key_values is None:
+            source = x if memory is None else memory
+            return self.split(self.key(source)), self.split(self.value(source))
+        if memory is None:
+            return past_key_values.self_attention_cache.update(
+                self.split(self.key(x)), self.split(self.value(x)), self.layer_idx
+            )
+        cache = past_key_values.cross_attention_cache
+        if past_key_values.is_updated.get(self.layer_idx):
+            return cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
+        past_key_values.is_updated[self.layer_idx] = True
+        return cache.update(self.split(self.key(memory)), self.split(self.value(memory)), self.layer_idx)
+
+
+# Masks. A packed batch says by `sequence_ids` (B, T) which example a token belongs to: 1, 2, 3 ... and 0 for
+# padding. A query sees the keys of its own example; a padding query sees every key, so that no row is empty.
+
+
+def same_sequence(queries: Tensor, keys: Tensor) -> Callable:
+    """The packed rule as a mask function of transformers: ids of queries (B, T) and of keys (B, S)."""
+
+    def mask(batch, head, q, k):
+        own = queries[batch, q]
+        return (own == keys[batch, k]) | (own == 0)
+
+    return mask
+
+
+def packed_rule(
+    config: PreTrainedConfig, queries: Tensor | None, keys: Tensor | None, kwargs: dict
+) -> dict[str, Callable]:
+    """The arguments that make transformers' mask functions follow the packed rule; none where unpacked.
+
+    Raises:
+        ValueError: the kernel would not see the mask, or only one side is packed.
+    """
+    if queries is None and keys is None:
+        return {}
+    if queries is None or keys is None:
+        raise ValueError(
+            "sequence_ids and decoder_sequence_ids go together: a packed source needs a packed target, "
+            "one pair bearing one id on both sides."
+        )
+    if "flash" in config._attn_implementation and "cu_seq_lens_q" not in kwargs:
+        raise ValueError(
+            f"{config._attn_implementation} takes no mask, so sequence_ids alone would let examples see one "
+            "another: pass cu_seq_lens_q and cu_seq_lens_k too, or choose eager, sdpa or flex_attention."
+        )
+    return {"and_mask_function": same_sequence(queries, keys)}
+
+
+def self_attention_mask(
+    config: PreTrainedConfig, x: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor | None, kwargs: dict
+) -> Tensor | None:
+    """Every token sees every token that is no padding, of its own example: x (B, T, D)."""
+    rule = packed_rule(config, sequence_ids, sequence_ids, kwargs)
+    return create_bidirectional_mask(config, x, attention_mask, **rule)
+
+
+def causal_attention_mask(
+    config: PreTrainedConfig,
+    x: Tensor,
+    attention_mask: Tensor | None,
+    sequence_ids: Tensor | None,
+    past_key_values: EncoderDecoderCache | None,
+    kwargs: dict,
+) -> Tensor | None:
+    """A token sees itself and what is before it; `sequence_ids` (B, past + T) counts the cached tokens too."""
+    rule = packed_rule(config, sequence_ids, sequence_ids, kwargs)
+    cache = None if past_key_values is None else past_key_values.self_attention_cache
+    return create_causal_mask(config, x, attention_mask, cache, **rule)
+
+
+def cross_attention_mask(
+    config: PreTrainedConfig,
+    x: Tensor,
+    memory: Tensor,
+    attention_mask: Tensor | None,
+    sequence_ids: Tensor | None,
+    decoder_sequence_ids: Tensor | None,
+    kwargs: dict,
+) -> Tensor | None:
+    """A target token sees the source of its own pair: x (B, T, D), memory (B, S, D)."""
+    queries = None if decoder_sequence_ids is None else decoder_sequence_ids[:, -x.shape[1] :]
+    rule = packed_rule(config, queries, sequence_ids, kwargs)
+    return create_bidirectional_mask(config, x, attention_mask, encoder_hidden_states=memory, **rule)
+
+
+def packed_positions(sequence_ids: Tensor) -> Tensor:
+    """Position of each token in its own example, 0 for padding: (B, T) -> (B, T)."""
+    index = torch.arange(sequence_ids.shape[1], device=sequence_ids.device).expand_as(sequence_ids)
+    starts = torch.ones_like(sequence_ids, dtype=torch.bool)
+    starts[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
+    return (index - (index * starts).cummax(-1).values) * (sequence_ids != 0)
+
+
+def packed_starts(sequence_ids: Tensor) -> Tensor:
+    """Where example 1, 2, ... of each row starts: (B, T) -> (B, the most examples in a row); 0 where absent."""
+    wanted = torch.arange(1, int(sequence_ids.max()) + 1, device=sequence_ids.device)
+    return (sequence_ids[:, None] == wanted[None, :, None]).int().argmax(-1)

@@ -1,0 +1,400 @@
+"""BERT (Devlin 2018): an encoder over one or two segments, and the heads that stand on it.
+
+B batch, T tokens, D hidden size, V vocabulary, E the most examples in a packed row, M masked tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import MultiHeadAttention, self_attention_mask
+from .base import KeelPreTrainedModel
+from .configuration import KeelBertConfig
+from .embeddings import TokenEmbeddings
+from .heads import (
+    Classifier,
+    Counts,
+    MaskedLanguageModelHead,
+    Pooler,
+    at_labels,
+    classification_loss,
+    labels_loss,
+)
+from .layers import EncoderBlock, Stack
+
+
+class KeelBertPreTrainedModel(KeelPreTrainedModel):
+    """What all BERT classes share.
+
+    Every class takes, besides transformers' arguments, `sequence_ids` (B, T) of a packed batch (1, 2, 3 ... for the
+    examples of a row, 0 for padding) and `sequence_starts` (B, E), where they start; `num_items_in_batch` divides
+    the loss as `heads.divided` says. Packed, whatever is one per sequence is (B, E, ...) instead of (B, ...).
+    """
+
+    config_class = KeelBertConfig
+    base_model_prefix = "bert"
+    _input_embed_layer = "tokens"
+    _can_record_outputs = {"hidden_states": EncoderBlock, "attentions": MultiHeadAttention}
+    # A checkpoint of one head opens under every other class of the family.
+    _keys_to_ignore_on_load_unexpected = [r"^mlm\.", r"^nsp\.", r"pooler\."]
+
+    def get_position_embeddings(self) -> nn.Module:
+        return self.base_model.embeddings.positions
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """A longer or shorter position table: known rows are kept, new ones start as in a new model."""
+        self.config.max_position_embeddings = new_num_position_embeddings
+        embeddings: TokenEmbeddings = self.base_model.embeddings
+        old = embeddings.positions
+        new = type(old)(new_num_position_embeddings, self.config.hidden_size).to(old.weight.device, old.weight.dtype)
+        self._init_weights(new)
+        kept = min(new_num_position_embeddings, old.num_embeddings)
+        with torch.no_grad():
+            new.weight[:kept] = old.weight[:kept]
+        embeddings.positions = new
+        embeddings.max_position_embeddings = new_num_position_embeddings
+
+
+class KeelBertModel(KeelBertPreTrainedModel):
+    """The encoder, and the pooled vector of each sequence."""
+
+    def __init__(self, config: KeelBertConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = TokenEmbeddings(config)
+        self.encoder = Stack(config, EncoderBlock, config.num_hidden_layers)
+        self.pooler = Pooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        sequence_starts: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, sequence_ids)
+        mask = self_attention_mask(self.config, x, attention_mask, sequence_ids, kwargs)
+        x = self.encoder(x, mask, **kwargs)
+        pooled = None if self.pooler is None else self.pooler(x, attention_mask, sequence_ids, sequence_starts)
+        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+
+
+@dataclass
+class KeelBertForPreTrainingOutput(ModelOutput):
+    """Names of transformers' `BertForPreTrainingOutput`, and the two parts of the loss."""
+
+    loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    mlm_loss: Tensor | None = None
+    nsp_loss: Tensor | None = None
+
+
+class KeelBertForPreTraining(KeelBertPreTrainedModel):
+    """Masked tokens and next sentence together (Devlin 2018, 3.1): the sum of both losses."""
+
+    _tied_weights_keys = {"mlm.decoder.weight": "bert.embeddings.tokens.weight"}
+
+    def __init__(self, config: KeelBertConfig):
+        super().__init__(config)
+        self.bert = KeelBertModel(config)
+        self.mlm = MaskedLanguageModelHead(config)
+        self.nsp = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.mlm.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.mlm.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        sequence_starts: Tensor | None = None,
+        num_items_in_batch: Counts = None,
+        logits_at_labels: bool = False,
+        **kwargs,
+    ) -> KeelBertForPreTrainingOutput:
+        """
+        Args:
+            labels: (B, T), the token to predict, -100 for none.
+            next_sentence_label: (B,) or (B, E); 0: B follows A, 1: it does not, -100: no pair.
+            logits_at_labels: `prediction_logits` only where there is a label, (M, V) instead of (B, T, V).
+        """
+        outputs = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            sequence_ids,
+            sequence_starts,
+            **kwargs,
+        )
+        x, targets = at_labels(outputs.last_hidden_state, labels, logits_at_labels)
+        prediction_logits = self.mlm(x)
+        relationship_logits = self.nsp(outputs.pooler_output)
+        mlm_loss = nsp_loss = loss = None
+        if targets is not None:
+            mlm_loss = classification_loss(prediction_logits, targets, "labels", num_items_in_batch)
+            loss = mlm_loss
+        if next_sentence_label is not None:
+            nsp_loss = classification_loss(
+                relationship_logits, next_sentence_label, "next_sentence_label", num_items_in_batch, targets
+            )
+            loss = nsp_loss if loss is None else loss + nsp_loss
+        return KeelBertForPreTrainingOutput(
+            loss=loss,
+            prediction_logits=prediction_logits,
+            seq_relationship_logits=relationship_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            mlm_loss=mlm_loss,
+            nsp_loss=nsp_loss,
+        )
+
+
+class KeelBertForMaskedLM(KeelBertPreTrainedModel):
+    """Masked tokens alone."""
+
+    _tied_weights_keys = {"mlm.decoder.weight": "bert.embeddings.tokens.weight"}
+
+    def __init__(self, config: KeelBertConfig):
+        super().__init__(config)
+        self.bert = KeelBertModel(config, add_pooling_layer=False)
+        self.mlm = MaskedLanguageModelHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.mlm.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.mlm.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Counts = None,
+        logits_at_labels: bool = False,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """`labels` (B, T), -100 for none; `logits_at_labels`: logits (M, V) instead of (B, T, V)."""
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        x, targets = at_labels(outputs.last_hidden_state, labels, logits_at_labels)
+        logits = self.mlm(x)
+        loss = None
+        if targets is not None:
+            loss = classification_loss(logits, targets, "labels", num_items_in_batch)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class KeelBertForNextSentencePrediction(KeelBertPreTrainedModel):
+    """Next sentence alone."""
+
+    def __init__(self, config: KeelBertConfig):
+        super().__init__(config)
+        self.bert = KeelBertModel(config)
+        self.nsp = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Counts = None,
+        **kwargs,
+    ) -> NextSentencePredictorOutput:
+        """`labels` (B,) or (B, E); 0: B follows A, 1: it does not, -100: no pair."""
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.nsp(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, labels, "labels", num_items_in_batch)
+        return NextSentencePredictorOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class KeelBertForSequenceClassification(KeelBertPreTrainedModel):
+    """A class, several classes or a number for each sequence."""
+
+    def __init__(self, config: KeelBertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = KeelBertModel(config)
+        self.classifier = Classifier(config, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Counts = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """`labels` (B,) or (B, E) of classes or numbers, (B, C) of zeros and ones for several classes at once."""
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else labels_loss(self.config, logits, labels, num_items_in_batch)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class KeelBertForTokenClassification(KeelBertPreTrainedModel):
+    """A class for each token."""
+
+    def __init__(self, config: KeelBertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = KeelBertModel(config, add_pooling_layer=False)
+        self.classifier = Classifier(config, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Counts = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """`labels` (B, T), -100 for none."""
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state)
+        loss = None if labels is None else classification_loss(logits, labels, "labels", num_items_in_batch)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class KeelBertForQuestionAnswering(KeelBertPreTrainedModel):
+    """Where the answer starts and ends (Devlin 2018, 4.2)."""
+
+    def __init__(self, config: KeelBertConfig):
+        super().__init__(config)
+        self.bert = KeelBertModel(config, add_pooling_layer=False)
+        self.span = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        num_items_in_batch: Counts = None,
+        sequence_ids: Tensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """`start_positions`, `end_positions` (B,); one outside the tokens is left out of the loss.
+
+        Raises:
+            ValueError: packed rows: an answer's softmax runs over its own sequence alone.
+        """
+        if sequence_ids is not None:
+            raise ValueError("Question answering takes one sequence a row, not packed rows: drop sequence_ids.")
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        start_logits, end_logits = self.span(outputs.last_hidden_state).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            targets = {"start_positions": start_positions, "end_positions": end_positions}
+            losses = []
+            for (name, target), logits in zip(targets.items(), (start_logits, end_logits), strict=True):
+                inside = (target >= 0) & (target < logits.shape[1])
+                losses.append(classification_loss(logits, target.where(inside, -100), name, num_items_in_batch))
+            loss = sum(losses) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
+    """The best of several continuations: every choice is scored by itself."""
+
+    def __init__(self, config: KeelBertConfig):
+        super().__init__(config)
+        self.bert = KeelBertModel(config)
+        self.classifier = Classifier(config, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Counts = None,
+        **kwargs,
+    ) -> MultipleChoiceModelOutput:
+        """Inputs (B, choices, T) instead of (B, T); `labels` (B,), the index of the right choice."""
+        first = inputs_embeds if input_ids is None else input_ids
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        flat = (None if x is None else x.flatten(0, 1) for x in inputs)
+        outputs = self.bert(*flat, **kwargs)
+        logits = self.classifier(outputs.pooler_output).view(first.shape[:2])
+        loss = None if labels is None else classification_loss(logits, labels, "labels", num_items_in_batch)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )

@@ -1,0 +1,181 @@
+"""The three families' configurations: what they share, once, and then each one's own fields."""
+
+from dataclasses import field
+from typing import Literal
+
+from transformers import PreTrainedConfig
+
+
+class KeelConfig(PreTrainedConfig):
+    """Fields that BERT, the encoder-decoder Transformer and ViT have in common.
+
+    Raises:
+        ValueError: `hidden_size` is no multiple of `num_attention_heads`.
+    """
+
+    hidden_size: int = 768
+    """Width of the residual stream."""
+    num_attention_heads: int = 12
+    """Attention heads of each layer; must divide hidden_size."""
+    intermediate_size: int = 3072
+    """Width of the feed-forward layers."""
+    hidden_act: str = "gelu"
+    """Activation of the feed-forward layers, by its name in transformers."""
+    hidden_dropout_prob: float | int = 0.1
+    """Dropout of the embeddings and of every residual branch."""
+    attention_probs_dropout_prob: float | int = 0.1
+    """Dropout of the attention weights."""
+    qkv_bias: bool = True
+    """Biases in the query, key and value projections."""
+    norm_position: Literal["post", "pre"] = "post"
+    """LayerNorm after each residual sum (post, as in Vaswani 2017) or before each branch (pre)."""
+    layer_norm_eps: float = 1e-12
+    """Epsilon of every LayerNorm."""
+    initializer: Literal["truncated_normal", "xavier_uniform"] = "truncated_normal"
+    """How matrices start: normal cut at two deviations (Devlin 2018) or Glorot's uniform."""
+    initializer_range: float | None = 0.02
+    """Standard deviation of embeddings and of truncated_normal matrices; null: hidden_size ** -0.5."""
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}: "
+                "every head takes an equal share of the width."
+            )
+        if self.initializer_range is None:
+            self.initializer_range = self.hidden_size**-0.5
+
+
+class KeelBertConfig(KeelConfig):
+    """BERT (Devlin 2018): the defaults are its base size."""
+
+    model_type = "keel-bert"
+    # The parts of the loss are for logging: Trainer must not gather them as predictions.
+    keys_to_ignore_at_inference = ["mlm_loss", "nsp_loss"]
+
+    vocab_size: int = 30522
+    """Entries of the token table."""
+    num_hidden_layers: int = 12
+    """Encoder layers."""
+    max_position_embeddings: int = 512
+    """Positions in the table: the longest example."""
+    position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
+    """Positions learned (Devlin 2018) or fixed sinusoids (Vaswani 2017, 3.5)."""
+    type_vocab_size: int = 2
+    """Segments (sentence A, sentence B)."""
+    embedding_norm: bool = True
+    """LayerNorm after the sum of the embeddings."""
+    scale_embedding: bool = False
+    """Multiply token embeddings by sqrt(hidden_size)."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What stands for the whole sequence: its first token, or the mean of its tokens."""
+    classifier_dropout: float | int | None = None
+    """Dropout before a fine-tuning head; null: hidden_dropout_prob."""
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    tie_word_embeddings: bool = True
+    auto_map: dict = field(
+        default_factory=lambda: {
+            "AutoConfig": "configuration.KeelBertConfig",
+            "AutoModel": "bert.KeelBertModel",
+            "AutoModelForPreTraining": "bert.KeelBertForPreTraining",
+            "AutoModelForMaskedLM": "bert.KeelBertForMaskedLM",
+            "AutoModelForNextSentencePrediction": "bert.KeelBertForNextSentencePrediction",
+            "AutoModelForSequenceClassification": "bert.KeelBertForSequenceClassification",
+            "AutoModelForTokenClassification": "bert.KeelBertForTokenClassification",
+            "AutoModelForQuestionAnswering": "bert.KeelBertForQuestionAnswering",
+            "AutoModelForMultipleChoice": "bert.KeelBertForMultipleChoice",
+        }
+    )
+
+
+class KeelSeq2SeqConfig(KeelConfig):
+    """The encoder-decoder Transformer (Vaswani 2017): the defaults are its base size."""
+
+    model_type = "keel-seq2seq"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {"num_hidden_layers": "encoder_layers"}
+
+    vocab_size: int = 37000
+    """Entries of the token table that encoder, decoder and output share."""
+    hidden_size: int = 512
+    num_attention_heads: int = 8
+    intermediate_size: int = 2048
+    encoder_layers: int = 6
+    """Encoder layers."""
+    decoder_layers: int = 6
+    """Decoder layers."""
+    hidden_act: str = "relu"
+    attention_probs_dropout_prob: float | int = 0.0
+    layer_norm_eps: float = 1e-5
+    initializer: Literal["truncated_normal", "xavier_uniform"] = "xavier_uniform"
+    initializer_range: float | None = None
+    max_position_embeddings: int = 1024
+    """Positions in the table: the longest source or target."""
+    position_embedding_type: Literal["learned", "sinusoidal"] = "sinusoidal"
+    """Positions learned or fixed sinusoids (Vaswani 2017, 3.5)."""
+    type_vocab_size: int = 0
+    """Segments; 0: none."""
+    embedding_norm: bool = False
+    """LayerNorm after the sum of the embeddings."""
+    scale_embedding: bool = True
+    """Multiply token embeddings by sqrt(hidden_size) (Vaswani 2017, 3.4)."""
+    label_smoothing: float | int = 0.0
+    """Share of the target spread over the vocabulary while training (Vaswani 2017, 5.4)."""
+    is_encoder_decoder: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = 36999
+    bos_token_id: int | None = None
+    eos_token_id: int | None = 0
+    decoder_start_token_id: int | None = 36999
+    tie_word_embeddings: bool = True
+    auto_map: dict = field(
+        default_factory=lambda: {
+            "AutoConfig": "configuration.KeelSeq2SeqConfig",
+            "AutoModel": "seq2seq.KeelSeq2SeqModel",
+            "AutoModelForSeq2SeqLM": "seq2seq.KeelSeq2SeqForConditionalGeneration",
+        }
+    )
+
+
+class KeelViTConfig(KeelConfig):
+    """ViT (Dosovitskiy 2020): the defaults are its base size with patches of 16.
+
+    Raises:
+        ValueError: `image_size` is no multiple of `patch_size`.
+    """
+
+    model_type = "keel-vit"
+
+    image_size: int = 224
+    """Height and width of the images, in pixels."""
+    patch_size: int = 16
+    """Height and width of a patch, in pixels; must divide image_size."""
+    num_channels: int = 3
+    """Channels of the images."""
+    num_hidden_layers: int = 12
+    """Encoder layers."""
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    norm_position: Literal["post", "pre"] = "pre"
+    initializer: Literal["truncated_normal", "xavier_uniform"] = "xavier_uniform"
+    pooling: Literal["cls", "mean"] = "cls"
+    """What stands for the image: a class token, or (with no such token) the mean of its patches."""
+    auto_map: dict = field(
+        default_factory=lambda: {
+            "AutoConfig": "configuration.KeelViTConfig",
+            "AutoModel": "vit.KeelViTModel",
+            "AutoModelForImageClassification": "vit.KeelViTForImageClassification",
+            "AutoModelForMaskedImageModeling": "vit.KeelViTForMaskedImageModeling",
+        }
+    )
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}: "
+                "the patches must cover the image."
+            )

@@ -1,0 +1,139 @@
+"""From ids or pixels to the residual stream.
+
+B batch, T tokens, D hidden size, P patches, C channels, H and W height and width in patches.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from .attention import packed_positions
+
+
+class SinusoidalPositions(nn.Module):
+    """Fixed positions: even columns sine, odd columns cosine (Vaswani 2017, 3.5)."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        # Not saved, so loading leaves it unset: KeelPreTrainedModel._init_weights fills it in again.
+        self.register_buffer("weight", self.table(), persistent=False)
+
+    def table(self) -> Tensor:
+        """(positions, D), worked out in float64."""
+        position = torch.arange(self.num_embeddings, dtype=torch.float64)[:, None]
+        column = torch.arange(self.embedding_dim)
+        angle = position / 10000 ** ((column - column % 2).double() / self.embedding_dim)
+        return torch.where(column % 2 == 0, angle.sin(), angle.cos()).to(torch.get_default_dtype())
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        return self.weight[position_ids]
+
+
+class TokenEmbeddings(nn.Module):
+    """Tokens + positions (+ segments) (-> norm) -> dropout."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        width = config.hidden_size
+        learned = config.position_embedding_type == "learned"
+        self.max_position_embeddings = config.max_position_embeddings
+        self.scale = width**0.5 if config.scale_embedding else 1.0
+        self.tokens = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.positions = (nn.Embedding if learned else SinusoidalPositions)(config.max_position_embeddings, width)
+        self.segments = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.embedding_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        past_length: int = 0,
+    ) -> Tensor:
+        """Ids (B, T), or `inputs_embeds` (B, T, D), to (B, T, D).
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`, or more tokens than positions.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        x = self.tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        length = x.shape[1]
+        if position_ids is None and sequence_ids is not None:
+            position_ids = packed_positions(sequence_ids)[:, -length:]
+        elif position_ids is None:
+            if past_length + length > self.max_position_embeddings:
+                raise ValueError(
+                    f"{past_length + length} tokens, but the model knows max_position_embeddings="
+                    f"{self.max_position_embeddings} positions: shorten the input or enlarge the table."
+                )
+            position_ids = torch.arange(past_length, past_length + length, device=x.device)[None]
+        x = x * self.scale + self.positions(position_ids)
+        if self.segments is not None:
+            if token_type_ids is None:
+                token_type_ids = torch.zeros_like(position_ids)
+            x = x + self.segments(token_type_ids)
+        return self.dropout(self.norm(x))
+
+
+class PatchEmbeddings(nn.Module):
+    """Patches (+ class token) + learned positions -> dropout (Dosovitskiy 2020, 3.1)."""
+
+    def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False):
+        super().__init__()
+        width = config.hidden_size
+        self.image_size, self.patch_size = config.image_size, config.patch_size
+        patches = (config.image_size // config.patch_size) ** 2
+        self.projection = nn.Conv2d(config.num_channels, width, config.patch_size, stride=config.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.pooling == "cls" else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if use_mask_token else None
+        self.positions = nn.Parameter(torch.zeros(1, patches + (self.cls_token is not None), width))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, interpolate_pos_encoding: bool = False
+    ) -> Tensor:
+        """Pixels (B, C, height, width) to (B, P + 1, D), or (B, P, D) with no class token.
+
+        Args:
+            bool_masked_pos: (B, P), True where the mask token stands for the patch.
+            interpolate_pos_encoding: take images of another size, with positions interpolated to it.
+
+        Raises:
+            ValueError: pixels of another number of channels or of another size; masks for a model without mask token.
+        """
+        channels, height, width = pixel_values.shape[1:]
+        if channels != self.projection.in_channels:
+            raise ValueError(
+                f"pixel_values have {channels} channels, the model num_channels={self.projection.in_channels}."
+            )
+        if not interpolate_pos_encoding and (height, width) != (self.image_size, self.image_size):
+            raise ValueError(
+                f"pixel_values are {height} x {width}, the model's image_size is {self.image_size}: resize them, "
+                "or pass interpolate_pos_encoding=True."
+            )
+        x = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, C, height, width) -> (B, D, H, W)
+        grid = x.shape[2:]
+        x = x.flatten(2).transpose(1, 2)  # (B, P, D)
+        if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError("bool_masked_pos needs a mask token: use KeelViTForMaskedImageModeling.")
+            x = torch.where(bool_masked_pos[..., None].bool(), self.mask_token.to(x.dtype), x)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        positions = self.interpolated(*grid) if interpolate_pos_encoding else self.positions
+        return self.dropout(x + positions)
+
+    def interpolated(self, height: int, width: int) -> Tensor:
+        """The positions, bicubic, for a grid of height x width patches (Dosovitskiy 2020, 3.2)."""
+        cls, patches = self.positions.tensor_split([int(self.cls_token is not None)], dim=1)
+        side = self.image_size // self.patch_size
+        if (height, width) == (side, side):
+            return self.positions
+        square = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, P, D) -> (1, D, side, side)
+        square = nn.functional.interpolate(square, (height, width), mode="bicubic", align_corners=False)
+        return torch.cat([cls, square.flatten(2).transpose(1, 2)], 1)

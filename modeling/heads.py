@@ -1,0 +1,163 @@
+"""What stands on top of a stack: pooling, prediction heads, and their losses.
+
+B batch, T tokens, D hidden size, V vocabulary, C classes, E the most examples in a packed row.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from .attention import packed_starts
+
+Count = Tensor | int | float
+Counts = dict[str, Count] | Count | None
+
+
+def divided(
+    total: Tensor, targets: Tensor, name: str, num_items_in_batch: Counts, labels: Tensor | None = None
+) -> Tensor:
+    """A summed loss over the number of targets of the whole step.
+
+    Args:
+        total: the sum over this batch's targets.
+        targets: this batch's targets, -100 where there is none.
+        name: the argument of forward that bore them.
+        num_items_in_batch: None: the mean of the batch. A dict {argument: count over the step}: exact. One number
+            (transformers' `Trainer`, which counts `labels` alone): exact for `labels`; any other loss weighs its
+            mean by this batch's share of `labels`, so that accumulation inflates nothing.
+        labels: the batch's `labels`, where `targets` are others.
+    """
+    own = (targets != -100).sum().clamp(min=1)
+    if num_items_in_batch is None:
+        return total / own
+    if isinstance(num_items_in_batch, dict):
+        return total / num_items_in_batch[name]
+    if labels is None:
+        return total / num_items_in_batch
+    return total / own * ((labels != -100).sum() / num_items_in_batch)
+
+
+def classification_loss(
+    logits: Tensor,
+    targets: Tensor,
+    name: str,
+    num_items_in_batch: Counts,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy (..., C) against (...), -100 for no target; the arguments are those of `divided`."""
+    total = cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum")
+    return divided(total, targets, name, num_items_in_batch, labels)
+
+
+def labels_loss(config: PreTrainedConfig, logits: Tensor, labels: Tensor, num_items_in_batch: Counts) -> Tensor:
+    """The loss that `config.problem_type` names: classes, several classes at once, or a regression.
+
+    With no problem type given: one label means regression, whole-number labels classes, others several at once.
+    """
+    problem = config.problem_type
+    if problem is None:
+        whole = labels.dtype in (torch.long, torch.int)
+        problem = "single_label_classification" if whole else "multi_label_classification"
+        problem = "regression" if config.num_labels == 1 else problem
+    if problem == "single_label_classification":
+        return classification_loss(logits, labels, "labels", num_items_in_batch)
+    loss = mse_loss if problem == "regression" else binary_cross_entropy_with_logits
+    total = loss(logits.reshape(labels.shape), labels.to(logits.dtype), reduction="sum")
+    return divided(total, labels, "labels", num_items_in_batch)
+
+
+def smoothed_loss(
+    logits: Tensor, labels: Tensor, pad_token_id: int | None, smoothing: float, num_items_in_batch: Counts
+) -> Tensor:
+    """Cross-entropy with label smoothing over every token but padding (Vaswani 2017, 5.4).
+
+    (1 - e) * -log p(label) + e * mean over v of -log p(v); padding is never predicted, so its logit, far below all
+    others, must not enter the mean.
+    """
+    logits, targets = logits.flatten(0, -2), labels.flatten()
+    total = cross_entropy(logits, targets, reduction="sum")
+    if smoothing:
+        kept = targets != -100
+        words = torch.ones(logits.shape[-1], device=logits.device, dtype=logits.dtype)
+        if pad_token_id is not None:
+            words[pad_token_id] = 0
+        spread = logits.logsumexp(-1) - logits @ (words / words.sum())
+        total = (1 - smoothing) * total + smoothing * (spread * kept).sum()
+    return divided(total, labels, "labels", num_items_in_batch)
+
+
+def at_labels(x: Tensor, labels: Tensor | None, logits_at_labels: bool) -> tuple[Tensor, Tensor | None]:
+    """Only the states (M, D) and labels (M,) where there is a target: the head then costs nothing elsewhere."""
+    if not logits_at_labels or labels is None:
+        return x, labels
+    kept = labels != -100
+    return x[kept], labels[kept]
+
+
+def pool(
+    x: Tensor,
+    pooling: str,
+    attention_mask: Tensor | None = None,
+    sequence_ids: Tensor | None = None,
+    sequence_starts: Tensor | None = None,
+) -> Tensor:
+    """One vector for each sequence: (B, T, D) -> (B, D), or packed -> (B, E, D).
+
+    Args:
+        pooling: `cls`: the first token of the sequence; `mean`: the mean of its tokens.
+        sequence_starts: (B, E) start of example 1, 2, ... of each row; read off `sequence_ids` where not given.
+    """
+    if sequence_ids is None:
+        if pooling == "cls":
+            return x[:, 0]
+        if attention_mask is None or attention_mask.ndim != 2:
+            return x.mean(1)
+        weight = attention_mask[..., None].to(x.dtype)
+        return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+    starts = packed_starts(sequence_ids) if sequence_starts is None else sequence_starts
+    if pooling == "cls":
+        return x.gather(1, starts[..., None].expand(-1, -1, x.shape[-1]))
+    wanted = torch.arange(1, starts.shape[1] + 1, device=x.device)
+    member = (sequence_ids[:, None] == wanted[None, :, None]).to(x.dtype)  # (B, E, T)
+    return member @ x / member.sum(-1, keepdim=True).clamp(min=1)
+
+
+class Pooler(nn.Module):
+    """tanh of a linear layer on the pooled states, as in Devlin's released model."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.pooling = config.pooling
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, *where: Tensor | None) -> Tensor:
+        return self.dense(pool(x, self.pooling, *where)).tanh()
+
+
+class MaskedLanguageModelHead(nn.Module):
+    """Dense, activation, norm, and a decoder whose matrix is the token table: (..., D) -> (..., V)."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.norm(self.activation(self.dense(x))))
+
+
+class Classifier(nn.Module):
+    """Dropout and a linear layer: (..., D) -> (..., C)."""
+
+    def __init__(self, config: PreTrainedConfig, num_labels: int):
+        super().__init__()
+        rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(rate)
+        self.dense = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(self.dropout(x))

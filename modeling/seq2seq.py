@@ -1,0 +1,288 @@
+"""The encoder-decoder Transformer (Vaswani 2017).
+
+B batch, S source tokens, T target tokens, D hidden size, V vocabulary, M target tokens with a label.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention import (
+    MultiHeadAttention,
+    causal_attention_mask,
+    cross_attention_mask,
+    packed_positions,
+    self_attention_mask,
+)
+from .base import KeelPreTrainedModel
+from .configuration import KeelSeq2SeqConfig
+from .embeddings import TokenEmbeddings
+from .heads import Counts, at_labels, smoothed_loss
+from .layers import DecoderBlock, EncoderBlock, Stack
+
+# The logit of padding, which is never a target: its probability is exactly zero in every dtype, and yet finite, so
+# that no arithmetic on it turns into nan. Its row of the tied table gets no gradient and stays zero.
+NEVER = -1e4
+
+
+class KeelSeq2SeqPreTrainedModel(KeelPreTrainedModel):
+    """What all seq2seq classes share.
+
+    A packed batch bears `sequence_ids` (B, S) and `decoder_sequence_ids` (B, T): one pair has one id in the same row
+    on both sides, 0 is padding.
+    """
+
+    config_class = KeelSeq2SeqConfig
+    base_model_prefix = "model"
+    _input_embed_layer = "tokens"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, KeelSeq2SeqForConditionalGeneration):
+            init.copy_(module.final_logits_bias, module.never_padding())
+
+    def prepare_decoder_input_ids_from_labels(
+        self, labels: Tensor, decoder_sequence_ids: Tensor | None = None
+    ) -> Tensor:
+        """Labels (B, T) one to the right, each example beginning with the start token (Vaswani 2017, 3)."""
+        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+        shifted = labels.roll(1, 1)
+        if decoder_sequence_ids is None:
+            shifted[:, 0] = start
+        else:
+            first = (packed_positions(decoder_sequence_ids) == 0) & (decoder_sequence_ids != 0)
+            shifted = torch.where(first, start, shifted).where(decoder_sequence_ids != 0, pad)
+        return shifted.masked_fill(shifted == -100, pad)
+
+
+class KeelSeq2SeqEncoder(KeelSeq2SeqPreTrainedModel):
+    """Source tokens to memory."""
+
+    _can_record_outputs = {"hidden_states": EncoderBlock, "attentions": MultiHeadAttention}
+
+    def __init__(self, config: KeelSeq2SeqConfig):
+        super().__init__(config)
+        self.embeddings = TokenEmbeddings(config)
+        self.stack = Stack(config, EncoderBlock, config.encoder_layers)
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, sequence_ids=sequence_ids)
+        mask = self_attention_mask(self.config, x, attention_mask, sequence_ids, kwargs)
+        return BaseModelOutput(last_hidden_state=self.stack(x, mask, **kwargs))
+
+
+class KeelSeq2SeqDecoder(KeelSeq2SeqPreTrainedModel):
+    """Target tokens and memory to the states of the next tokens."""
+
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(DecoderBlock, num_hidden_layers_key="decoder_layers"),
+        "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="attention"),
+        "cross_attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="cross_attention"),
+    }
+
+    def __init__(self, config: KeelSeq2SeqConfig):
+        super().__init__(config)
+        self.embeddings = TokenEmbeddings(config)
+        self.stack = Stack(config, DecoderBlock, config.decoder_layers)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        sequence_ids: Tensor | None = None,
+        decoder_sequence_ids: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """`sequence_ids` (B, S) are the memory's; `decoder_sequence_ids` (B, T), or (B, past + T) with a cache."""
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, sequence_ids=decoder_sequence_ids, past_length=past)
+        mask = causal_attention_mask(self.config, x, attention_mask, decoder_sequence_ids, past_key_values, kwargs)
+        memory_mask = cross_attention_mask(
+            self.config, x, encoder_hidden_states, encoder_attention_mask, sequence_ids, decoder_sequence_ids, kwargs
+        )
+        x = self.stack(x, mask, encoder_hidden_states, memory_mask, past_key_values=past_key_values, **kwargs)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x, past_key_values=past_key_values)
+
+
+class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
+    """Encoder and decoder over one token table."""
+
+    _tied_weights_keys = {"decoder.embeddings.tokens.weight": "encoder.embeddings.tokens.weight"}
+
+    def __init__(self, config: KeelSeq2SeqConfig):
+        super().__init__(config)
+        self.encoder = KeelSeq2SeqEncoder(config)
+        self.decoder = KeelSeq2SeqDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.encoder.embeddings.tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.encoder.embeddings.tokens = value
+        self.decoder.embeddings.tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        sequence_ids: Tensor | None = None,
+        decoder_sequence_ids: Tensor | None = None,
+        **kwargs,
+    ) -> Seq2SeqModelOutput:
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, sequence_ids, **kwargs)
+        elif isinstance(encoder_outputs, tuple):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        outputs = self.decoder(
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs.last_hidden_state,
+            attention_mask,
+            past_key_values,
+            decoder_inputs_embeds,
+            use_cache=use_cache,
+            sequence_ids=sequence_ids,
+            decoder_sequence_ids=decoder_sequence_ids,
+            **kwargs,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.hidden_states,
+            decoder_attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, GenerationMixin):
+    """Predicts the next target token; the output matrix is the token table (Vaswani 2017, 3.4)."""
+
+    _tied_weights_keys = {
+        "lm_head.weight": "model.encoder.embeddings.tokens.weight",
+        "model.decoder.embeddings.tokens.weight": "model.encoder.embeddings.tokens.weight",
+    }
+
+    def __init__(self, config: KeelSeq2SeqConfig):
+        super().__init__(config)
+        self.model = KeelSeq2SeqModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_buffer("final_logits_bias", self.never_padding())
+        self.post_init()
+
+    def never_padding(self) -> Tensor:
+        """(1, V): zero, and NEVER for padding."""
+        bias = torch.zeros(1, self.config.vocab_size)
+        if self.config.pad_token_id is not None:
+            bias[0, self.config.pad_token_id] = NEVER
+        return bias
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in transformers; new tokens start with no bias."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        old, size = self.final_logits_bias, embeddings.weight.shape[0]
+        self.final_logits_bias = nn.functional.pad(old[:, :size], (0, max(0, size - old.shape[1])))
+        return embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        sequence_ids: Tensor | None = None,
+        decoder_sequence_ids: Tensor | None = None,
+        num_items_in_batch: Counts = None,
+        logits_at_labels: bool = False,
+        **kwargs,
+    ) -> Seq2SeqLMOutput:
+        """
+        Args:
+            labels: (B, T), the target tokens, -100 for none; they stand for `decoder_input_ids` where those are not
+                given.
+            num_items_in_batch: what the loss is divided by, as `heads.divided` says.
+            logits_at_labels: logits only where there is a label, (M, V) instead of (B, T, V).
+        """
+        if labels is not None:
+            use_cache = False
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels, decoder_sequence_ids)
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            past_key_values,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            use_cache,
+            sequence_ids,
+            decoder_sequence_ids,
+            **kwargs,
+        )
+        x, targets = at_labels(outputs.last_hidden_state, labels, logits_at_labels)
+        logits = self.lm_head(x) + self.final_logits_bias
+        loss = None
+        if targets is not None:
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            loss = smoothed_loss(logits, targets, self.config.pad_token_id, smoothing, num_items_in_batch)
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+        )
