@@ -1,0 +1,47 @@
+"""What a model learns from: one class a file. The loop knows of a task only what `Objective` lists."""
+
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pretraining.data.rows import Example
+from pretraining.objectives.sentence_pairs import SentencePairs
+
+
+class Objective(Protocol):
+    """From a source to losses and measures. Whatever is random is drawn from (seed, epoch, index)."""
+
+    targets: tuple[str, ...]
+    """The model's arguments that bear targets: each has its own loss, divided by its own count over the step."""
+    forward_arguments: dict[str, bool]
+    """Arguments of forward that are no data."""
+    row_length: int
+    """Tokens in a packed row."""
+    metric: str
+    """The measure that decides which checkpoint is best."""
+    lower_is_better: bool
+    fingerprint: str
+    """A hash of the prepared training data; there after `prepare`."""
+    tokenizer: PreTrainedTokenizerBase
+    """Saved beside the model."""
+
+    def prepare(self, writer: bool) -> list[str]: ...
+
+    def build_model(self, config: Any) -> PreTrainedModel: ...
+
+    def lengths(self, split: str, epoch: int) -> np.ndarray: ...
+
+    def examples(self, split: str, epoch: int, index: np.ndarray) -> list[Example]: ...
+
+    def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]: ...
+
+    def tokens(self, batch: dict[str, Tensor]) -> int: ...
+
+    def evaluate(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]: ...
+
+    def samples(self, model: PreTrainedModel, count: int) -> list[str]: ...
+
+
+OBJECTIVES = {"sentence_pairs": SentencePairs}

@@ -1,0 +1,117 @@
+"""Save, find, rotate and load checkpoints; a checkpoint is whole or it is not there."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+
+@dataclass
+class State:
+    """Where a run is: with weights and optimizer all that resuming needs."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    epoch: int = 0
+    step_in_epoch: int = 0
+    """Steps of this epoch done: the position in the data."""
+    tokens: int = 0
+    """Tokens seen, padding not counted."""
+    seconds: float = 0.0
+    """Seconds of training, without evaluation and saving."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Step and value of the best evaluation."""
+    evaluation: dict[str, float] = field(default_factory=dict)
+    """Measures of the last evaluation."""
+    pending: list[dict[str, float]] = field(default_factory=list)
+    """Measures of the steps since the last log line."""
+    run_id: str = ""
+    """The trackers' name for this run."""
+    contract: dict[str, Any] = field(default_factory=dict)
+    """What decides the data and the mathematics of a step; a resumed run must have the same."""
+
+
+def find(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    complete = [path.parent for path in folder.glob("checkpoints/step-*/state.json")]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def save(accelerator: Accelerator, folder: Path, state: State, keep: int) -> None:
+    """Writes `checkpoints/step-N` and deletes what rotation no longer keeps; every process calls this.
+
+    It is written under another name and renamed when it is complete, so a kill at any moment leaves the older ones.
+    """
+    final = folder / "checkpoints" / f"step-{state.step}"
+    unfinished = final.with_name(f"unfinished-{state.step}")
+    if not final.exists():
+        accelerator.save_state(str(unfinished))
+        accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if not final.exists():
+            write_state(unfinished, state)
+            os.replace(unfinished, final)
+        best = state.best.get("step")
+        for old in find(folder)[:-keep]:
+            if old.name != f"step-{best}":
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Last into a checkpoint: it is the mark that everything else is there."""
+    path = folder / "state.json"
+    with path.open("w") as file:
+        json.dump(asdict(state), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def choose(folder: Path, resume: str) -> Path | None:
+    """The checkpoint that `--resume` names; None: start anew.
+
+    Raises:
+        ValueError: the path is no complete checkpoint, or a run that shall start anew would overwrite another.
+    """
+    found = find(folder)
+    if resume == "auto":
+        return found[-1] if found else None
+    if resume == "none":
+        if found or (folder / "model").exists():
+            raise ValueError(
+                f"{folder} already holds a run: --resume auto continues it; to start anew give another --name or "
+                "move that folder away."
+            )
+        return None
+    path = Path(resume)
+    if not (path / "state.json").is_file():
+        known = f"this run has: {', '.join(map(str, found))}" if found else f"{folder} has none"
+        raise ValueError(f"--resume: {path} is no complete checkpoint; {known}.")
+    if found and path.resolve() in [older.resolve() for older in found[:-1]]:
+        raise ValueError(
+            f"--resume: {path} is not the newest checkpoint of {folder}, and going on from it would overwrite later "
+            "ones: give the new run another --name, or move the later ones away."
+        )
+    return path
+
+
+def load(accelerator: Accelerator, path: Path, contract: dict[str, Any]) -> State:
+    """Weights, optimizer and state of a checkpoint.
+
+    Raises:
+        ValueError: it was made with other settings.
+    """
+    state = State(**json.loads((path / "state.json").read_text()))
+    for name, value in contract.items():
+        saved = state.contract.get(name)
+        if saved != value:
+            raise ValueError(
+                f"{path} was trained with {name}={saved}, now it is {value}: resume with the same settings, or start "
+                "another run with --name."
+            )
+    accelerator.load_state(str(path))
+    return state

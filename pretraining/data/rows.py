@@ -1,0 +1,53 @@
+"""Examples to tensors: the packed layout, written once for every objective.
+
+R rows, L tokens in a row, E the most examples in a row.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""The label of what is no target."""
+
+Example = dict[str, np.ndarray]
+
+
+def pack_tokens(rows: list[list[Example]], key: str, length: int, fill: int) -> Tensor:
+    """The token arrays `key` of each row's examples, one after another: (R, L); `fill` where nothing is."""
+    packed = np.full((len(rows), length), fill, dtype=np.int64)
+    for row, examples in zip(packed, rows, strict=True):
+        if examples:
+            tokens = np.concatenate([example[key] for example in examples])
+            row[: len(tokens)] = tokens
+    return torch.from_numpy(packed)
+
+
+def pack_values(rows: list[list[Example]], key: str, sequences: int, fill: int = IGNORED) -> Tensor:
+    """The one value `key` of each example: (R, E)."""
+    packed = np.full((len(rows), sequences), fill, dtype=np.int64)
+    for row, examples in zip(packed, rows, strict=True):
+        row[: len(examples)] = [int(example[key]) for example in examples]
+    return torch.from_numpy(packed)
+
+
+def layout(rows: list[list[Example]], key: str, length: int, sequences: int) -> dict[str, Tensor]:
+    """Where each example lies, by the lengths of its token array `key`.
+
+    Returns:
+        `sequence_ids` (R, L): 1, 2, 3 ... for the examples of a row, 0 for padding; `position_ids` (R, L), counted
+        anew in each example; `sequence_starts` (R, E): the first token of each example, 0 where there is none.
+    """
+    ids = np.zeros((len(rows), length), dtype=np.int64)
+    positions = np.zeros((len(rows), length), dtype=np.int64)
+    starts = np.zeros((len(rows), sequences), dtype=np.int64)
+    for r, examples in enumerate(rows):
+        at = 0
+        for i, example in enumerate(examples):
+            size = len(example[key])
+            ids[r, at : at + size] = i + 1
+            positions[r, at : at + size] = np.arange(size)
+            starts[r, i] = at
+            at += size
+    arrays = {"sequence_ids": ids, "position_ids": positions, "sequence_starts": starts}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,0 +1,260 @@
+"""The tokenizer: an existing one, or one trained on the run's text; and what masking asks of it."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from datasets import Dataset
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from pretraining.data.sources import fingerprint, texts
+from pretraining.settings import TokenizerSettings
+
+logger = logging.getLogger(__name__)
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# For kinds that keep the space with the word behind it: so does [MASK].
+SPACED = [*SPECIAL[:-1], AddedToken("[MASK]", lstrip=True, normalized=False, special=True)]
+
+Reader = Callable[[], Iterator[str]]  # the training text, from its beginning at each call
+
+
+def sample(documents: Dataset, characters: int) -> Iterator[str]:
+    """Lines spread evenly over the documents, at most `characters` in all."""
+    total = sum(map(len, texts(documents)))
+    seen = taken = 0
+    for text in texts(documents):
+        for line in text.split("\n"):
+            seen += len(line) + 1
+            if taken < characters and taken * total < seen * characters:  # behind the even pace
+                piece = line[: characters - taken]
+                taken += len(piece)
+                yield piece
+
+
+def _characters(read: Reader, limit: int) -> tuple[set[str], Reader]:
+    """The `limit` most frequent characters, and the text with all others blanked out."""
+    counts: Counter[str] = Counter()
+    for text in read():
+        counts.update(text)
+    ranked = sorted(counts, key=lambda c: (-counts[c], c))
+    if len(ranked) <= limit:
+        return set(ranked), read
+    share = sum(counts[c] for c in ranked[limit:]) / counts.total()
+    logger.warning("%d rare characters (%.2g of the text) read as [UNK]", len(ranked) - limit, share)
+    rare = re.compile("[" + re.escape("".join(ranked[limit:])) + "]")
+    return set(ranked[:limit]), lambda: (rare.sub(" ", text) for text in read())
+
+
+def _check_alphabet(needed: int, settings: TokenizerSettings) -> None:
+    if settings.vocab_size < needed:
+        raise ValueError(
+            f"vocab_size {settings.vocab_size} is too small for special tokens and the characters of this "
+            f"text with kind {settings.kind!r}: set it to at least {needed}"
+        )
+
+
+def _wordpiece(settings: TokenizerSettings, read: Reader) -> PreTrainedTokenizerBase:
+    def train(size: int, first: list[str]) -> dict[str, int]:
+        backend = BertTokenizer(do_lower_case=not settings.cased, strip_accents=False).backend_tokenizer
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=size,
+            min_frequency=2,
+            special_tokens=first,
+            show_progress=False,
+        )
+        backend.train_from_iterator(read(), trainer)
+        return backend.get_vocab()
+
+    _, read = _characters(read, max(1000, settings.vocab_size // 4))
+    # The trainer numbers the ## characters in the order of a hash map, which differs between processes, and
+    # breaks ties between merges by number. A first pass, without merges, finds them; the second is told the
+    # order.
+    alphabet = sorted(train(0, []), key=lambda token: (token.startswith("##"), token))
+    _check_alphabet(len(SPECIAL) + len(alphabet), settings)
+    vocabulary = train(settings.vocab_size, SPECIAL + alphabet)
+    vocabulary = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
+    return BertTokenizer(vocabulary, do_lower_case=not settings.cased, strip_accents=False)
+
+
+def _fast(backend: Tokenizer) -> PreTrainedTokenizerBase:
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    pad, unk, cls, sep, mask = SPACED
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=pad, unk_token=unk, cls_token=cls, sep_token=sep, mask_token=mask,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def _bpe(settings: TokenizerSettings, read: Reader) -> PreTrainedTokenizerBase:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    _check_alphabet(len(SPECIAL) + len(alphabet), settings)
+    backend = Tokenizer(models.BPE())
+    if not settings.cased:
+        backend.normalizer = normalizers.Lowercase()
+    # Metaspace puts a space before the text, which makes its first word a word like any other. ByteLevel
+    # could do that too, but would do it behind each [MASK] as well.
+    space = pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([space, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size, min_frequency=2, special_tokens=SPACED, initial_alphabet=alphabet,
+        show_progress=False,
+    )  # fmt: skip
+    backend.train_from_iterator(read(), trainer)
+    return _fast(backend)
+
+
+def _unigram(settings: TokenizerSettings, read: Reader) -> PreTrainedTokenizerBase:
+    kept, read = _characters(read, max(1000, settings.vocab_size // 4))
+    kept = {c if settings.cased else c.lower() for c in kept if not c.isspace()} | {"▁"}
+    _check_alphabet(len(SPECIAL) + len(kept), settings)
+    backend = Tokenizer(models.Unigram())
+    lower = not settings.cased
+    clean = normalizers.BertNormalizer(handle_chinese_chars=False, strip_accents=False, lowercase=lower)
+    backend.normalizer = normalizers.Sequence([clean, normalizers.Replace(Regex(" +"), " ")])
+    # Punctuation stands alone, as in BERT, or "end." and "end," would be entries of their own.
+    split = pre_tokenizers.Split(Regex(r"▁?(?:[^▁\p{P}\p{S}]+|[^▁])|▁"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="first"), split])
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=settings.vocab_size, special_tokens=SPACED, unk_token="[UNK]", show_progress=False
+    )
+    backend.train_from_iterator(read(), trainer)
+    # The trainer adds up in the order of a hash map, which differs between processes, and gives the
+    # characters that it had dropped scores from the lowest up, in steps of 1e-4, in that order. Rounding, and
+    # one score for all of these, leave the text alone to decide. It also overshoots a small vocab_size.
+    pieces = dict(json.loads(backend.to_str())["model"]["vocab"][len(SPECIAL) :])
+    low, characters = min(pieces.values()), sum(len(piece) == 1 for piece in pieces)
+    for piece, score in pieces.items():
+        dropped = len(piece) == 1 and score < low + 1e-4 * characters
+        pieces[piece] = round(low if dropped else score, 6)
+    ranked = sorted(pieces, key=lambda piece: (len(piece) > 1, -pieces[piece], piece))
+    chosen = sorted(ranked[: settings.vocab_size - len(SPECIAL)], key=lambda piece: (-pieces[piece], piece))
+    scored = [(token, 0.0) for token in SPECIAL] + [(piece, pieces[piece]) for piece in chosen]
+    backend.model = models.Unigram(scored, SPECIAL.index("[UNK]"))
+    return _fast(backend)
+
+
+TRAINERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
+
+
+def build_tokenizer(
+    settings: TokenizerSettings, documents: Dataset, cache: Path, writer: bool = True
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer at `settings.path`, or train one on the documents' text.
+
+    Args:
+        documents: with a column "text"; only the training split, or validation would not be held out.
+        cache: the folder where trained tokenizers are kept, under a hash of settings and text.
+        writer: whether this process trains; the others wait for the folder to appear, which it does whole.
+
+    Raises:
+        ValueError: if nothing can be loaded from the path, or if the vocabulary asked for is larger than the
+            text gives or smaller than its alphabet.
+    """
+    if settings.path is not None:
+        try:
+            return AutoTokenizer.from_pretrained(settings.path)
+        except Exception as error:  # there are dozens, from missing files to a missing network
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"no tokenizer can be loaded from {settings.path!r} ({reason}): set path to a folder with "
+                "tokenizer.json or to a Hub name"
+            ) from error
+    code = Path(__file__).read_text(encoding="utf-8")
+    key = repr([dataclasses.asdict(settings), fingerprint(documents), tokenizers.__version__, code])
+    folder = cache / f"tokenizer-{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
+    if writer and not folder.exists():
+        tokenizer = TRAINERS[settings.kind](settings, lambda: sample(documents, settings.sample_characters))
+        if len(tokenizer) < settings.vocab_size:
+            raise ValueError(
+                f"vocab_size is {settings.vocab_size} but this text gives {len(tokenizer)} entries: set it "
+                f"to {len(tokenizer)} or less, or give more text"
+            )
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            tokenizer.save_pretrained(Path(temporary, "tokenizer"))
+            try:
+                os.replace(Path(temporary, "tokenizer"), folder)
+            except OSError:
+                if not folder.exists():  # else another process was first, with the same
+                    raise
+    while not folder.exists():
+        time.sleep(0.2)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def require_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> None:
+    """Raise a ValueError unless the tokenizer has all these special tokens, e.g. "mask_token"."""
+    missing = [name for name in names if getattr(tokenizer, name) is None]
+    if missing:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no {' and no '.join(missing)}: give it one with "
+            f"add_special_tokens({{{missing[0]!r}: ...}}) and save it, or leave path empty to train one"
+        )
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return {*tokenizer.all_special_ids, *added}
+
+
+def regular_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The ids of all entries but the special tokens, ascending."""
+    return np.array(sorted(set(tokenizer.get_vocab().values()) - _special_ids(tokenizer)))
+
+
+def _alone(character: str) -> bool:
+    """Whether the character is a word by itself, as for BERT: punctuation, symbols and Chinese characters."""
+    return unicodedata.category(character)[0] in "PS" or "\u3400" <= character <= "\u9fff"
+
+
+def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Which vocabulary entries begin a word, for whole-word masking: bool, one for each id.
+
+    An entry begins a word if it has no ## (WordPiece); or if it begins with a space, or with a character that
+    is a word by itself (byte-level and metaspace; "word" in "(word" then counts as a part of that). Special
+    tokens do.
+
+    Raises:
+        ValueError: if the tokenizer marks words in none of these ways.
+    """
+    vocabulary = tokenizer.get_vocab()
+    setup = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {}}
+    steps = json.dumps([setup.get("pre_tokenizer"), setup.get("decoder")], ensure_ascii=False)
+    if setup["model"].get("type") == "WordPiece":
+        prefix = setup["model"]["continuing_subword_prefix"]
+        begins = {token: not token.startswith(prefix) for token in vocabulary}
+    elif "ByteLevel" in steps or "▁" in steps:
+        decode = decoders.ByteLevel().decode if "ByteLevel" in steps else "".join
+        first = {token: decode([token])[:1] for token in vocabulary}
+        # U+FFFD: a byte from within a character.
+        begins = {token: c in " ▁" or (c != "\ufffd" and _alone(c)) for token, c in first.items()}
+    else:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} does not show where words begin (by ##, Ġ or ▁): turn "
+            "off whole-word masking"
+        )
+    starts = np.ones(max(vocabulary.values()) + 1, dtype=bool)
+    for token, number in vocabulary.items():
+        starts[number] = begins[token]
+    starts[sorted(_special_ids(tokenizer))] = True
+    return starts

@@ -1,0 +1,46 @@
+"""Held-out evaluation: the same examples, masks and rows every time."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import nn
+
+from pretraining.data.batches import Steps
+from pretraining.data.plan import Plan, make_plan
+from pretraining.objectives import Objective
+from pretraining.settings import Settings
+
+EPOCH = 0  # whose draws the held-out examples keep
+
+
+def make_evaluation_plan(objective: Objective, settings: Settings) -> Plan:
+    """The rows of the held-out examples, at most `evaluation.examples` of them."""
+    lengths = objective.lengths("validation", EPOCH)
+    if settings.evaluation.examples:
+        lengths = lengths[: settings.evaluation.examples]
+    train = settings.train
+    return make_plan(
+        lengths, objective.row_length, train.rows_per_step, train.window, settings.seed, EPOCH, shuffle=False
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, objective: Objective, plan: Plan, micro_batch: int, accelerator: Accelerator
+) -> dict[str, float]:
+    """Every measure of the objective over the held-out rows, all processes together."""
+    model.eval()
+    sums: dict[str, torch.Tensor] = {}
+    steps = Steps(
+        objective, "validation", EPOCH, plan, micro_batch, accelerator.process_index, accelerator.num_processes
+    )
+    with accelerator.autocast():
+        for micro_batches in steps.since(0, workers=0):
+            for batch in micro_batches:
+                measures = objective.evaluate(model, send_to_device(batch, accelerator.device))
+                for name, pair in measures.items():
+                    total = torch.stack([part.double() for part in pair])
+                    sums[name] = sums.get(name, torch.zeros_like(total)) + total
+    model.train()
+    totals = {name: accelerator.reduce(total, "sum").tolist() for name, total in sums.items()}
+    return {name: total / max(count, 1) for name, (total, count) in totals.items()}

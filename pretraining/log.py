@@ -1,0 +1,131 @@
+"""What a run tells: a progress bar, metrics.jsonl, curves, and Accelerate's trackers."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import extract_tb
+
+import wandb
+import yaml
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from pretraining.checkpoint import State
+from pretraining.pictures import draw_curves
+from pretraining.settings import LogSettings, Settings
+
+HOUSE = Path(__file__).parents[1]
+
+
+@contextmanager
+def one_sentence_errors(program: str) -> Iterator[None]:
+    """A user's error, raised by our own code, ends the program with its sentence; anything else with its traceback."""
+    try:
+        yield
+    except ValueError as error:
+        if not Path(extract_tb(error.__traceback__)[-1].filename).is_relative_to(HOUSE):
+            raise
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def wandb_mode(settings: LogSettings) -> str:
+    """`auto` is online where wandb knows an account; never a question on the terminal."""
+    if settings.wandb != "auto":
+        return settings.wandb
+    return os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+
+
+class Log:
+    """Speaks on the main process alone."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path, settings: LogSettings):
+        self.accelerator, self.folder, self.settings = accelerator, folder, settings
+        self.main = accelerator.is_main_process
+        self.metrics = folder / "metrics.jsonl"
+        self.bar: tqdm | None = None
+
+    def say(self, line: str) -> None:
+        if self.main:
+            tqdm.write(line)
+
+    @contextmanager
+    def running(self, settings: Settings, state: State) -> Iterator[None]:
+        """The run's folder, trackers and bar, from here to the end; then the curves, whatever the end was.
+
+        What metrics.jsonl holds of steps after `state.step` is forgotten: a resumed run does those steps again.
+        """
+        if self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(settings.resolved)
+            kept = [line for line in self.read() if line["step"] <= state.step]
+            unfinished = self.metrics.with_suffix(".unfinished")
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(unfinished, self.metrics)
+            self.bar = tqdm(total=100, bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}", disable=None)
+        self.accelerator.wait_for_everyone()
+        if self.settings.trackers:
+            # Offline wandb makes a folder for each start; the id makes one run of them.
+            options = {
+                "name": settings.name,
+                "id": state.run_id,
+                "resume": "allow",
+                "mode": wandb_mode(self.settings),
+                "dir": str(self.folder),
+                "settings": wandb.Settings(silent=True),
+            }
+            config = yaml.safe_load(settings.resolved)
+            self.accelerator.init_trackers(self.settings.project, config, {"wandb": options})
+        try:
+            yield
+        finally:
+            if self.main:
+                if self.bar is not None:
+                    self.bar.close()
+                draw_curves(self.read(), self.folder / "curves.png")
+            if self.settings.trackers:
+                self.accelerator.end_training()
+
+    def read(self) -> list[dict]:
+        """The lines of metrics.jsonl; a last one that a kill cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def write(self, measures: dict[str, float], step: int, progress: float) -> None:
+        """One line everywhere: `measures` after `step` steps, at `progress` (0 to 1) of the budget."""
+        if self.settings.trackers:
+            self.accelerator.log(measures, step=step)
+        if not self.main:
+            return
+        with self.metrics.open("a") as file:
+            file.write(json.dumps({"step": step, **measures}) + "\n")
+        if "tokens_per_second" not in measures:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
+            self.say(f"step {step}: {shown}")
+            return
+        left = measures["seconds"] / progress * (1 - progress)
+        line = (
+            f"loss {measures['loss']:.3f}  lr {measures['learning_rate']:.1e}  "
+            f"{measures['tokens_per_second']:,.0f} tokens/s  {clock(left)} left"
+        )
+        assert self.bar is not None
+        if self.bar.disable:
+            self.say(f"step {step} ({progress:.0%}): {line}")
+        else:
+            self.bar.set_description_str(f"step {step}", refresh=False)
+            self.bar.set_postfix_str(line, refresh=False)
+            self.bar.update(100 * progress - self.bar.n)
+            self.bar.refresh()
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss"""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

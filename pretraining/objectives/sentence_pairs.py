@@ -1,0 +1,327 @@
+"""MLM and NSP on pairs of sentences (Devlin 2018, 3.1).
+
+An example is a chunk of text: it is split in two, its second part kept or exchanged (next sentence), and some of its
+tokens hidden (masked tokens), all drawn from (seed, epoch, index).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling import KeelBertConfig, KeelBertForMaskedLM, KeelBertForPreTraining
+from pretraining.data import draws
+from pretraining.data.prepare import PreparedText, prepare_text
+from pretraining.data.rows import IGNORED, Example, layout, pack_tokens, pack_values
+from pretraining.data.sources import fingerprint, load_text
+from pretraining.data.tokenizer import build_tokenizer, regular_ids, require_tokens, word_starts
+from pretraining.settings import SentencePairsSettings, Settings
+
+IS_NEXT, NOT_NEXT = 0, 1
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Where the two segments of some examples lie in the prepared tokens, arrays (N,); B is empty without pairs."""
+
+    a_start: np.ndarray
+    a_end: np.ndarray
+    b_start: np.ndarray
+    b_end: np.ndarray
+    label: np.ndarray
+    """0: B follows A; 1: it does not (nsp), or the two are swapped (sop); -100: no pair."""
+
+
+def draw_pairs(data: PreparedText, kind: str, seed: int, epoch: int, index: np.ndarray) -> Pairs:
+    """The pairs of examples `index` (N,) in this epoch.
+
+    A and B are the two sides of a split at one of the chunk's sentences (inside its one sentence, where it has no
+    second). For `nsp`, half of the B are replaced by as many tokens from another document, beginning at a sentence
+    too and early enough to be as long: a pair's length must not tell whether it is a true one.
+    """
+
+    def draw(high: np.ndarray, purpose: int) -> np.ndarray:
+        return draws.below(high, seed, epoch, purpose, index)
+
+    start, end = data.chunks[index], data.chunks[index + 1]
+    if kind == "none":
+        return Pairs(start, end, end, end, np.full(len(index), IGNORED))
+    first = np.searchsorted(data.sentences, start, side="right")
+    inside = np.searchsorted(data.sentences, end, side="left") - first  # sentences that begin inside the chunk
+    at_sentence = inside > 0
+    split = np.where(
+        at_sentence,
+        data.sentences[first + draw(np.maximum(inside, 1), draws.SPLIT) * at_sentence],
+        start + 1 + draw(end - start - 1, draws.SPLIT),
+    )
+    true = draws.uniform(seed, epoch, draws.IS_NEXT, index) < 0.5
+    label = np.where(true, IS_NEXT, NOT_NEXT)
+    if kind == "sop":
+        a_start, a_end = np.where(true, start, split), np.where(true, split, end)
+        b_start, b_end = np.where(true, split, start), np.where(true, end, split)
+        return Pairs(a_start, a_end, b_start, b_end, label)
+
+    # A chunk of another document: one number below the count of the others' chunks, own ones stepped over.
+    document = data.chunk_document[index]
+    own_first = data.document_chunk[document]
+    own = data.document_chunk[document + 1] - own_first
+    partner = draw(len(data) - own, draws.PARTNER)
+    partner = partner + np.where(partner >= own_first, own, 0)
+    first = np.searchsorted(data.sentences, data.chunks[partner], side="left")
+    inside = np.searchsorted(data.sentences, data.chunks[partner + 1], side="left") - first
+    by_sentence = at_sentence & (inside > 0)
+    chosen = np.where(
+        by_sentence,
+        data.sentences[first + draw(np.maximum(inside, 1), draws.PARTNER_START) * by_sentence],
+        data.chunks[partner] + draw(data.chunks[partner + 1] - data.chunks[partner], draws.PARTNER_START),
+    )
+    partner_document = data.chunk_document[partner]
+    bounds = data.documents[partner_document], data.documents[partner_document + 1]
+    latest = bounds[1] - (end - split)
+    last_sentence = data.sentences[np.searchsorted(data.sentences, latest, side="right") - 1]
+    latest = np.maximum(np.where(at_sentence, last_sentence, latest), bounds[0])
+    other_start = np.minimum(chosen, latest)
+    other_end = np.minimum(other_start + (end - split), bounds[1])
+    return Pairs(start, split, np.where(true, split, other_start), np.where(true, end, other_end), label)
+
+
+def mask_tokens(
+    ids: np.ndarray,
+    maskable: np.ndarray,
+    word_start: np.ndarray | None,
+    random: np.random.Generator,
+    settings: SentencePairsSettings,
+    mask_id: int,
+    replacements: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hides `mask_rate` of the maskable tokens, at least one: 80 % [MASK], 10 % random, 10 % kept (Devlin 2018, 3.1).
+
+    Args:
+        ids, maskable: (T,).
+        word_start: (T,), where words begin, to hide whole words; None: single tokens.
+        replacements: the ids that random tokens are drawn from.
+
+    Returns:
+        Inputs and labels, (T,) each; labels are -100 where nothing is to be predicted.
+    """
+    candidates = np.flatnonzero(maskable)
+    inputs, labels = ids.copy(), np.full(len(ids), IGNORED, dtype=np.int64)
+    if not settings.mask_rate or not len(candidates):
+        return inputs, labels
+    count = max(1, round(settings.mask_rate * len(candidates)))
+    if word_start is None:
+        chosen = random.permutation(candidates)[:count]
+    else:
+        gap = np.diff(candidates, prepend=-2) > 1  # a word never reaches across a special token
+        words = np.split(candidates, np.flatnonzero(word_start[candidates] | gap)[1:])
+        picked: list[np.ndarray] = []
+        room = count
+        for word in random.permutation(len(words)):
+            if len(words[word]) <= room or not picked:
+                picked.append(words[word])
+                room -= len(words[word])
+            if room <= 0:
+                break
+        chosen = np.concatenate(picked)
+    labels[chosen] = ids[chosen]
+    fate = random.random(len(chosen))
+    inputs[chosen[fate < settings.mask_token_rate]] = mask_id
+    replaced = chosen[
+        (fate >= settings.mask_token_rate) & (fate < settings.mask_token_rate + settings.random_token_rate)
+    ]
+    inputs[replaced] = random.choice(replacements, len(replaced))
+    return inputs, labels
+
+
+class SentencePairs:
+    """The objective of BERT."""
+
+    targets: tuple[str, ...] = ("labels", "next_sentence_label")
+    forward_arguments = {"logits_at_labels": True}
+    metric, lower_is_better = "mlm_loss", True
+
+    def __init__(self, settings: Settings):
+        self.run = settings
+        self.settings = settings.objective
+        self.row_length = settings.objective.row_length or settings.objective.sequence_length
+        self.pairs = settings.objective.next_sentence != "none"
+        if not self.pairs:
+            self.targets = ("labels",)
+
+    def prepare(self, writer: bool) -> list[str]:
+        """Loads or makes tokenizer and prepared data.
+
+        Args:
+            writer: whether this process makes what is not in the cache yet; the others wait for it.
+
+        Returns:
+            Lines that tell what was found.
+
+        Raises:
+            ValueError: whatever is wrong with the files, the text or the tokenizer.
+        """
+        cache = Path(self.run.cache).expanduser()
+        documents = load_text(self.run.data)
+        if not len(documents["validation"]):
+            raise ValueError(
+                f"Nothing is held out for evaluation ({len(documents['train'])} document in all): name "
+                "data.validation_files, or cut the text into more documents (data.document: blank_line)."
+            )
+        self.check_pairs({split: len(documents[split]) for split in documents})
+        self.tokenizer: PreTrainedTokenizerBase = build_tokenizer(self.run.tokenizer, documents["train"], cache, writer)
+        require_tokens(self.tokenizer, ("cls_token", "sep_token", "mask_token", "pad_token"))
+        self.special = np.zeros(len(self.tokenizer), dtype=bool)
+        self.special[self.tokenizer.all_special_ids] = True
+        self.regular = regular_ids(self.tokenizer)
+        self.word_starts = word_starts(self.tokenizer) if self.settings.whole_words else None
+        self.data = {
+            split: prepare_text(
+                documents[split],
+                self.tokenizer,
+                self.run.data.language,
+                self.settings.sequence_length,
+                self.settings.short_sequence_rate,
+                cache,
+                writer,
+            )
+            for split in ("train", "validation")
+        }
+        self.check_pairs({split: len(data.documents) - 1 for split, data in self.data.items()})
+        self.fingerprint = self.data["train"].name
+        report = [f"text {self.run.data.source}, fingerprint {fingerprint(documents['train'])}"]
+        for split, data in self.data.items():
+            report.append(
+                f"{split}: {len(data.documents) - 1:,} documents, {len(data.sentences) - 1:,} sentences, "
+                f"{len(data.tokens):,} tokens, {len(data):,} examples"
+                + (f", {data.dropped:,} empty documents left out" if data.dropped else "")
+            )
+        return report
+
+    def check_pairs(self, documents: dict[str, int]) -> None:
+        """Raises ValueError where a split has too few documents for the next-sentence loss."""
+        for split, count in documents.items():
+            if self.settings.next_sentence == "nsp" and count < 2:
+                raise ValueError(
+                    f"The {split} split has {count} document, and NSP needs two (B comes from another document half of "
+                    "the time): add documents, cut the text into more (data.document), or set "
+                    "objective.next_sentence to sop or none."
+                )
+
+    def build_model(self, config: KeelBertConfig) -> PreTrainedModel:
+        """The model with fresh weights, its vocabulary the tokenizer's."""
+        config.vocab_size = len(self.tokenizer)
+        config.pad_token_id = self.tokenizer.pad_token_id
+        self.tokenizer.model_max_length = config.max_position_embeddings
+        return KeelBertForPreTraining(config) if self.pairs else KeelBertForMaskedLM(config)
+
+    def lengths(self, split: str, epoch: int) -> np.ndarray:
+        """Tokens of every example of the split in this epoch, special tokens included: (N,)."""
+        data = self.data[split]
+        pairs = self.draw(split, epoch, np.arange(len(data)))
+        special = 3 if self.pairs else 2
+        return (pairs.a_end - pairs.a_start) + (pairs.b_end - pairs.b_start) + special
+
+    def draw(self, split: str, epoch: int, index: np.ndarray) -> Pairs:
+        return draw_pairs(self.data[split], self.settings.next_sentence, self.run.seed, epoch, index)
+
+    def examples(self, split: str, epoch: int, index: np.ndarray) -> list[Example]:
+        """Examples `index` as this epoch sees them: token arrays, and the label of the pair."""
+        pairs = self.draw(split, epoch, index)
+        tokens = self.data[split].tokens
+        cls, sep = (np.array([getattr(self.tokenizer, f"{name}_token_id")]) for name in ("cls", "sep"))
+        examples: list[Example] = []
+        for i, number in enumerate(index):
+            a = tokens[pairs.a_start[i] : pairs.a_end[i]]
+            b = tokens[pairs.b_start[i] : pairs.b_end[i]]
+            first = [cls, a, sep]
+            ids = np.concatenate([*first, b, sep] if self.pairs else first).astype(np.int64)
+            types = np.zeros(len(ids), dtype=np.int64)
+            types[len(a) + 2 :] = 1
+            inputs, labels = mask_tokens(
+                ids,
+                ~self.special[ids],
+                None if self.word_starts is None else self.word_starts[ids],
+                draws.generator(self.run.seed, epoch, draws.MASK, int(number)),
+                self.settings,
+                self.tokenizer.mask_token_id,
+                self.regular,
+            )
+            examples.append(
+                {
+                    "input_ids": inputs,
+                    "token_type_ids": types,
+                    "labels": labels,
+                    "next_sentence_label": pairs.label[i],
+                }
+            )
+        return examples
+
+    def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
+        """Rows of examples to the model's arguments, `sequences` places for examples in each row."""
+        batch = {
+            "input_ids": pack_tokens(rows, "input_ids", self.row_length, self.tokenizer.pad_token_id),
+            "token_type_ids": pack_tokens(rows, "token_type_ids", self.row_length, 0),
+            "labels": pack_tokens(rows, "labels", self.row_length, IGNORED),
+            **layout(rows, "input_ids", self.row_length, sequences),
+        }
+        if self.pairs:
+            batch["next_sentence_label"] = pack_values(rows, "next_sentence_label", sequences)
+        return batch
+
+    def tokens(self, batch: dict[str, Tensor]) -> int:
+        """Tokens of a batch that are no padding."""
+        return int((batch["sequence_ids"] != 0).sum())
+
+    def evaluate(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each measure's sum and count over the batch."""
+        one = torch.ones((), device=batch["labels"].device)
+        out = model(**batch, **self.forward_arguments, num_items_in_batch=dict.fromkeys(self.targets, one))
+        labels = batch["labels"][batch["labels"] != IGNORED]
+        count = torch.as_tensor(len(labels), device=labels.device)
+        logits = out.prediction_logits if self.pairs else out.logits
+        sums = {
+            "mlm_loss": (out.mlm_loss if self.pairs else out.loss, count),
+            "mlm_accuracy": ((logits.argmax(-1) == labels).sum(), count),
+        }
+        if self.pairs:
+            label = batch["next_sentence_label"]
+            count = (label != IGNORED).sum()
+            sums["nsp_loss"] = (out.nsp_loss, count)
+            sums["nsp_accuracy"] = ((out.seq_relationship_logits.argmax(-1) == label).sum(), count)
+        return sums
+
+    @torch.no_grad()
+    def samples(self, model: PreTrainedModel, count: int) -> list[str]:
+        """Held-out sentences with one word hidden, and the model's three best guesses for it."""
+        data = self.data["validation"]
+        starts = data.sentences
+        sizes = np.diff(starts)
+        fit = np.flatnonzero((sizes >= 8) & (sizes <= 40))
+        order = np.argsort(draws.mix(self.run.seed, draws.MASK, fit), kind="stable")
+        shown: list[str] = []
+        for sentence in fit[order]:
+            ids = np.array(data.tokens[starts[sentence] : starts[sentence + 1]], dtype=np.int64)
+            words = self.whole_tokens(ids)
+            if not len(words) or len(shown) == count:
+                continue
+            at = int(words[int(draws.below(len(words), self.run.seed, draws.MASK, int(sentence)))])
+            hidden = np.concatenate([[self.tokenizer.cls_token_id], ids, [self.tokenizer.sep_token_id]])
+            hidden[at + 1] = self.tokenizer.mask_token_id
+            out = model(input_ids=torch.from_numpy(hidden)[None].to(model.device))
+            logits = (out.prediction_logits if self.pairs else out.logits)[0, at + 1]
+            guesses = zip(*logits.softmax(-1).topk(3), strict=True)
+            best = ", ".join(f"{self.text(guess)} {probability:.0%}" for probability, guess in guesses)
+            shown.append(f"{self.text(*hidden[1:-1])}\n    was: {self.text(ids[at])}; guessed: {best}")
+        return shown
+
+    def text(self, *ids: int) -> str:
+        return str(self.tokenizer.decode([int(i) for i in ids])).strip()
+
+    def whole_tokens(self, ids: np.ndarray) -> list[int]:
+        """Where a sentence (T,) has a word of letters that is one token."""
+        starts = word_starts(self.tokenizer)[ids]
+        alone = np.flatnonzero(starts & np.append(starts[1:], True)).tolist()
+        return [at for at in alone if self.text(ids[at]).isalpha()]

@@ -1,0 +1,61 @@
+"""A small real corpus (Python's own help topics), and settings for runs of seconds."""
+
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from pretraining.objectives.sentence_pairs import SentencePairs
+from pretraining.settings import Settings, parse
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of .txt files, one document each."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for name, text in sorted(topics.items()):
+        (folder / f"{name.replace('/', '_')}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def arguments(corpus: Path, cache: Path) -> list[str]:
+    """Command-line arguments of a tiny run; a test adds its own, the last one counts."""
+    return [
+        f"--cache={cache}",
+        "--data.source=files",
+        f'--data.files=["{corpus}/*.txt"]',
+        "--data.validation_fraction=0.1",
+        "--tokenizer.vocab_size=1500",
+        "--model.hidden_size=32",
+        "--model.num_hidden_layers=2",
+        "--model.num_attention_heads=2",
+        "--model.intermediate_size=64",
+        "--model.max_position_embeddings=64",
+        "--objective.sequence_length=64",
+        "--train.rows_per_step=32",
+        "--train.micro_batch=32",
+        "--optim.learning_rate=1e-3",
+        "--optim.warmup=2",
+        "--evaluation.examples=64",
+        "--log.every=1",
+        "--log.trackers=[]",
+    ]
+
+
+@pytest.fixture(scope="session")
+def make_objective(arguments: list[str]):
+    """A prepared objective with further settings."""
+
+    def make(*more: str) -> SentencePairs:
+        settings: Settings = parse([*arguments, "--train.steps=1", *more])
+        objective = SentencePairs(settings)
+        objective.prepare(writer=True)
+        return objective
+
+    return make

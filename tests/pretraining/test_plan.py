@@ -1,0 +1,76 @@
+"""The plan: every example once, dense rows, the same on every cut."""
+
+import numpy as np
+import pytest
+
+from pretraining.data import draws
+from pretraining.data.plan import make_plan, pack, share
+
+
+@pytest.fixture
+def lengths() -> np.ndarray:
+    return np.random.default_rng(0).lognormal(3.6, 0.6, 20_000).clip(5, 128).astype(np.int64)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("window", [100, 4096, 10**6])
+def test_every_example_once_and_no_row_too_long(lengths: np.ndarray, window: int, seed: int):
+    plan = make_plan(lengths, 128, 64, window, seed, epoch=3)
+    rows = [row for step in range(plan.steps) for row in plan.step(step)]
+    assert np.array_equal(np.sort(np.concatenate(rows)), np.arange(len(lengths)))
+    assert max(lengths[row].sum() for row in rows) <= 128
+    assert max(map(len, rows)) == plan.sequences_per_row
+    assert {len(plan.step(step)) for step in range(plan.steps - 1)} == {64}
+
+
+def test_rows_are_at_least_98_percent_full(lengths: np.ndarray):
+    assert make_plan(lengths, 128, 64, 4096, 0, 0).fill >= 0.98
+
+
+def test_packing_is_no_worse_than_the_known_bound(lengths: np.ndarray):
+    """Best fit decreasing needs at most 11/9 of the best possible, plus one (Johnson 1973)."""
+    sample = lengths[:500]
+    best_possible = -(-sample.sum() // 128)
+    assert best_possible <= len(pack(sample, 128)) <= 11 / 9 * best_possible + 1
+
+
+def test_a_plan_is_a_function_of_seed_and_epoch(lengths: np.ndarray):
+    def order(seed: int, epoch: int) -> bytes:
+        return make_plan(lengths, 128, 64, 4096, seed, epoch).examples.tobytes()
+
+    assert order(0, 1) == order(0, 1)
+    assert len({order(0, 0), order(0, 1), order(1, 0)}) == 3
+
+
+def test_long_and_short_examples_are_mixed_over_the_epoch(lengths: np.ndarray):
+    """Packing sorts by length; steps must not: their mean example length varies as that of random rows does."""
+    plan = make_plan(lengths, 128, 64, len(lengths), 0, 0)
+    means = [lengths[np.concatenate(plan.step(step))].mean() for step in range(plan.steps - 1)]
+    assert np.std(means) < 0.15 * lengths.std()
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 32), (1, 8), (2, 4), (3, 5), (4, 64)])
+def test_a_step_is_the_same_rows_however_it_is_cut(ranks: int, micro_batch: int):
+    rows = [np.array([i, i + 100]) for i in range(32)]
+    parts = [share(rows, rank, ranks, micro_batch) for rank in range(ranks)]
+    assert len({len(part) for part in parts}) == 1
+    assert {len(batch) for part in parts for batch in part} == {micro_batch}
+    seen = [row.tolist() for part in parts for batch in part for row in batch if len(row)]
+    assert sorted(seen) == sorted(row.tolist() for row in rows)
+
+
+def test_draws_are_uniform_independent_of_order_and_differ_by_purpose():
+    index = np.arange(200_000)
+    values = draws.uniform(7, 0, draws.SPLIT, index)
+    assert np.array_equal(values[::-1], draws.uniform(7, 0, draws.SPLIT, index[::-1]))
+    counts = np.histogram(values, bins=20, range=(0, 1))[0]
+    assert ((counts - 10_000) ** 2 / 10_000).sum() < 50  # chi-square, 19 degrees of freedom: p < 1e-4 above
+    for other in (
+        draws.uniform(8, 0, draws.SPLIT, index),
+        draws.uniform(7, 1, draws.SPLIT, index),
+        draws.uniform(7, 0, draws.PARTNER, index),
+        draws.uniform(7, 0, draws.SPLIT, index + 1),
+    ):
+        assert abs(np.corrcoef(values, other)[0, 1]) < 0.01
+    assert draws.uniform(7, 0, draws.SPLIT, 5) == values[5]
+    assert set(np.unique(draws.below(3, 0, index))) == {0, 1, 2}

@@ -1,0 +1,203 @@
+"""BERT's examples: proportions, properties and frozen evaluation."""
+
+import numpy as np
+import pytest
+import torch
+
+from pretraining.data import draws
+from pretraining.data.plan import make_plan
+from pretraining.data.rows import IGNORED
+from pretraining.objectives.sentence_pairs import IS_NEXT, NOT_NEXT, mask_tokens
+from pretraining.settings import SentencePairsSettings
+
+
+def all_examples(objective, split="train", epoch=0):
+    return objective.examples(split, epoch, np.arange(len(objective.data[split])))
+
+
+@pytest.fixture(scope="module")
+def objective(make_objective):
+    return make_objective()
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_masking_proportions_over_100_000_targets(whole_words: bool, make_objective):
+    """15 % of the tokens are targets; 80 % of them [MASK], 10 % random, 10 % kept; never a special token."""
+    objective = make_objective(f"--objective.whole_words={whole_words}")
+    mask, special = objective.tokenizer.mask_token_id, objective.special
+    targets = masked = kept = tokens = 0
+    replaced: list[np.ndarray] = []
+    epoch = 0
+    while targets < 100_000:
+        for example in all_examples(objective, epoch=epoch):
+            at = example["labels"] != IGNORED
+            inputs, labels = example["input_ids"][at], example["labels"][at]
+            assert not special[labels].any()
+            tokens += int((~special[np.where(at, example["labels"], example["input_ids"])]).sum())
+            targets += len(labels)
+            masked += int((inputs == mask).sum())
+            kept += int((inputs == labels).sum())
+            replaced.append(inputs[(inputs != mask) & (inputs != labels)])
+        epoch += 1
+    random = np.concatenate(replaced)
+    # Three standard deviations of a proportion p over n draws: 3 sqrt(p (1 - p) / n) < 0.004.
+    assert targets / tokens == pytest.approx(0.15, abs=0.004)
+    assert masked / targets == pytest.approx(0.8, abs=0.004)
+    assert kept / targets == pytest.approx(0.1, abs=0.004)
+    assert len(random) / targets == pytest.approx(0.1, abs=0.004)
+    assert not special[random].any()
+    assert len(np.unique(random)) > 0.9 * len(objective.regular)  # from all over the vocabulary
+
+
+def test_half_of_the_pairs_are_true_and_the_others_come_from_another_document(objective):
+    data = objective.data["train"]
+    index = np.arange(len(data))
+    labels = []
+    for epoch in range(20):
+        pairs = objective.draw("train", epoch, index)
+        own = data.chunk_document[index]
+        true = pairs.label == IS_NEXT
+        assert np.array_equal(pairs.b_start[true], pairs.a_end[true])
+        other = np.searchsorted(data.documents, pairs.b_start, side="right") - 1
+        assert (other[~true] != own[~true]).all()
+        assert (pairs.b_end <= data.documents[other + 1]).all()  # B never crosses its document's end
+        assert (pairs.a_end > pairs.a_start).all() and (pairs.b_end > pairs.b_start).all()
+        labels.append(pairs.label)
+    share = np.concatenate(labels).mean()
+    assert share == pytest.approx(0.5, abs=3 * 0.5 / len(np.concatenate(labels)) ** 0.5)
+
+
+def test_lengths_do_not_tell_a_true_pair_from_a_false_one(objective):
+    """The best threshold on the length of A, of B, or of both decides hardly better than a coin."""
+    index = np.arange(len(objective.data["train"]))
+    drawn = [objective.draw("train", epoch, index) for epoch in range(10)]
+    label = np.concatenate([pairs.label for pairs in drawn])
+    a = np.concatenate([pairs.a_end - pairs.a_start for pairs in drawn])
+    b = np.concatenate([pairs.b_end - pairs.b_start for pairs in drawn])
+    for measure in (a, b, a + b):
+        for threshold in np.unique(measure):
+            right = ((measure >= threshold) == label).mean()
+            assert max(right, 1 - right) < 0.55
+
+
+def test_a_split_is_at_a_sentence_where_the_chunk_has_two(objective):
+    data = objective.data["train"]
+    index = np.arange(len(data))
+    pairs = objective.draw("train", 0, index)
+    starts = set(data.sentences.tolist())
+    for i in index:
+        inside = [s for s in range(data.chunks[i] + 1, data.chunks[i + 1]) if s in starts]
+        assert not inside or pairs.a_end[i] in inside
+
+
+def test_chunks_cover_every_document_without_overlap(objective):
+    data = objective.data["train"]
+    assert (np.diff(data.chunks) >= 2).all() and (np.diff(data.chunks) <= 64 - 3).all()
+    assert set(data.documents.tolist()) <= set(data.chunks.tolist())
+    assert data.chunks[0] == 0 and data.chunks[-1] == len(data.tokens)
+
+
+def test_sentence_order_swaps_half_of_the_pairs(make_objective):
+    objective = make_objective("--objective.next_sentence=sop")
+    data = objective.data["train"]
+    pairs = objective.draw("train", 0, np.arange(len(data)))
+    swapped = pairs.label == NOT_NEXT
+    assert np.array_equal(np.where(swapped, pairs.b_start, pairs.a_start), data.chunks[:-1])
+    assert np.array_equal(np.where(swapped, pairs.a_end, pairs.b_end), data.chunks[1:])
+    assert swapped.mean() == pytest.approx(0.5, abs=1.5 / len(data) ** 0.5)
+
+
+def test_without_pairs_an_example_is_one_segment(make_objective):
+    objective = make_objective("--objective.next_sentence=none")
+    assert objective.targets == ("labels",)
+    for example in all_examples(objective, "validation"):
+        assert not example["token_type_ids"].any()
+        assert (example["input_ids"] == objective.tokenizer.sep_token_id).sum() == 1
+
+
+def test_an_example_is_a_function_of_seed_epoch_and_index(objective, make_objective):
+    index = np.array([5, 3, 9])
+    first = objective.examples("train", 2, index)
+    again = objective.examples("train", 2, index[::-1])[::-1]
+    for one, other in zip(first, again, strict=True):
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+    other_epoch = objective.examples("train", 3, index)
+    other_seed = make_objective("--seed=1").examples("train", 2, index)
+    for changed in (other_epoch, other_seed):
+        assert any(
+            not np.array_equal(one["labels"], other["labels"]) for one, other in zip(first, changed, strict=True)
+        )
+
+
+@pytest.mark.parametrize("kind", ["nsp", "sop", "none"])
+def test_lengths_are_those_of_the_examples(kind: str, make_objective):
+    objective = make_objective(f"--objective.next_sentence={kind}")
+    lengths = objective.lengths("train", 1)
+    assert lengths.max() <= 64
+    assert lengths.tolist() == [len(example["input_ids"]) for example in all_examples(objective, epoch=1)]
+
+
+def test_rows_hold_the_examples_and_are_98_percent_full(objective):
+    plan = make_plan(objective.lengths("train", 0), 64, 32, 4096, 0, 0)
+    assert plan.fill >= 0.98
+    rows = plan.step(0)
+    examples = [objective.examples("train", 0, row) for row in rows]
+    batch = objective.collate(examples, plan.sequences_per_row)
+    for r, row in enumerate(examples):
+        for i, example in enumerate(row):
+            at = batch["sequence_ids"][r] == i + 1
+            for key in ("input_ids", "token_type_ids", "labels"):
+                assert batch[key][r, at].tolist() == example[key].tolist()
+            assert batch["position_ids"][r, at].tolist() == list(range(len(example["input_ids"])))
+            start = int(batch["sequence_starts"][r, i])
+            assert batch["input_ids"][r, start] == objective.tokenizer.cls_token_id
+            assert batch["next_sentence_label"][r, i] == example["next_sentence_label"]
+        assert (batch["next_sentence_label"][r, len(row) :] == IGNORED).all()
+    padding = batch["sequence_ids"] == 0
+    assert (batch["labels"][padding] == IGNORED).all()
+
+
+def test_an_empty_row_has_no_targets(objective):
+    batch = objective.collate([[], []], 3)
+    assert all((batch[name] == IGNORED).all() for name in objective.targets)
+    assert objective.tokens(batch) == 0
+
+
+def test_whole_words_are_hidden_whole():
+    settings = SentencePairsSettings(mask_rate=0.3)
+    ids = np.arange(40)
+    starts = np.arange(40) % 4 == 0  # words of four tokens
+    maskable = np.ones(40, dtype=bool)
+    maskable[20:22] = False  # a special token inside what would be one word
+    for seed in range(50):
+        _, labels = mask_tokens(
+            ids, maskable, starts, np.random.default_rng(seed), settings, mask_id=99, replacements=np.array([98])
+        )
+        hidden = (labels != IGNORED).reshape(10, 4)
+        whole = np.delete(hidden, 5, axis=0)
+        assert (whole.all(1) | ~whole.any(1)).all()
+        assert hidden[5, 2] == hidden[5, 3] and not hidden[5, :2].any()
+        assert 1 <= hidden.sum() <= round(0.3 * 38)
+
+
+def test_evaluation_gives_the_loss_and_accuracy_of_the_batch(objective):
+    settings = objective.run
+    model = objective.build_model(settings.model).eval()
+    plan = make_plan(objective.lengths("validation", 0), 64, 8, 4096, 0, 0, shuffle=False)
+    rows = [objective.examples("validation", 0, row) for row in plan.step(0)]
+    batch = objective.collate(rows, plan.sequences_per_row)
+    with torch.no_grad():
+        sums = objective.evaluate(model, batch)
+        out = model(**batch)
+    measures = {name: float(total / count) for name, (total, count) in sums.items()}
+    at = batch["labels"] != IGNORED
+    right = (out.prediction_logits.argmax(-1) == batch["labels"])[at].float().mean()
+    assert measures["mlm_loss"] == pytest.approx(float(out.mlm_loss), rel=1e-5)
+    assert measures["nsp_loss"] == pytest.approx(float(out.nsp_loss), rel=1e-5)
+    assert measures["mlm_accuracy"] == pytest.approx(float(right), abs=1e-6)
+
+
+def test_masks_do_not_repeat_across_examples():
+    """Neighbouring indices must not share a generator's stream."""
+    first = [draws.generator(0, 0, draws.MASK, i).random(4).tobytes() for i in range(1000)]
+    assert len(set(first)) == 1000

@@ -1,0 +1,205 @@
+"""The loop: cuts, kills and wrong input change nothing that they should not."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain import main
+
+ROOT = Path(__file__).parents[2]
+TIMES = {"seconds", "tokens_per_second"}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Ours, with no trace of a launcher, on one thread: the processes of a test must not depend on the machine."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", **more}
+
+
+def command(arguments: list[str], processes: int = 1) -> list[str]:
+    if processes == 1:
+        return [sys.executable, str(ROOT / "pretrain.py"), *arguments]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    return [sys.executable, *launcher, str(ROOT / "pretrain.py"), *arguments]
+
+
+def pretrain(arguments: list[str], processes: int = 1) -> subprocess.CompletedProcess:
+    run = command(["--train.threads=1", *arguments], processes)
+    return subprocess.run(run, capture_output=True, text=True, env=environment(), timeout=300, check=False)
+
+
+def lines(folder: Path) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in found]
+
+
+def newest(folder: Path) -> Path:
+    return max(folder.glob("checkpoints/step-*"), key=lambda path: int(path.name[5:]))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def reference(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine steps over two epochs' border with dropout on, cut into four micro-batches, never interrupted."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = pretrain([*arguments, *RESUMABLE, f"--runs={runs}", "--name=whole"])
+    assert done.returncode == 0, done.stderr
+    return runs / "whole"
+
+
+RESUMABLE = ["--train.epochs=1.2", "--train.rows_per_step=64", "--train.micro_batch=16", "--checkpoint.every=5"]
+RESUMABLE += ["--evaluation.every=6", "--checkpoint.keep=100", "--log.every=3"]
+
+
+def test_a_run_leaves_everything_behind(reference: Path):
+    present = {path.name for path in reference.iterdir()}
+    assert present == {"checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "model", "probe.safetensors"}
+    assert (reference / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(reference.rglob("*unfinished*"))
+
+
+@pytest.mark.parametrize("when", ["soon", "late"])
+def test_a_killed_run_resumes_to_the_same_bits(when: str, reference: Path, arguments: list[str], tmp_path: Path):
+    """Killed at an arbitrary moment, dropout on: weights, optimizer and curves equal those of the unbroken run."""
+    run = [*arguments, *RESUMABLE, f"--runs={tmp_path}", "--name=broken"]
+    folder = tmp_path / "broken"
+    process = subprocess.Popen(
+        command(["--train.threads=1", *run]), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wanted = 5 if when == "soon" else 10
+    while process.poll() is None and not (folder / f"checkpoints/step-{wanted}/state.json").exists():
+        time.sleep(0.01)
+    time.sleep(0.15)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "model").exists(), "the run was over before it was killed"
+    done = pretrain([*run, "--train.micro_batch=16"])
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stdout
+    assert lines(folder) == lines(reference)
+    one, other = newest(folder), newest(reference)
+    for name in ("model.safetensors", "optimizer.bin"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert all(torch.equal(a, b) for a, b in zip(weights(folder).values(), weights(reference).values(), strict=True))
+
+
+def test_a_step_is_the_same_however_it_is_cut(arguments: list[str], tmp_path: Path):
+    """1 x 32 = 4 x 8 = 2 processes x 4 x 4, whose parts have unequal numbers of targets; fp32, dropout off."""
+    exact = ["--model.hidden_dropout_prob=0", "--model.attention_probs_dropout_prob=0", "--train.steps=6"]
+    for name, micro_batch, processes in (("one", 32, 1), ("four", 8, 1), ("two", 4, 2)):
+        run = [*arguments, *exact, f"--train.micro_batch={micro_batch}", f"--runs={tmp_path}", f"--name={name}"]
+        done = pretrain(run, processes)
+        assert done.returncode == 0, done.stderr
+    for name in ("four", "two"):
+        for one, other in zip(lines(tmp_path / "one"), lines(tmp_path / name), strict=True):
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-7)
+        for one, other in zip(weights(tmp_path / "one").values(), weights(tmp_path / name).values(), strict=True):
+            # AdamW divides by the gradient's size, so a rounding error in a gradient near zero can move a weight by
+            # a full step: the learning rate 1e-3 bounds that; nearly all weights are far closer.
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-3)
+            assert (torch.isclose(one, other, rtol=1e-4, atol=1e-5)).float().mean() > 0.99
+
+
+def test_other_settings_do_not_resume(reference: Path, arguments: list[str]):
+    run = [*arguments, *RESUMABLE, f"--runs={reference.parent}", "--name=whole"]
+    done = pretrain([*run, "--objective.mask_rate=0.2"])
+    assert done.returncode == 1
+    assert "objective.mask_rate=0.15, now it is 0.2" in done.stderr and "Traceback" not in done.stderr
+    before = (reference / "metrics.jsonl").read_bytes()
+    done = pretrain([*run, "--resume=none"])
+    assert done.returncode == 1 and "already holds a run" in done.stderr
+    done = pretrain([*run, f"--resume={reference}/checkpoints/step-4"])
+    assert done.returncode == 1 and "no complete checkpoint" in done.stderr
+    assert (reference / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_resumed_changes_nothing(reference: Path, arguments: list[str]):
+    before = {path.name: path.read_bytes() for path in (reference / "model").iterdir()}
+    curves = lines(reference)
+    done = pretrain([*arguments, *RESUMABLE, f"--runs={reference.parent}", "--name=whole"])
+    assert done.returncode == 0, done.stderr
+    assert lines(reference) == curves
+    assert {path.name: path.read_bytes() for path in (reference / "model").iterdir()} == before
+
+
+def test_a_step_that_is_not_finite_updates_nothing(arguments: list[str], tmp_path: Path):
+    run = [*arguments, "--train.steps=20", "--checkpoint.every=1", "--optim.warmup=0", "--optim.learning_rate=1e30"]
+    done = pretrain([*run, "--train.max_grad_norm=0", f"--runs={tmp_path}", "--name=wild"])
+    assert done.returncode == 1
+    assert "is not finite" in done.stderr and "optim.learning_rate" in done.stderr and "Traceback" not in done.stderr
+    saved = load_file(newest(tmp_path / "wild") / "model.safetensors")
+    assert saved and all(torch.isfinite(tensor).all() for tensor in saved.values())
+
+
+def test_the_probe_reads_back_bit_by_bit_where_nothing_of_ours_is(reference: Path, tmp_path: Path):
+    program = """
+import sys, torch
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining, pipeline
+torch.set_num_threads(1)
+folder, probe = sys.argv[1:]
+model = AutoModelForPreTraining.from_pretrained(folder, trust_remote_code=True, attn_implementation="eager")
+tensors = load_file(probe)
+inputs = {name[6:]: value for name, value in tensors.items() if name.startswith("input.")}
+with torch.no_grad():
+    outputs = model(**inputs)
+named = [name for name in tensors if name.startswith("output.")]
+assert len(named) >= 2 and all(torch.equal(tensors[name], outputs[name[7:]]) for name in named)
+fill = pipeline("fill-mask", folder, trust_remote_code=True)
+assert len(fill("The [MASK] statement is used for repeated execution.")) == 5
+assert "pretraining" not in sys.modules and not any(name.startswith("modeling") for name in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(reference / "model"), str(reference / "probe.safetensors")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(HF_MODULES_CACHE=str(tmp_path), PYTHONPATH=""),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+BAD = {
+    "no such file": (['--data.files=["nowhere/*.txt"]'], "nowhere"),
+    "an empty file": (['--data.files=["{tmp}/empty.txt"]'], "empty.txt"),
+    "a vocabulary beyond the corpus": (["--tokenizer.vocab_size=100000"], "vocab"),
+    "a sequence beyond the table": (["--objective.sequence_length=65"], "model.max_position_embeddings"),
+    "an unknown key": (["--train.stepz=3"], "train.steps"),
+    "no tokenizer there": (["--tokenizer.path={tmp}/nothing"], "nothing"),
+    "one document": (['--data.files=["{tmp}/one.txt"]'], "held out"),
+    "two documents, one held out": (['--data.files=["{tmp}/one.txt","{tmp}/two.txt"]'], "NSP needs two"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_input_is_one_sentence_and_leaves_nothing(
+    case: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "one.txt").write_text("A first sentence. A second one.")
+    (tmp_path / "two.txt").write_text("A third sentence. A fourth one.")
+    more, expected = BAD[case]
+    wrong = [argument.replace("{tmp}", str(tmp_path)) for argument in more]
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--train.steps=1", f"--runs={tmp_path}/runs", *wrong])
+    said = capsys.readouterr().err
+    assert end.value.code in (1, 2)
+    assert expected in said
+    assert len([line for line in said.splitlines() if "error:" in line]) == 1
+    assert not (tmp_path / "runs").exists()
