@@ -1,7 +1,7 @@
 """Keel's architectures. Importing this makes transformers' Auto classes know them."""
 
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .bert import (
     KeelBertForMaskedLM,
@@ -39,7 +39,11 @@ __all__ = [
     "KeelViTModel",
 ]
 
-CONFIGS = {"bert": KeelBertConfig, "seq2seq": KeelSeq2SeqConfig, "vit": KeelViTConfig}
+CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "bert": KeelBertConfig,
+    "seq2seq": KeelSeq2SeqConfig,
+    "vit": KeelViTConfig,
+}
 
 
 def register() -> None:

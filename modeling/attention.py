@@ -3,13 +3,17 @@
 B batch, T query tokens, S key tokens, H heads, D hidden size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import EncoderDecoderCache, PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+Mask = Tensor | BlockMask | None  # as the kernel wants it: added to the scores, True where seen, blocks, or none
 
 
 def scaled_dot_product_attention(
@@ -62,7 +66,7 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         memory: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs,
@@ -96,7 +100,8 @@ class MultiHeadAttention(nn.Module):
             )
         cache = past_key_values.cross_attention_cache
         if past_key_values.is_updated.get(self.layer_idx):
-            return cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
+            layer: Any = cache.layers[self.layer_idx]
+            return layer.keys, layer.values
         past_key_values.is_updated[self.layer_idx] = True
         return cache.update(self.split(self.key(memory)), self.split(self.value(memory)), self.layer_idx)
 
@@ -116,8 +121,8 @@ def same_sequence(queries: Tensor, keys: Tensor) -> Callable:
 
 
 def packed_rule(
-    config: PreTrainedConfig, queries: Tensor | None, keys: Tensor | None, kwargs: dict
-) -> dict[str, Callable]:
+    config: PreTrainedConfig, queries: Tensor | None, keys: Tensor | None, kwargs: Mapping
+) -> dict[str, Any]:
     """The arguments that make transformers' mask functions follow the packed rule; none where unpacked.
 
     Raises:
@@ -139,8 +144,8 @@ def packed_rule(
 
 
 def self_attention_mask(
-    config: PreTrainedConfig, x: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor | None, kwargs: dict
-) -> Tensor | None:
+    config: PreTrainedConfig, x: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor | None, kwargs: Mapping
+) -> Mask:
     """Every token sees every token that is no padding, of its own example: x (B, T, D)."""
     rule = packed_rule(config, sequence_ids, sequence_ids, kwargs)
     return create_bidirectional_mask(config, x, attention_mask, **rule)
@@ -152,8 +157,8 @@ def causal_attention_mask(
     attention_mask: Tensor | None,
     sequence_ids: Tensor | None,
     past_key_values: EncoderDecoderCache | None,
-    kwargs: dict,
-) -> Tensor | None:
+    kwargs: Mapping,
+) -> Mask:
     """A token sees itself and what is before it; `sequence_ids` (B, past + T) counts the cached tokens too."""
     rule = packed_rule(config, sequence_ids, sequence_ids, kwargs)
     cache = None if past_key_values is None else past_key_values.self_attention_cache
@@ -167,8 +172,8 @@ def cross_attention_mask(
     attention_mask: Tensor | None,
     sequence_ids: Tensor | None,
     decoder_sequence_ids: Tensor | None,
-    kwargs: dict,
-) -> Tensor | None:
+    kwargs: Mapping,
+) -> Mask:
     """A target token sees the source of its own pair: x (B, T, D), memory (B, S, D)."""
     queries = None if decoder_sequence_ids is None else decoder_sequence_ids[:, -x.shape[1] :]
     rule = packed_rule(config, queries, sequence_ids, kwargs)

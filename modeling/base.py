@@ -1,11 +1,29 @@
 """What every model of ours inherits: the features it supports and how its weights start."""
 
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .embeddings import PatchEmbeddings, SinusoidalPositions
+from .embeddings import PatchEmbeddings, SinusoidalPositions, TokenEmbeddings
+from .heads import ZeroLinear
+
+
+class ForwardKwargs(TypedDict, total=False):
+    """What every `forward` takes besides its named arguments."""
+
+    return_dict: bool | None
+    output_hidden_states: bool | list[int] | None
+    output_attentions: bool | None
+    """Under the `eager` kernel alone."""
+    cu_seq_lens_q: Tensor | None
+    """Packed rows under a flash kernel: the bounds of the examples, counted through the batch."""
+    cu_seq_lens_k: Tensor | None
+    max_length_q: int | None
+    max_length_k: int | None
 
 
 class KeelPreTrainedModel(PreTrainedModel):
@@ -21,10 +39,16 @@ class KeelPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Only through `transformers.initialization`: models load on the meta device and are filled in here."""
+        """Only through `transformers.initialization`: models load on the meta device and are filled in here.
+
+        Each module sees to its own weights and never to a child's: transformers passes over a module of custom code
+        that has none of its own, or whose own are all loaded.
+        """
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            if self.config.initializer == "xavier_uniform":
+            if isinstance(module, ZeroLinear):
+                init.zeros_(module.weight)
+            elif self.config.initializer == "xavier_uniform":
                 init.xavier_uniform_(module.weight)
             else:
                 init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
@@ -40,11 +64,40 @@ class KeelPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, SinusoidalPositions):
             init.copy_(module.weight, module.table())
+        elif isinstance(module, nn.Conv2d):
+            init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            assert module.bias is not None
+            init.zeros_(module.bias)
         elif isinstance(module, PatchEmbeddings):
-            fan_in = module.projection.weight[0].numel()
-            init.trunc_normal_(module.projection.weight, std=fan_in**-0.5)
-            init.zeros_(module.projection.bias)
             init.trunc_normal_(module.positions, std=std)
             for token in (module.cls_token, module.mask_token):
                 if token is not None:
                     init.zeros_(token)
+
+
+class KeelTextPreTrainedModel(KeelPreTrainedModel):
+    """What the families that read tokens share."""
+
+    _input_embed_layer = "tokens"
+
+    def token_embeddings(self) -> Iterator[TokenEmbeddings]:
+        """BERT has one, an encoder-decoder two: the encoder's and the decoder's."""
+        return (module for module in self.modules() if isinstance(module, TokenEmbeddings))
+
+    def get_position_embeddings(self) -> Any:
+        """The table of positions, learned or sinusoidal; an encoder-decoder's pair of them."""
+        tables = tuple(embeddings.positions for embeddings in self.token_embeddings())
+        return tables if self.config.is_encoder_decoder else tables[0]
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """A longer or shorter position table: known rows are kept, new ones start as in a new model."""
+        self.config.max_position_embeddings = new_num_position_embeddings
+        for embeddings in self.token_embeddings():
+            old = embeddings.positions
+            new = type(old)(new_num_position_embeddings, self.config.hidden_size).to(old.weight)
+            self._init_weights(new)
+            kept = min(new_num_position_embeddings, old.num_embeddings)
+            with torch.no_grad():
+                new.weight[:kept] = old.weight[:kept]
+            embeddings.positions = new
+            embeddings.max_position_embeddings = new_num_position_embeddings

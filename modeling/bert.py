@@ -4,6 +4,7 @@ B batch, T tokens, D hidden size, V vocabulary, E the most examples in a packed 
 """
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,11 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import MultiHeadAttention, self_attention_mask
-from .base import KeelPreTrainedModel
+from .base import ForwardKwargs, KeelTextPreTrainedModel
 from .configuration import KeelBertConfig
 from .embeddings import TokenEmbeddings
 from .heads import (
-    Classifier,
+    ClassificationHead,
     Counts,
     MaskedLanguageModelHead,
     Pooler,
@@ -35,7 +36,14 @@ from .heads import (
 from .layers import EncoderBlock, Stack
 
 
-class KeelBertPreTrainedModel(KeelPreTrainedModel):
+class PackedKwargs(ForwardKwargs, total=False):
+    """What a head hands on to the encoder for packed rows."""
+
+    sequence_ids: Tensor | None
+    sequence_starts: Tensor | None
+
+
+class KeelBertPreTrainedModel(KeelTextPreTrainedModel):
     """What all BERT classes share.
 
     Every class takes, besides transformers' arguments, `sequence_ids` (B, T) of a packed batch (1, 2, 3 ... for the
@@ -45,26 +53,9 @@ class KeelBertPreTrainedModel(KeelPreTrainedModel):
 
     config_class = KeelBertConfig
     base_model_prefix = "bert"
-    _input_embed_layer = "tokens"
     _can_record_outputs = {"hidden_states": EncoderBlock, "attentions": MultiHeadAttention}
     # A checkpoint of one head opens under every other class of the family.
     _keys_to_ignore_on_load_unexpected = [r"^mlm\.", r"^nsp\.", r"pooler\."]
-
-    def get_position_embeddings(self) -> nn.Module:
-        return self.base_model.embeddings.positions
-
-    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """A longer or shorter position table: known rows are kept, new ones start as in a new model."""
-        self.config.max_position_embeddings = new_num_position_embeddings
-        embeddings: TokenEmbeddings = self.base_model.embeddings
-        old = embeddings.positions
-        new = type(old)(new_num_position_embeddings, self.config.hidden_size).to(old.weight.device, old.weight.dtype)
-        self._init_weights(new)
-        kept = min(new_num_position_embeddings, old.num_embeddings)
-        with torch.no_grad():
-            new.weight[:kept] = old.weight[:kept]
-        embeddings.positions = new
-        embeddings.max_position_embeddings = new_num_position_embeddings
 
 
 class KeelBertModel(KeelBertPreTrainedModel):
@@ -87,7 +78,7 @@ class KeelBertModel(KeelBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         sequence_ids: Tensor | None = None,
         sequence_starts: Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPooling:
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, sequence_ids)
         mask = self_attention_mask(self.config, x, attention_mask, sequence_ids, kwargs)
@@ -141,7 +132,7 @@ class KeelBertForPreTraining(KeelBertPreTrainedModel):
         sequence_starts: Tensor | None = None,
         num_items_in_batch: Counts = None,
         logits_at_labels: bool = False,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> KeelBertForPreTrainingOutput:
         """
         Args:
@@ -210,7 +201,7 @@ class KeelBertForMaskedLM(KeelBertPreTrainedModel):
         labels: Tensor | None = None,
         num_items_in_batch: Counts = None,
         logits_at_labels: bool = False,
-        **kwargs,
+        **kwargs: Unpack[PackedKwargs],
     ) -> MaskedLMOutput:
         """`labels` (B, T), -100 for none; `logits_at_labels`: logits (M, V) instead of (B, T, V)."""
         outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
@@ -243,7 +234,7 @@ class KeelBertForNextSentencePrediction(KeelBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Counts = None,
-        **kwargs,
+        **kwargs: Unpack[PackedKwargs],
     ) -> NextSentencePredictorOutput:
         """`labels` (B,) or (B, E); 0: B follows A, 1: it does not, -100: no pair."""
         outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
@@ -261,9 +252,10 @@ class KeelBertForSequenceClassification(KeelBertPreTrainedModel):
 
     def __init__(self, config: KeelBertConfig):
         super().__init__(config)
+        assert config.num_labels is not None  # transformers fills it in
         self.num_labels = config.num_labels
         self.bert = KeelBertModel(config)
-        self.classifier = Classifier(config, config.num_labels)
+        self.classifier = ClassificationHead(config, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -276,7 +268,7 @@ class KeelBertForSequenceClassification(KeelBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Counts = None,
-        **kwargs,
+        **kwargs: Unpack[PackedKwargs],
     ) -> SequenceClassifierOutput:
         """`labels` (B,) or (B, E) of classes or numbers, (B, C) of zeros and ones for several classes at once."""
         outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
@@ -292,9 +284,10 @@ class KeelBertForTokenClassification(KeelBertPreTrainedModel):
 
     def __init__(self, config: KeelBertConfig):
         super().__init__(config)
+        assert config.num_labels is not None  # transformers fills it in
         self.num_labels = config.num_labels
         self.bert = KeelBertModel(config, add_pooling_layer=False)
-        self.classifier = Classifier(config, config.num_labels)
+        self.classifier = ClassificationHead(config, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -307,7 +300,7 @@ class KeelBertForTokenClassification(KeelBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Counts = None,
-        **kwargs,
+        **kwargs: Unpack[PackedKwargs],
     ) -> TokenClassifierOutput:
         """`labels` (B, T), -100 for none."""
         outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
@@ -339,7 +332,7 @@ class KeelBertForQuestionAnswering(KeelBertPreTrainedModel):
         end_positions: Tensor | None = None,
         num_items_in_batch: Counts = None,
         sequence_ids: Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> QuestionAnsweringModelOutput:
         """`start_positions`, `end_positions` (B,); one outside the tokens is left out of the loss.
 
@@ -357,7 +350,7 @@ class KeelBertForQuestionAnswering(KeelBertPreTrainedModel):
             for (name, target), logits in zip(targets.items(), (start_logits, end_logits), strict=True):
                 inside = (target >= 0) & (target < logits.shape[1])
                 losses.append(classification_loss(logits, target.where(inside, -100), name, num_items_in_batch))
-            loss = sum(losses) / 2
+            loss = torch.stack(losses).mean()
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,
@@ -373,7 +366,7 @@ class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
     def __init__(self, config: KeelBertConfig):
         super().__init__(config)
         self.bert = KeelBertModel(config)
-        self.classifier = Classifier(config, 1)
+        self.classifier = ClassificationHead(config, 1)
         self.post_init()
 
     @can_return_tuple
@@ -386,13 +379,14 @@ class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Counts = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> MultipleChoiceModelOutput:
         """Inputs (B, choices, T) instead of (B, T); `labels` (B,), the index of the right choice."""
         first = inputs_embeds if input_ids is None else input_ids
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         flat = (None if x is None else x.flatten(0, 1) for x in inputs)
         outputs = self.bert(*flat, **kwargs)
+        assert first is not None  # the embeddings take nothing else
         logits = self.classifier(outputs.pooler_output).view(first.shape[:2])
         loss = None if labels is None else classification_loss(logits, labels, "labels", num_items_in_batch)
         return MultipleChoiceModelOutput(

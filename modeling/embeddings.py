@@ -13,6 +13,8 @@ from .attention import packed_positions
 class SinusoidalPositions(nn.Module):
     """Fixed positions: even columns sine, odd columns cosine (Vaswani 2017, 3.5)."""
 
+    weight: Tensor
+
     def __init__(self, num_embeddings: int, embedding_dim: int):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
@@ -32,6 +34,8 @@ class SinusoidalPositions(nn.Module):
 
 class TokenEmbeddings(nn.Module):
     """Tokens + positions (+ segments) (-> norm) -> dropout."""
+
+    positions: nn.Embedding | SinusoidalPositions
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()

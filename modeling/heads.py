@@ -52,7 +52,7 @@ def classification_loss(
 
 
 def labels_loss(config: PreTrainedConfig, logits: Tensor, labels: Tensor, num_items_in_batch: Counts) -> Tensor:
-    """The loss that `config.problem_type` names: classes, several classes at once, or a regression.
+    """The loss that `config.problem_type` names: classes, several classes at once, or a regression; -100 for no target.
 
     With no problem type given: one label means regression, whole-number labels classes, others several at once.
     """
@@ -64,8 +64,8 @@ def labels_loss(config: PreTrainedConfig, logits: Tensor, labels: Tensor, num_it
     if problem == "single_label_classification":
         return classification_loss(logits, labels, "labels", num_items_in_batch)
     loss = mse_loss if problem == "regression" else binary_cross_entropy_with_logits
-    total = loss(logits.reshape(labels.shape), labels.to(logits.dtype), reduction="sum")
-    return divided(total, labels, "labels", num_items_in_batch)
+    losses = loss(logits.reshape(labels.shape), labels.to(logits.dtype), reduction="none")
+    return divided((losses * (labels != -100)).sum(), labels, "labels", num_items_in_batch)
 
 
 def smoothed_loss(
@@ -150,7 +150,11 @@ class MaskedLanguageModelHead(nn.Module):
         return self.decoder(self.norm(self.activation(self.dense(x))))
 
 
-class Classifier(nn.Module):
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero, so that every class starts equal (Dosovitskiy 2020, 3.2)."""
+
+
+class ClassificationHead(nn.Module):
     """Dropout and a linear layer: (..., D) -> (..., C)."""
 
     def __init__(self, config: PreTrainedConfig, num_labels: int):

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import MultiHeadAttention
+from .attention import Mask, MultiHeadAttention
 
 
 class FeedForward(nn.Module):
@@ -48,7 +48,7 @@ class EncoderBlock(GradientCheckpointingLayer):
         self.feed_forward = FeedForward(config)
         self.feed_forward_residual = Residual(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None, **kwargs) -> Tensor:
         x = self.attention_residual(x, lambda y: self.attention(y, mask, **kwargs)[0])
         return self.feed_forward_residual(x, self.feed_forward)
 
@@ -68,9 +68,9 @@ class DecoderBlock(GradientCheckpointingLayer):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None,
+        mask: Mask,
         memory: Tensor,
-        memory_mask: Tensor | None = None,
+        memory_mask: Mask = None,
         past_key_values=None,
         **kwargs,
     ) -> Tensor:

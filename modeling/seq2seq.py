@@ -3,6 +3,8 @@
 B batch, S source tokens, T target tokens, D hidden size, V vocabulary, M target tokens with a label.
 """
 
+from typing import Any, Unpack
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
@@ -24,7 +26,7 @@ from .attention import (
     packed_positions,
     self_attention_mask,
 )
-from .base import KeelPreTrainedModel
+from .base import ForwardKwargs, KeelTextPreTrainedModel
 from .configuration import KeelSeq2SeqConfig
 from .embeddings import TokenEmbeddings
 from .heads import Counts, at_labels, smoothed_loss
@@ -35,7 +37,7 @@ from .layers import DecoderBlock, EncoderBlock, Stack
 NEVER = -1e4
 
 
-class KeelSeq2SeqPreTrainedModel(KeelPreTrainedModel):
+class KeelSeq2SeqPreTrainedModel(KeelTextPreTrainedModel):
     """What all seq2seq classes share.
 
     A packed batch bears `sequence_ids` (B, S) and `decoder_sequence_ids` (B, T): one pair has one id in the same row
@@ -44,7 +46,7 @@ class KeelSeq2SeqPreTrainedModel(KeelPreTrainedModel):
 
     config_class = KeelSeq2SeqConfig
     base_model_prefix = "model"
-    _input_embed_layer = "tokens"
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^final_logits_bias$"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -84,7 +86,7 @@ class KeelSeq2SeqEncoder(KeelSeq2SeqPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         sequence_ids: Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutput:
         x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, sequence_ids=sequence_ids)
         mask = self_attention_mask(self.config, x, attention_mask, sequence_ids, kwargs)
@@ -119,11 +121,12 @@ class KeelSeq2SeqDecoder(KeelSeq2SeqPreTrainedModel):
         use_cache: bool | None = None,
         sequence_ids: Tensor | None = None,
         decoder_sequence_ids: Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """`sequence_ids` (B, S) are the memory's; `decoder_sequence_ids` (B, T), or (B, past + T) with a cache."""
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        assert encoder_hidden_states is not None
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, sequence_ids=decoder_sequence_ids, past_length=past)
         mask = causal_attention_mask(self.config, x, attention_mask, decoder_sequence_ids, past_key_values, kwargs)
@@ -148,7 +151,7 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.encoder.embeddings.tokens
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.encoder.embeddings.tokens = value
         self.decoder.embeddings.tokens = value
 
@@ -166,11 +169,11 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
         use_cache: bool | None = None,
         sequence_ids: Tensor | None = None,
         decoder_sequence_ids: Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> Seq2SeqModelOutput:
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, sequence_ids, **kwargs)
-        elif isinstance(encoder_outputs, tuple):
+        if isinstance(encoder_outputs, tuple):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         outputs = self.decoder(
             decoder_input_ids,
@@ -199,6 +202,7 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
 class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, GenerationMixin):
     """Predicts the next target token; the output matrix is the token table (Vaswani 2017, 3.4)."""
 
+    final_logits_bias: Tensor
     _tied_weights_keys = {
         "lm_head.weight": "model.encoder.embeddings.tokens.weight",
         "model.decoder.embeddings.tokens.weight": "model.encoder.embeddings.tokens.weight",
@@ -242,7 +246,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         decoder_sequence_ids: Tensor | None = None,
         num_items_in_batch: Counts = None,
         logits_at_labels: bool = False,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> Seq2SeqLMOutput:
         """
         Args:

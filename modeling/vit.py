@@ -3,19 +3,19 @@
 B batch, P patches, D hidden size, C channels, N classes.
 """
 
-import torch
+from typing import Unpack
+
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, pixel_shuffle
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import MultiHeadAttention
-from .base import KeelPreTrainedModel
+from .base import ForwardKwargs, KeelPreTrainedModel
 from .configuration import KeelViTConfig
 from .embeddings import PatchEmbeddings
-from .heads import Counts, divided, labels_loss, pool
+from .heads import Counts, ZeroLinear, divided, labels_loss, pool
 from .layers import EncoderBlock, Stack
 
 
@@ -25,16 +25,10 @@ class KeelViTPreTrainedModel(KeelPreTrainedModel):
     config_class = KeelViTConfig
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _input_embed_layer = "projection"
     _can_record_outputs = {"hidden_states": EncoderBlock, "attentions": MultiHeadAttention}
     _keys_to_ignore_on_load_unexpected = [r"^pixels\.", r"mask_token"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, KeelViTForImageClassification):
-            init.zeros_(module.classifier.weight)  # every class starts equal (Dosovitskiy 2020, 3.2)
 
 
 class KeelViTModel(KeelViTPreTrainedModel):
@@ -52,7 +46,7 @@ class KeelViTModel(KeelViTPreTrainedModel):
         pixel_values: Tensor,
         bool_masked_pos: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPooling:
         """Pixels (B, C, height, width) to `last_hidden_state` (B, P + 1, D) and `pooler_output` (B, D)."""
         x = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
@@ -65,9 +59,10 @@ class KeelViTForImageClassification(KeelViTPreTrainedModel):
 
     def __init__(self, config: KeelViTConfig):
         super().__init__(config)
+        assert config.num_labels is not None  # transformers fills it in
         self.num_labels = config.num_labels
         self.vit = KeelViTModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = ZeroLinear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -77,7 +72,7 @@ class KeelViTForImageClassification(KeelViTPreTrainedModel):
         labels: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         num_items_in_batch: Counts = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> ImageClassifierOutput:
         """`labels` (B,) of classes, or (B, N) of zeros and ones for several classes at once."""
         outputs = self.vit(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
@@ -104,7 +99,7 @@ class KeelViTForMaskedImageModeling(KeelViTPreTrainedModel):
         bool_masked_pos: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         num_items_in_batch: Counts = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> MaskedImageModelingOutput:
         """`bool_masked_pos` (B, P), True where a patch is hidden; `reconstruction` is (B, C, height, width)."""
         outputs = self.vit(pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs)

@@ -1,0 +1,70 @@
+"""Options and fixtures of the whole suite."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+MARKS = ["accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "slow", "torch_compile_test"]
+
+SIZES = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+TINY = {
+    "keel-bert": {"vocab_size": 40, "num_hidden_layers": 2, "max_position_embeddings": 10},
+    "keel-seq2seq": {
+        "vocab_size": 40,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "max_position_embeddings": 10,
+        "pad_token_id": 39,
+        "decoder_start_token_id": 39,
+    },
+    "keel-vit": {"num_hidden_layers": 2, "image_size": 8, "patch_size": 2},
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--transformers-source",
+        metavar="DIR",
+        help="an unpacked source distribution of the installed transformers: its model tests run against our classes",
+    )
+
+
+def pytest_configure(config):
+    """Make DIR/tests importable, as `transformers_tests`, before any test is collected."""
+    torch.set_num_threads(1)  # models this small gain nothing by threads, and lose much where the cores are shared
+    source = config.getoption("--transformers-source")
+    if source is not None:
+        package = ModuleType("transformers_tests")
+        package.__path__ = [str(Path(source) / "tests")]
+        sys.modules[package.__name__] = package
+        for mark in MARKS:
+            config.addinivalue_line("markers", f"{mark}: transformers' own")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., PreTrainedModel]:
+    """`tiny("KeelBertModel", **fields)`: a small model of that class in float64, no dropout, every weight drawn."""
+    import modeling
+
+    def build(name: str, **fields) -> PreTrainedModel:
+        model_class = getattr(modeling, name)
+        family = model_class.config_class
+        model = model_class(family(**{**SIZES, **TINY[family.model_type], **fields})).double()
+        torch.manual_seed(0)
+        for weight in model.parameters():
+            nn.init.normal_(weight, std=0.3)
+        return model.eval()
+
+    return build

@@ -1,0 +1,169 @@
+"""What a loss is divided by: micro-batches, however cut, add up to the loss and the gradients of the whole batch."""
+
+import pytest
+import torch
+from compare import close, gradients, some
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainingArguments
+from transformers.modeling_outputs import ModelOutput
+
+SIZE, TOKENS = 8, 6  # examples in the batch, tokens in an example
+CUTS = [1, 2, 5]  # examples in each micro-batch
+
+
+def inputs(head: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    if "ViT" in head:
+        return {"pixel_values": torch.rand(SIZE, 3, 8, 8, dtype=torch.float64)}
+    shape = (SIZE, 3, TOKENS) if "MultipleChoice" in head else (SIZE, TOKENS)
+    return {"input_ids": torch.randint(2, 39, shape)}
+
+
+torch.manual_seed(0)
+CASES = {  # class, fields of its configuration, its targets
+    "masked tokens": ("KeelBertForMaskedLM", {}, {"labels": some(40, SIZE, TOKENS)}),
+    "pretraining": (
+        "KeelBertForPreTraining",
+        {},
+        {"labels": some(40, SIZE, TOKENS), "next_sentence_label": some(2, SIZE)},
+    ),
+    "next sentence": ("KeelBertForNextSentencePrediction", {}, {"labels": some(2, SIZE)}),
+    "classes": ("KeelBertForSequenceClassification", {"num_labels": 4}, {"labels": some(4, SIZE)}),
+    "several classes": (
+        "KeelBertForSequenceClassification",
+        {"num_labels": 4},
+        {"labels": torch.rand(SIZE, 4).round()},
+    ),
+    "regression": ("KeelBertForSequenceClassification", {"num_labels": 1}, {"labels": torch.rand(SIZE)}),
+    "tokens": ("KeelBertForTokenClassification", {"num_labels": 4}, {"labels": some(4, SIZE, TOKENS)}),
+    "answers": (
+        "KeelBertForQuestionAnswering",
+        {},
+        {"start_positions": some(TOKENS, SIZE), "end_positions": some(TOKENS, SIZE)},
+    ),
+    "choices": ("KeelBertForMultipleChoice", {}, {"labels": some(3, SIZE)}),
+    "translation": ("KeelSeq2SeqForConditionalGeneration", {}, {"labels": some(39, SIZE, TOKENS)}),
+    "smoothed": ("KeelSeq2SeqForConditionalGeneration", {"label_smoothing": 0.1}, {"labels": some(39, SIZE, TOKENS)}),
+    "images": ("KeelViTForImageClassification", {"num_labels": 4}, {"labels": some(4, SIZE)}),
+    "patches": ("KeelViTForMaskedImageModeling", {}, {"bool_masked_pos": torch.rand(SIZE, 16) < 0.5}),
+}
+ONE_KIND = [name for name, (_, _, targets) in CASES.items() if list(targets) == ["labels"]]
+
+
+def prepared(tiny, case: str):
+    """The model in training mode, the batch with its targets, and how many targets it has."""
+    head, fields, targets = CASES[case]
+    count = {
+        name: value.sum() if value.dtype == torch.bool else (value != -100).sum() for name, value in targets.items()
+    }
+    return tiny(head, **fields).train(), inputs(head) | targets, count
+
+
+def cut(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Micro-batches with unequal numbers of targets."""
+    pieces = {name: value.split(CUTS) for name, value in batch.items()}
+    return [{name: pieces[name][index] for name in pieces} for index in range(len(CUTS))]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_counted_micro_batches_add_up_to_the_batch(tiny, case):
+    model, batch, count = prepared(tiny, case)
+    micro = [piece | {"num_items_in_batch": count} for piece in cut(batch)]
+    close(gradients(model, micro), gradients(model, [batch]))
+
+
+@pytest.mark.parametrize("case", ONE_KIND)
+def test_one_number_counts_labels(tiny, case):
+    model, batch, count = prepared(tiny, case)
+    micro = [piece | {"num_items_in_batch": count["labels"]} for piece in cut(batch)]
+    close(gradients(model, micro), gradients(model, [batch]))
+
+
+def test_one_number_inflates_no_other_loss(tiny):
+    model, batch, count = prepared(tiny, "pretraining")
+    whole, pieces = model(**batch), cut(batch)
+    parts = [model(**piece, num_items_in_batch=count["labels"]) for piece in pieces]
+    close(sum(part.mlm_loss for part in parts), whole.mlm_loss)
+    means = torch.stack([model(**piece).nsp_loss for piece in pieces])
+    shares = torch.stack([(piece["labels"] != -100).sum() for piece in pieces]) / count["labels"]
+    close(torch.stack([part.nsp_loss for part in parts]), means * shares)
+
+
+def expected(case: str, output: ModelOutput, batch: dict[str, Tensor]) -> Tensor:
+    """The mean over the batch's targets, by torch's own losses."""
+    if case == "pretraining":
+        masked = cross_entropy(output.prediction_logits.flatten(0, 1), batch["labels"].flatten())
+        return masked + cross_entropy(output.seq_relationship_logits, batch["next_sentence_label"])
+    if case == "answers":
+        start = cross_entropy(output.start_logits, batch["start_positions"])
+        return (start + cross_entropy(output.end_logits, batch["end_positions"])) / 2
+    if case == "several classes":
+        return binary_cross_entropy_with_logits(output.logits, batch["labels"].double())
+    if case == "regression":
+        return mse_loss(output.logits[:, 0], batch["labels"].double())
+    if case == "patches":
+        shown = batch["bool_masked_pos"].view(SIZE, 4, 1, 4, 1).expand(-1, -1, 2, -1, 2).reshape(SIZE, 1, 8, 8)
+        return (output.reconstruction - batch["pixel_values"]).abs()[shown.expand(-1, 3, -1, -1)].mean()
+    logits, labels = output.logits.flatten(0, -2), batch["labels"].flatten()
+    if case == "smoothed":  # padding, the last entry of the vocabulary, is never a target
+        return cross_entropy(logits[:, :-1], labels, label_smoothing=0.1)
+    return cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_uncounted_loss_is_the_mean_over_its_targets(tiny, case):
+    model, batch, _ = prepared(tiny, case)
+    output = model(**batch)
+    close(output.loss, expected(case, output, batch))
+    assert "past_key_values" not in output  # training keeps no cache
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_targets_no_gradient(tiny, case):
+    model, batch, count = prepared(tiny, case)
+    empty = {name: torch.full_like(batch[name], 0 if case == "patches" else -100) for name in count}
+    loss, grads = gradients(model, [batch | empty | {"num_items_in_batch": count}])
+    assert loss == 0 and not any(grad.any() for grad in grads.values())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("case", ["pretraining", "translation", "images"])
+def test_activation_checkpointing_changes_nothing(tiny, case, dropout):
+    head, fields, targets = CASES[case]
+    model, batch = tiny(head, **fields, hidden_dropout_prob=dropout).train(), inputs(head) | targets
+    torch.manual_seed(0)
+    plain = gradients(model, [batch])
+    model.activation_checkpointing_enable()
+    torch.manual_seed(0)
+    close(plain, gradients(model, [batch]))
+
+
+@pytest.mark.parametrize("case", ["masked tokens", "translation"])
+def test_trainer_accumulates_exactly(tiny, case, tmp_path):
+    """transformers' own models multiply gradients by the number of micro-batches (transformers#47688)."""
+
+    def weights(accumulated: int) -> dict[str, Tensor]:
+        model, batch, _ = prepared(tiny, case)
+        optimizer = SGD(model.parameters(), lr=0.1)  # unlike Adam it shows the scale of a gradient
+        Trainer(
+            model,
+            TrainingArguments(
+                str(tmp_path),
+                per_device_train_batch_size=SIZE // 2 // accumulated,
+                gradient_accumulation_steps=accumulated,
+                num_train_epochs=1,
+                max_grad_norm=0,
+                use_cpu=True,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=[{name: value[index] for name, value in batch.items()} for index in range(SIZE)],
+            optimizers=(optimizer, LambdaLR(optimizer, lambda step: 1.0)),
+        ).train()
+        return dict(model.named_parameters())
+
+    close(weights(accumulated=4), weights(accumulated=1))
