@@ -36,13 +36,6 @@ from .heads import (
 from .layers import EncoderBlock, Stack
 
 
-class PackedKwargs(ForwardKwargs, total=False):
-    """What a head hands on to the encoder for packed rows."""
-
-    sequence_ids: Tensor | None
-    sequence_starts: Tensor | None
-
-
 class KeelBertPreTrainedModel(KeelTextPreTrainedModel):
     """What all BERT classes share.
 
@@ -140,16 +133,8 @@ class KeelBertForPreTraining(KeelBertPreTrainedModel):
             next_sentence_label: (B,) or (B, E); 0: B follows A, 1: it does not, -100: no pair.
             logits_at_labels: `prediction_logits` only where there is a label, (M, V) instead of (B, T, V).
         """
-        outputs = self.bert(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            sequence_ids,
-            sequence_starts,
-            **kwargs,
-        )
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, **kwargs)
         x, targets = at_labels(outputs.last_hidden_state, labels, logits_at_labels)
         prediction_logits = self.mlm(x)
         relationship_logits = self.nsp(outputs.pooler_output)
@@ -199,12 +184,15 @@ class KeelBertForMaskedLM(KeelBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        sequence_starts: Tensor | None = None,
         num_items_in_batch: Counts = None,
         logits_at_labels: bool = False,
-        **kwargs: Unpack[PackedKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> MaskedLMOutput:
         """`labels` (B, T), -100 for none; `logits_at_labels`: logits (M, V) instead of (B, T, V)."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, **kwargs)
         x, targets = at_labels(outputs.last_hidden_state, labels, logits_at_labels)
         logits = self.mlm(x)
         loss = None
@@ -233,11 +221,14 @@ class KeelBertForNextSentencePrediction(KeelBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        sequence_starts: Tensor | None = None,
         num_items_in_batch: Counts = None,
-        **kwargs: Unpack[PackedKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> NextSentencePredictorOutput:
         """`labels` (B,) or (B, E); 0: B follows A, 1: it does not, -100: no pair."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, **kwargs)
         logits = self.nsp(outputs.pooler_output)
         loss = None
         if labels is not None:
@@ -267,11 +258,14 @@ class KeelBertForSequenceClassification(KeelBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        sequence_starts: Tensor | None = None,
         num_items_in_batch: Counts = None,
-        **kwargs: Unpack[PackedKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> SequenceClassifierOutput:
         """`labels` (B,) or (B, E) of classes or numbers, (B, C) of zeros and ones for several classes at once."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else labels_loss(self.config, logits, labels, num_items_in_batch)
         return SequenceClassifierOutput(
@@ -299,11 +293,14 @@ class KeelBertForTokenClassification(KeelBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        sequence_starts: Tensor | None = None,
         num_items_in_batch: Counts = None,
-        **kwargs: Unpack[PackedKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> TokenClassifierOutput:
         """`labels` (B, T), -100 for none."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, **kwargs)
         logits = self.classifier(outputs.last_hidden_state)
         loss = None if labels is None else classification_loss(logits, labels, "labels", num_items_in_batch)
         return TokenClassifierOutput(

@@ -40,7 +40,8 @@ class KeelViTModel(KeelViTPreTrainedModel):
         self.encoder = Stack(config, EncoderBlock, config.num_hidden_layers)
         self.post_init()
 
-    @capture_outputs
+    # As in transformers, the last of the hidden states is what the last norm reads.
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         pixel_values: Tensor,

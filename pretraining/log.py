@@ -37,7 +37,7 @@ def wandb_mode(settings: LogSettings) -> str:
     """`auto` is online where wandb knows an account; never a question on the terminal."""
     if settings.wandb != "auto":
         return settings.wandb
-    return os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    return os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
 
 
 class Log:

@@ -162,7 +162,7 @@ def train(settings: Settings) -> None:
     fresh = objective.build_model(settings.model)
     fresh.set_attn_implementation(options.kernel)
     if options.gradient_checkpointing:
-        fresh.gradient_checkpointing_enable()
+        fresh.activation_checkpointing_enable()
     model, optimizer = accelerator.prepare(fresh, make_optimizer(fresh, settings.optim))
 
     contract = make_contract(settings, objective)
