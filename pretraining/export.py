@@ -19,7 +19,7 @@ def export(accelerator: Accelerator, model: nn.Module, objective: Objective, fol
     The weights go into a fresh model first: a wrapped one would save the wrapper's code, not ours.
     """
     weights = accelerator.get_state_dict(model)
-    final, unfinished = folder / "model", folder / "model.unfinished"
+    final, unfinished, replaced = (folder / name for name in ("model", "model.unfinished", "model.replaced"))
     if accelerator.is_main_process:
         unwrapped = accelerator.unwrap_model(model)
         fresh = type(unwrapped)(unwrapped.config)
@@ -27,8 +27,10 @@ def export(accelerator: Accelerator, model: nn.Module, objective: Objective, fol
         shutil.rmtree(unfinished, ignore_errors=True)
         fresh.save_pretrained(unfinished)
         objective.tokenizer.save_pretrained(unfinished)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            os.replace(final, replaced)
         os.replace(unfinished, final)
+        shutil.rmtree(replaced, ignore_errors=True)
     accelerator.wait_for_everyone()
     return final
 

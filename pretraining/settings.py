@@ -333,7 +333,9 @@ def make_parser(family: str, objective: str) -> Parser:
     """Every setting of a run that trains `family` on `objective`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     data, objective_settings = OBJECTIVES[objective]
-    parser = Parser(prog="pretrain.py", description="Pretrain a model from scratch on your own data.")
+    parser = Parser(
+        prog="pretrain.py", description="Pretrain a model from scratch on your own data.", allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="A YAML file of settings; what follows it overrides it.")
     parser.add_argument("--name", type=str, default="run", help="The run's name: it leaves everything in RUNS/NAME.")
     parser.add_argument("--runs", type=str, default="runs", help="The folder of all runs.")

@@ -1,6 +1,7 @@
 """The loop: cuts, kills and wrong input change nothing that they should not."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -203,3 +204,55 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(
     assert expected in said
     assert len([line for line in said.splitlines() if "error:" in line]) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def run_here(arguments: list[str], folder: Path, name: str, *more: str) -> Path:
+    main([*arguments, "--train.threads=1", f"--runs={folder}", f"--name={name}", *more])
+    return folder / name
+
+
+def test_rotation_keeps_the_newest_and_the_best(arguments: list[str], tmp_path: Path):
+    """A rate far too high makes a later evaluation worse than an earlier one."""
+    more = ["--train.steps=6", "--checkpoint.every=1", "--checkpoint.keep=2", "--evaluation.every=1"]
+    more += ["--optim.learning_rate=0.3", "--optim.warmup=3", "--optim.schedule=constant", "--checkpoint.export=best"]
+    folder = run_here(arguments, tmp_path, "rotated", *more)
+    held = {line["step"]: line["eval_mlm_loss"] for line in lines(folder) if "eval_mlm_loss" in line}
+    best = min(held, key=lambda step: held[step])
+    assert best < 5, "the run got better to its end: nothing is shown"
+    assert {path.name for path in folder.glob("checkpoints/*")} == {f"step-{step}" for step in (best, 5, 6)}
+    kept = load_file(folder / f"checkpoints/step-{best}/model.safetensors")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(folder).items() if name in kept)
+
+
+def test_bf16_trains_to_nearly_the_same_loss(arguments: list[str], tmp_path: Path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        more = ["--train.steps=5", f"--train.precision={precision}", f"--runs={tmp_path}", f"--name={precision}"]
+        done = pretrain([*arguments, *more])
+        assert done.returncode == 0, done.stderr
+        losses[precision] = [line["loss"] for line in lines(tmp_path / precision) if "loss" in line]
+        assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / precision).values())
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+
+
+def test_batches_made_by_workers_are_the_same(arguments: list[str], tmp_path: Path):
+    folders = [run_here(arguments, tmp_path, f"w{n}", "--train.steps=4", f"--train.workers={n}") for n in (0, 2)]
+    assert lines(folders[0]) == lines(folders[1])
+
+
+def test_a_longer_budget_continues_and_wandb_sees_one_run(arguments: list[str], tmp_path: Path):
+    """Offline, with no account: each start leaves a folder, and all bear one id, that of the run."""
+    more = ["--log.trackers=['wandb']", "--log.wandb=offline", "--optim.schedule=constant", "--optim.warmup=0"]
+    folder = run_here(arguments, tmp_path, "tracked", "--train.steps=2", *more)
+    run_here(arguments, tmp_path, "tracked", "--train.steps=4", *more)
+    starts = [path.name for path in folder.glob("wandb/offline-run-*")]
+    assert len({name.rsplit("-", 1)[1] for name in starts}) == 1
+    assert [line["step"] for line in lines(folder) if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_training_learns(arguments: list[str], tmp_path: Path):
+    """The held-out loss falls far below that of a uniform guess, log(vocabulary), where it starts."""
+    folder = run_here(arguments, tmp_path, "learns", "--train.steps=60", "--optim.learning_rate=5e-3")
+    (held,) = [line["eval_mlm_loss"] for line in lines(folder) if "eval_mlm_loss" in line]
+    assert held < math.log(1500) - 1

@@ -1,0 +1,92 @@
+"""Settings: every field explained, every mistake one sentence, and what a run writes down is what it ran."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pretraining.settings import make_parser, parse
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("configs/pretrain/*.yaml"))
+
+
+def test_help_explains_every_setting(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = capsys.readouterr().out
+    parser = make_parser("bert", "sentence_pairs")
+    settings = [action for action in parser._actions if "." in action.dest]
+    assert len(settings) > 50
+    for action in settings:
+        assert f"--{action.dest}" in text
+        assert action.help and len(action.help) > 10, f"{action.dest} has no explanation"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid_and_say_what_they_gave(path: Path):
+    settings = parse([f"--config={path}"])
+    assert settings.name == path.stem
+    header = path.read_text().split("\nname:")[0]
+    assert "pretrain.py --config" in header and "held out" in header
+
+
+def test_printed_settings_are_the_same_settings(tmp_path: Path, capsys: pytest.CaptureFixture):
+    given = ["--train.steps=7", "--model.hidden_size=24", "--data.files=['a.txt']", "--objective.row_length=256"]
+    with pytest.raises(SystemExit):
+        parse([*given, "--print_config"])
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert parse([f"--config={path}"]).resolved == parse(given).resolved
+
+
+def test_the_command_line_overrides_files_in_order(tmp_path: Path):
+    for name, size in (("one", 24), ("two", 36)):
+        (tmp_path / name).write_text(yaml.safe_dump({"model": {"hidden_size": size}, "train": {"steps": 1}}))
+    files = [f"--config={tmp_path}/one", "--config", f"{tmp_path}/two"]
+    assert parse(files).model.hidden_size == 36
+    assert parse([*files, "--model.hidden_size", "48"]).model.hidden_size == 48
+
+
+MISTAKES = {
+    "an unknown key": (["--train.step=3"], "no setting train.step; the nearest is train.steps"),
+    "an unknown key in a file": (
+        ["--config={tmp}/key.yaml"],
+        "no setting optim.lerning_rate; the nearest is optim.lea",
+    ),
+    "an unknown section in a file": (["--config={tmp}/section.yaml"], "no setting trian"),
+    "a file that is no YAML": (["--config={tmp}/broken.yaml"], "broken.yaml is no YAML"),
+    "a file that is not there": (["--config={tmp}/nothing.yaml"], "nothing.yaml"),
+    "a word for a number": (["--train.steps=many"], "train.steps cannot be 'many'; it takes: int"),
+    "an unknown choice": (["--objective.next_sentence=nsb"], "it takes: nsp, sop, none"),
+    "an unknown objective": (["--objective.name=clozes"], "objective.name cannot be 'clozes'"),
+    "an unknown family": (["--model.family=gpt"], "invalid choice: 'gpt'"),
+    "two budgets": (["--train.minutes=1"], "exactly one budget"),
+    "no budget": (["--train.steps=null"], "exactly one budget"),
+    "a budget of nothing": (["--train.steps=0"], "more than 0"),
+    "a rate above one": (["--objective.mask_rate=1.5"], "between 0 and 1"),
+    "rates above one together": (
+        ["--objective.random_token_rate=0.3"],
+        "mask_token_rate + objective.random_token_rate",
+    ),
+    "heads that do not divide": (["--model.num_attention_heads=7"], "no multiple of num_attention_heads=7"),
+    "examples beyond the table": (["--objective.sequence_length=513"], "model.max_position_embeddings to at least 513"),
+    "rows shorter than examples": (["--objective.row_length=64"], "objective.row_length"),
+    "noam without steps": (["--optim.schedule=noam"], "optim.warmup"),
+    "a name that is a path": (["--name=../up"], "a run's name is letters"),
+    "a loss weight of no kind": (["--train.precision=fp8"], "it takes: fp32, bf16"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "key.yaml").write_text("optim: {lerning_rate: 1.0}")
+    (tmp_path / "section.yaml").write_text("trian: {steps: 1}")
+    (tmp_path / "broken.yaml").write_text("train: [")
+    arguments, expected = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as end:
+        parse(["--train.steps=3", *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments)])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert len(re.findall("error:", said)) == 1 and said.count("\n") == 1
