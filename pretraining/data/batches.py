@@ -22,7 +22,8 @@ class Steps(Dataset):
         self, objective: "Objective", split: str, epoch: int, plan: Plan, micro_batch: int, rank: int, ranks: int
     ):
         self.objective, self.split, self.epoch, self.plan = objective, split, epoch, plan
-        self.micro_batch, self.rank, self.ranks = micro_batch, rank, ranks
+        self.micro_batch = min(micro_batch, -(-plan.rows_per_step // ranks))  # more would be empty rows
+        self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
         return self.plan.steps

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pretraining.data import draws
+from pretraining.data.batches import Steps
 from pretraining.data.plan import make_plan
 from pretraining.data.rows import IGNORED
 from pretraining.objectives.sentence_pairs import IS_NEXT, NOT_NEXT, mask_tokens
@@ -155,6 +156,13 @@ def test_rows_hold_the_examples_and_are_98_percent_full(objective):
         assert (batch["next_sentence_label"][r, len(row) :] == IGNORED).all()
     padding = batch["sequence_ids"] == 0
     assert (batch["labels"][padding] == IGNORED).all()
+
+
+@pytest.mark.parametrize(("micro_batch", "ranks", "rows"), [(1000, 1, 32), (1000, 2, 16), (16, 1, 16), (5, 1, 5)])
+def test_a_micro_batch_is_never_larger_than_the_step(objective, micro_batch: int, ranks: int, rows: int):
+    plan = make_plan(objective.lengths("train", 0), 64, 32, 4096, 0, 0)
+    batches = Steps(objective, "train", 0, plan, micro_batch, 0, ranks)[0]
+    assert {len(batch["input_ids"]) for batch in batches} == {rows}
 
 
 def test_an_empty_row_has_no_targets(objective):
