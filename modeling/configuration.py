@@ -4,13 +4,14 @@ from dataclasses import field
 from typing import Literal
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 class KeelConfig(PreTrainedConfig):
     """Fields that BERT, the encoder-decoder Transformer and ViT have in common.
 
     Raises:
-        ValueError: `hidden_size` is no multiple of `num_attention_heads`.
+        ValueError: `hidden_size` is no multiple of `num_attention_heads`, or there is no activation `hidden_act`.
     """
 
     hidden_size: int = 768
@@ -43,6 +44,8 @@ class KeelConfig(PreTrainedConfig):
                 f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}: "
                 "every head takes an equal share of the width."
             )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; there are: {', '.join(ACT2FN)}.")
         if self.initializer_range is None:
             self.initializer_range = self.hidden_size**-0.5
 

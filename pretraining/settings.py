@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 import yaml
+from accelerate.utils import LoggerType
 from jsonargparse import ArgumentParser, set_parsing_settings
 from transformers import PreTrainedConfig
 
@@ -233,6 +234,11 @@ class LogSettings:
 
     def __post_init__(self) -> None:
         between("log.every", self.every, 1)
+        known = [tracker.value for tracker in LoggerType]
+        if unknown := [tracker for tracker in self.trackers if tracker not in known]:
+            raise ValueError(
+                f"log.trackers: {unknown[0]!r} is no tracker of Accelerate; there are: {', '.join(known)}."
+            )
 
 
 @dataclass

@@ -74,7 +74,9 @@ MISTAKES = {
     "rows shorter than examples": (["--objective.row_length=64"], "objective.row_length"),
     "noam without steps": (["--optim.schedule=noam"], "optim.warmup"),
     "a name that is a path": (["--name=../up"], "a run's name is letters"),
-    "a loss weight of no kind": (["--train.precision=fp8"], "it takes: fp32, bf16"),
+    "an unknown activation": (["--model.hidden_act=gellu"], "hidden_act='gellu' is unknown"),
+    "an unknown tracker": (["--log.trackers=['wandbb']"], "'wandbb' is no tracker"),
+    "an unknown precision": (["--train.precision=fp8"], "it takes: fp32, bf16"),
 }
 
 
