@@ -24,7 +24,7 @@ class State:
     seconds: float = 0.0
     """Seconds of training, without evaluation and saving."""
     best: dict[str, float] = field(default_factory=dict)
-    """Step and value of the best evaluation."""
+    """Step, value and measures of the best evaluation."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """Measures of the last evaluation."""
     pending: list[dict[str, float]] = field(default_factory=list)
@@ -91,10 +91,10 @@ def choose(folder: Path, resume: str) -> Path | None:
     if not (path / "state.json").is_file():
         known = f"this run has: {', '.join(map(str, found))}" if found else f"{folder} has none"
         raise ValueError(f"--resume: {path} is no complete checkpoint; {known}.")
-    if found and path.resolve() in [older.resolve() for older in found[:-1]]:
+    if found and path.resolve() != found[-1].resolve():
         raise ValueError(
-            f"--resume: {path} is not the newest checkpoint of {folder}, and going on from it would overwrite later "
-            "ones: give the new run another --name, or move the later ones away."
+            f"--resume: {path} is not the newest checkpoint of {folder}, and going on from it would mix two runs: give "
+            "the new run another --name, or move that folder's checkpoints away."
         )
     return path
 

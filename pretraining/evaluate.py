@@ -19,9 +19,7 @@ def make_evaluation_plan(objective: Objective, settings: Settings) -> Plan:
     if settings.evaluation.examples:
         lengths = lengths[: settings.evaluation.examples]
     train = settings.train
-    return make_plan(
-        lengths, objective.row_length, train.rows_per_step, train.window, settings.seed, EPOCH, shuffle=False
-    )
+    return make_plan(lengths, objective.row_length, train.rows_per_step, train.window, 0, EPOCH, shuffle=False)
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ def export(accelerator: Accelerator, model: nn.Module, objective: Objective, fol
         shutil.rmtree(unfinished, ignore_errors=True)
         fresh.save_pretrained(unfinished)
         objective.tokenizer.save_pretrained(unfinished)
+        shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():
             os.replace(final, replaced)
         os.replace(unfinished, final)

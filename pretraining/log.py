@@ -17,7 +17,7 @@ from pretraining.checkpoint import State
 from pretraining.pictures import draw_curves
 from pretraining.settings import LogSettings, Settings
 
-HOUSE = Path(__file__).parents[1]
+HOUSE = tuple(Path(__file__).parents[1] / part for part in ("modeling", "pretraining", "finetuning"))
 
 
 @contextmanager
@@ -26,9 +26,10 @@ def one_sentence_errors(program: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not Path(extract_tb(error.__traceback__)[-1].filename).is_relative_to(HOUSE):
+        origin = Path(extract_tb(error.__traceback__)[-1].filename)
+        if not any(origin.is_relative_to(part) for part in HOUSE):
             raise
-        if int(os.environ.get("RANK", 0)) == 0:
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once on each machine: their files may differ
             print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -88,7 +89,9 @@ class Log:
                     self.bar.close()
                 draw_curves(self.read(), self.folder / "curves.png")
             if self.settings.trackers:
-                self.accelerator.end_training()
+                # Not end_training(), which would end the process group too, and the model is yet to be exported.
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
 
     def read(self) -> list[dict]:
         """The lines of metrics.jsonl; a last one that a kill cut short is left out."""

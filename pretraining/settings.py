@@ -183,8 +183,11 @@ class OptimSettings:
             )
         for name in ("weight_decay", "warmup", "epsilon"):
             between(f"optim.{name}", getattr(self, name), 0)
-        for name in ("beta1", "beta2", "decay"):
-            between(f"optim.{name}", getattr(self, name), 0, 1)
+        between("optim.learning_rate", self.learning_rate or 0, 0)
+        between("optim.decay", self.decay, 0, 1)
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}: it must be at least 0 and below 1.")
 
 
 @dataclass
@@ -266,6 +269,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"name is {self.name!r}: a run's name is letters, digits, '.', '_' and '-'.")
+        between("seed", self.seed, 0, 2**32 - 1)
         longest = self.objective.sequence_length
         if longest > self.model.max_position_embeddings:
             raise ValueError(

@@ -50,6 +50,9 @@ def make_accelerator(settings: Settings) -> Accelerator:
             f"Accelerate is set to accumulate {accelerator.gradient_accumulation_steps} times, which would divide "
             "the loss again: leave it at 1; train.micro_batch cuts a step into micro-batches."
         )
+    missing = set(settings.log.trackers) - {"all"} - {tracker.value for tracker in accelerator.log_with}
+    if missing:
+        raise ValueError(f"log.trackers: {missing.pop()!r} is not installed: install it, or take it out.")
     if accelerator.device.type == "cpu":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -113,7 +116,7 @@ def train_step(
                 losses[name] = losses.get(name, torch.zeros((), device=device)) + value.detach().float()
 
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
-    if not torch.isfinite(norm + losses["loss"]):
+    if not torch.isfinite(norm):  # equal on all processes, as the parts of the loss are not: all stop together
         raise ValueError(
             f"Step {step} is not finite: loss {float(losses['loss'])}, gradient norm {float(norm)}, learning rate "
             f"{optimizer.param_groups[0]['lr']:.2e}. Nothing was updated, and the checkpoints are as they were: resume "
@@ -169,6 +172,8 @@ def train(settings: Settings) -> None:
     state = State(run_id=uuid.uuid4().hex[:12], contract=contract)
     if found:
         state = checkpoint.load(accelerator, found, contract)
+        if found.resolve().parents[1] != folder.resolve():  # another run's: its best model and its name stay there
+            state.best, state.run_id = {}, uuid.uuid4().hex[:12]
         log.say(f"resumed from {found}")
     held_out = make_evaluation_plan(objective, settings)
     plan = plan_epoch(objective, settings, state.epoch)
@@ -239,7 +244,7 @@ def train(settings: Settings) -> None:
                     log.write(state.evaluation, state.step, progress)
                     value = held[objective.metric] if objective.lower_is_better else -held[objective.metric]
                     if not state.best or value < state.best["value"]:
-                        state.best = {"step": state.step, "value": value}
+                        state.best = {"step": state.step, "value": value, **state.evaluation}
 
                 every = settings.checkpoint.every
                 if (every and state.step % every == 0) or state.best.get("step") == state.step or progress >= 1:
@@ -253,15 +258,19 @@ def train(settings: Settings) -> None:
                 state.epoch, state.step_in_epoch = state.epoch + 1, 0
                 plan = plan_epoch(objective, settings, state.epoch)
 
+    step, told = state.step, state.evaluation
     if settings.checkpoint.export == "best":
-        accelerator.load_state(str(folder / "checkpoints" / f"step-{int(state.best['step'])}"))
+        step = int(state.best["step"])
+        told = {name: value for name, value in state.best.items() if name.startswith("eval_")}
+        accelerator.load_state(str(folder / "checkpoints" / f"step-{step}"))
     exported = export(accelerator, model, objective, folder)
     if accelerator.is_main_process:
         opened = open_exported(exported, type(fresh))
         probe = Steps(objective, "validation", 0, held_out, micro_batch=4, rank=0, ranks=1)[0][0]
         inputs = {name: value for name, value in probe.items() if name not in objective.targets}
         write_probe(opened, inputs, folder / "probe.safetensors")
-        report(log, state, objective.samples(opened, settings.evaluation.samples), exported)
+        log.say(f"\n{state.step:,} steps, {state.tokens:,} tokens, {state.seconds:.0f} s of training")
+        report(log, step, told, objective.samples(opened, settings.evaluation.samples), exported)
     accelerator.wait_for_everyone()
 
 
@@ -271,6 +280,7 @@ def make_contract(settings: Settings, objective: Objective) -> dict[str, Any]:
     contract = {
         "seed": settings.seed,
         "the data's fingerprint": objective.fingerprint,
+        "evaluation.examples": settings.evaluation.examples,
         "train.rows_per_step": settings.train.rows_per_step,
         "train.window": settings.train.window,
         **{f"model.{name}": value for name, value in model.items()},
@@ -279,10 +289,10 @@ def make_contract(settings: Settings, objective: Objective) -> dict[str, Any]:
     return json.loads(json.dumps(contract))
 
 
-def report(log: Log, state: State, samples: list[str], model: Path) -> None:
-    """The last words of a run: how good it is, what it does, where it is and how to open it."""
-    log.say(f"\nheld out, after {state.step:,} steps, {state.tokens:,} tokens, {state.seconds:.0f} s of training:")
-    for name, value in state.evaluation.items():
+def report(log: Log, step: int, measures: dict[str, float], samples: list[str], model: Path) -> None:
+    """The last words of a run: how good the exported weights are, what they do, where they are, how to open them."""
+    log.say(f"held out, the weights of step {step:,}:")
+    for name, value in measures.items():
         log.say(f"  {name.removeprefix('eval_'):14} {value:.4f}")
     for sample in samples:
         log.say(f"  {sample}")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -167,17 +168,16 @@ def prepare_text(
     ]
     folder = cache / f"text-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
     if writer and not (folder / "complete.json").exists():
-        unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}.") as temporary:
+            unfinished = Path(temporary, "text")
+            unfinished.mkdir()
             write(unfinished, documents, tokenizer, language, sequence_length - 3, short_rate)
             if not (unfinished / "tokens.bin").stat().st_size:
                 raise ValueError("The corpus is empty: not one of its documents has two tokens.")
-            if not folder.exists():  # another node that shares the cache may have been quicker
+            if not (folder / "complete.json").exists():  # another node that shares the cache may have been quicker
+                shutil.rmtree(folder, ignore_errors=True)  # what a deletion left that was cut short
                 os.replace(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     while not (folder / "complete.json").exists():
         time.sleep(0.2)
     return PreparedText.load(folder)

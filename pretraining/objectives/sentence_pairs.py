@@ -80,9 +80,9 @@ def draw_pairs(data: PreparedText, kind: str, seed: int, epoch: int, index: np.n
     )
     partner_document = data.chunk_document[partner]
     bounds = data.documents[partner_document], data.documents[partner_document + 1]
-    latest = bounds[1] - (end - split)
+    latest = np.maximum(bounds[1] - (end - split), bounds[0])
     last_sentence = data.sentences[np.searchsorted(data.sentences, latest, side="right") - 1]
-    latest = np.maximum(np.where(at_sentence, last_sentence, latest), bounds[0])
+    latest = np.where(at_sentence, last_sentence, latest)
     other_start = np.minimum(chosen, latest)
     other_end = np.minimum(other_start + (end - split), bounds[1])
     return Pairs(start, split, np.where(true, split, other_start), np.where(true, end, other_end), label)
@@ -190,7 +190,7 @@ class SentencePairs:
             for split in ("train", "validation")
         }
         self.check_pairs({split: len(data.documents) - 1 for split, data in self.data.items()})
-        self.fingerprint = self.data["train"].name
+        self.fingerprint = f"{self.data['train'].name} {self.data['validation'].name}"
         report = [f"text {self.run.data.source}, fingerprint {fingerprint(documents['train'])}"]
         for split, data in self.data.items():
             report.append(
@@ -225,7 +225,11 @@ class SentencePairs:
         return (pairs.a_end - pairs.a_start) + (pairs.b_end - pairs.b_start) + special
 
     def draw(self, split: str, epoch: int, index: np.ndarray) -> Pairs:
-        return draw_pairs(self.data[split], self.settings.next_sentence, self.run.seed, epoch, index)
+        return draw_pairs(self.data[split], self.settings.next_sentence, self.seed(split), epoch, index)
+
+    def seed(self, split: str) -> int:
+        """The run's, but one for all runs on held-out text: models that differ in their seed are asked the same."""
+        return self.run.seed if split == "train" else 0
 
     def examples(self, split: str, epoch: int, index: np.ndarray) -> list[Example]:
         """Examples `index` as this epoch sees them: token arrays, and the label of the pair."""
@@ -244,7 +248,7 @@ class SentencePairs:
                 ids,
                 ~self.special[ids],
                 None if self.word_starts is None else self.word_starts[ids],
-                draws.generator(self.run.seed, epoch, draws.MASK, int(number)),
+                draws.generator(self.seed(split), epoch, draws.MASK, int(number)),
                 self.settings,
                 self.tokenizer.mask_token_id,
                 self.regular,
@@ -300,14 +304,16 @@ class SentencePairs:
         starts = data.sentences
         sizes = np.diff(starts)
         fit = np.flatnonzero((sizes >= 8) & (sizes <= 40))
-        order = np.argsort(draws.mix(self.run.seed, draws.MASK, fit), kind="stable")
+        order = np.argsort(draws.mix(draws.MASK, fit), kind="stable")
         shown: list[str] = []
         for sentence in fit[order]:
+            if len(shown) == count:
+                break
             ids = np.array(data.tokens[starts[sentence] : starts[sentence + 1]], dtype=np.int64)
-            words = self.whole_tokens(ids)
-            if not len(words) or len(shown) == count:
+            words = [i for i, token in enumerate(ids) if self.text(token).isalpha()]
+            if not words:
                 continue
-            at = int(words[int(draws.below(len(words), self.run.seed, draws.MASK, int(sentence)))])
+            at = words[int(draws.below(len(words), draws.MASK, int(sentence)))]
             hidden = np.concatenate([[self.tokenizer.cls_token_id], ids, [self.tokenizer.sep_token_id]])
             hidden[at + 1] = self.tokenizer.mask_token_id
             out = model(input_ids=torch.from_numpy(hidden)[None].to(model.device))
@@ -319,9 +325,3 @@ class SentencePairs:
 
     def text(self, *ids: int) -> str:
         return str(self.tokenizer.decode([int(i) for i in ids])).strip()
-
-    def whole_tokens(self, ids: np.ndarray) -> list[int]:
-        """Where a sentence (T,) has a word of letters that is one token."""
-        starts = word_starts(self.tokenizer)[ids]
-        alone = np.flatnonzero(starts & np.append(starts[1:], True)).tolist()
-        return [at for at in alone if self.text(ids[at]).isalpha()]

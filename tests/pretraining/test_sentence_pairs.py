@@ -7,8 +7,9 @@ import torch
 from pretraining.data import draws
 from pretraining.data.batches import Steps
 from pretraining.data.plan import make_plan
+from pretraining.data.prepare import PreparedText
 from pretraining.data.rows import IGNORED
-from pretraining.objectives.sentence_pairs import IS_NEXT, NOT_NEXT, mask_tokens
+from pretraining.objectives.sentence_pairs import IS_NEXT, NOT_NEXT, draw_pairs, mask_tokens
 from pretraining.settings import SentencePairsSettings
 
 
@@ -79,6 +80,35 @@ def test_lengths_do_not_tell_a_true_pair_from_a_false_one(objective):
         for threshold in np.unique(measure):
             right = ((measure >= threshold) == label).mean()
             assert max(right, 1 - right) < 0.55
+
+
+def test_a_short_first_document_is_taken_from_its_start():
+    """B is as long as it can be: a partner shorter than the wanted B is taken whole."""
+    data = PreparedText(
+        name="",
+        tokens=np.arange(106),
+        sentences=np.array([0, 3, 6, 40, 70, 106]),
+        chunks=np.array([0, 6, 56, 106]),
+        documents=np.array([0, 6, 106]),
+        chunk_document=np.array([0, 1, 1]),
+        document_chunk=np.array([0, 1, 3]),
+        dropped=0,
+    )
+    for epoch in range(50):
+        pairs = draw_pairs(data, "nsp", 0, epoch, np.array([1, 2]))
+        for i in np.flatnonzero(pairs.label == NOT_NEXT):
+            assert (pairs.b_start[i], pairs.b_end[i]) == (0, 6)
+
+
+def test_held_out_examples_are_the_same_under_every_seed(objective, make_objective):
+    other = make_objective("--seed=5")
+    for one, two in zip(all_examples(objective, "validation"), all_examples(other, "validation"), strict=True):
+        assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_samples_are_as_many_as_asked(objective):
+    model = objective.build_model(objective.run.model).eval()
+    assert [len(objective.samples(model, count)) for count in (0, 3)] == [0, 3]
 
 
 def test_a_split_is_at_a_sentence_where_the_chunk_has_two(objective):

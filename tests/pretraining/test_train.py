@@ -104,8 +104,11 @@ def test_a_step_is_the_same_however_it_is_cut(arguments: list[str], tmp_path: Pa
     exact = ["--model.hidden_dropout_prob=0", "--model.attention_probs_dropout_prob=0", "--train.steps=6"]
     for name, micro_batch, processes in (("one", 32, 1), ("four", 8, 1), ("two", 4, 2)):
         run = [*arguments, *exact, f"--train.micro_batch={micro_batch}", f"--runs={tmp_path}", f"--name={name}"]
+        if processes == 2:
+            run += ["--log.trackers=['wandb']", "--log.wandb=offline"]
         done = pretrain(run, processes)
         assert done.returncode == 0, done.stderr
+        assert "the model is in" in done.stdout and (tmp_path / name / "probe.safetensors").exists()
     for name in ("four", "two"):
         for one, other in zip(lines(tmp_path / "one"), lines(tmp_path / name), strict=True):
             assert one == pytest.approx(other, rel=1e-4, abs=1e-7)
@@ -126,6 +129,8 @@ def test_other_settings_do_not_resume(reference: Path, arguments: list[str]):
     assert done.returncode == 1 and "already holds a run" in done.stderr
     done = pretrain([*run, f"--resume={reference}/checkpoints/step-4"])
     assert done.returncode == 1 and "no complete checkpoint" in done.stderr
+    done = pretrain([*run, f"--resume={reference}/checkpoints/step-5"])
+    assert done.returncode == 1 and "is not the newest checkpoint" in done.stderr
     assert (reference / "metrics.jsonl").read_bytes() == before
 
 
@@ -211,7 +216,7 @@ def run_here(arguments: list[str], folder: Path, name: str, *more: str) -> Path:
     return folder / name
 
 
-def test_rotation_keeps_the_newest_and_the_best(arguments: list[str], tmp_path: Path):
+def test_rotation_keeps_the_newest_and_the_best(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
     """A rate far too high makes a later evaluation worse than an earlier one."""
     more = ["--train.steps=6", "--checkpoint.every=1", "--checkpoint.keep=2", "--evaluation.every=1"]
     more += ["--optim.learning_rate=0.3", "--optim.warmup=3", "--optim.schedule=constant", "--checkpoint.export=best"]
@@ -220,6 +225,8 @@ def test_rotation_keeps_the_newest_and_the_best(arguments: list[str], tmp_path: 
     best = min(held, key=lambda step: held[step])
     assert best < 5, "the run got better to its end: nothing is shown"
     assert {path.name for path in folder.glob("checkpoints/*")} == {f"step-{step}" for step in (best, 5, 6)}
+    said = capsys.readouterr().out
+    assert f"the weights of step {best}" in said and f"{held[best]:.4f}" in said.split("held out")[1]
     kept = load_file(folder / f"checkpoints/step-{best}/model.safetensors")
     assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(folder).items() if name in kept)
 
@@ -249,6 +256,16 @@ def test_a_longer_budget_continues_and_wandb_sees_one_run(arguments: list[str], 
     starts = [path.name for path in folder.glob("wandb/offline-run-*")]
     assert len({name.rsplit("-", 1)[1] for name in starts}) == 1
     assert [line["step"] for line in lines(folder) if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_run_begun_from_another_is_its_own(arguments: list[str], tmp_path: Path):
+    """It inherits weights and position, not the other's best model, which lies in the other's folder."""
+    more = ["--checkpoint.every=1", "--optim.schedule=constant", "--checkpoint.export=best"]
+    first = run_here(arguments, tmp_path, "first", "--train.steps=2", *more)
+    again = run_here(arguments, tmp_path, "again", "--train.steps=3", f"--resume={first}/checkpoints/step-2", *more)
+    states = [json.loads((newest(folder) / "state.json").read_text()) for folder in (first, again)]
+    assert states[1]["best"]["step"] == 3 and states[0]["run_id"] != states[1]["run_id"]
+    assert [line["step"] for line in lines(again) if "loss" in line] == [3]
 
 
 def test_training_learns(arguments: list[str], tmp_path: Path):
