@@ -259,7 +259,7 @@ def train(settings: Settings) -> None:
                 plan = plan_epoch(objective, settings, state.epoch)
 
     step, told = state.step, state.evaluation
-    if settings.checkpoint.export == "best":
+    if settings.checkpoint.export == "best" and state.best:
         step = int(state.best["step"])
         told = {name: value for name, value in state.best.items() if name.startswith("eval_")}
         accelerator.load_state(str(folder / "checkpoints" / f"step-{step}"))
