@@ -313,7 +313,7 @@ class SentencePairs:
             words = [i for i, token in enumerate(ids) if self.text(token).isalpha()]
             if not words:
                 continue
-            at = words[int(draws.below(len(words), draws.MASK, int(sentence)))]
+            at = words[int(draws.below(len(words), draws.SPLIT, int(sentence)))]
             hidden = np.concatenate([[self.tokenizer.cls_token_id], ids, [self.tokenizer.sep_token_id]])
             hidden[at + 1] = self.tokenizer.mask_token_id
             out = model(input_ids=torch.from_numpy(hidden)[None].to(model.device))
