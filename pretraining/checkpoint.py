@@ -48,13 +48,11 @@ def save(accelerator: Accelerator, folder: Path, state: State, keep: int) -> Non
     """
     final = folder / "checkpoints" / f"step-{state.step}"
     unfinished = final.with_name(f"unfinished-{state.step}")
-    if not final.exists():
-        accelerator.save_state(str(unfinished))
-        accelerator.wait_for_everyone()
+    accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if not final.exists():
-            write_state(unfinished, state)
-            os.replace(unfinished, final)
+        write_state(unfinished, state)
+        os.replace(unfinished, final)
         best = state.best.get("step")
         for old in find(folder)[:-keep]:
             if old.name != f"step-{best}":

@@ -23,7 +23,7 @@ class Objective(Protocol):
     """The measure that decides which checkpoint is best."""
     lower_is_better: bool
     fingerprint: str
-    """A hash of the prepared training data; there after `prepare`."""
+    """A hash of the prepared data, of both splits; there after `prepare`."""
     tokenizer: PreTrainedTokenizerBase
     """Saved beside the model."""
 
