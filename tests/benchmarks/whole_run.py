@@ -20,7 +20,8 @@ from pretraining.data import draws
 from pretraining.data.batches import Steps
 from pretraining.objectives import OBJECTIVES
 from pretraining.optim import learning_rate, make_optimizer
-from pretraining.settings import Settings, parse
+from pretraining.parsing import parse
+from pretraining.settings import Settings
 from pretraining.train import make_accelerator, plan_epoch, train
 
 

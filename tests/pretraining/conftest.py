@@ -6,7 +6,8 @@ from pydoc_data.topics import topics
 import pytest
 
 from pretraining.objectives.sentence_pairs import SentencePairs
-from pretraining.settings import Settings, parse
+from pretraining.parsing import parse
+from pretraining.settings import Settings
 
 
 @pytest.fixture(scope="session")

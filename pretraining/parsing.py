@@ -1,0 +1,127 @@
+"""Settings from YAML files and the command line; a wrong one is one sentence."""
+
+import dataclasses
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from modeling import CONFIGS
+from pretraining.settings import (
+    NOT_SET_BY_HAND,
+    CheckpointSettings,
+    EvaluationSettings,
+    LogSettings,
+    OptimSettings,
+    SentencePairsSettings,
+    Settings,
+    TextSettings,
+    TokenizerSettings,
+    TrainSettings,
+)
+
+# The objective decides which sections of data and of objective settings a run has; a family has a usual one.
+OBJECTIVES = {"sentence_pairs": (TextSettings, SentencePairsSettings)}
+FAMILIES = {"bert": "sentence_pairs"}
+
+
+class Parser(ArgumentParser):
+    """Errors of one sentence: the key, what is wrong with it, and the nearest right key or the values it takes."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        types = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
+        unknown = re.search(r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted", message)
+        nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+        wrong = re.search(r'Parser key "([\w.]+)":.*(?:Given value|Got value|value): (.*)', message, re.DOTALL)
+        if unknown or nested:
+            key = ".".join(nested.groups()) if nested else next(filter(None, unknown.groups() if unknown else ()))
+            near = difflib.get_close_matches(key, types, n=1, cutoff=0.0)[0]
+            message = f"there is no setting {key}; the nearest is {near}."
+        elif wrong:
+            key, value = wrong.groups()
+            hint = types.get(key)
+            takes = ", ".join(getattr(kind, "__name__", str(kind)) for kind in get_args(hint) or (hint,))
+            message = f"{key} cannot be {value.strip()!r}; it takes: {takes}."
+        print(f"{self.prog}: error: {message} (--help lists every setting)", file=sys.stderr)
+        sys.exit(2)
+
+
+def peek(arguments: list[str], key: str, default: str) -> str:
+    """The value of `section.name` before the parser exists: it decides which sections the parser has."""
+    value = default
+    section, name = key.split(".")
+    for i, argument in enumerate(arguments):
+        option, _, given = argument.partition("=")
+        given = given or (arguments[i + 1] if i + 1 < len(arguments) else "")
+        if option == "--config" and Path(given).is_file():
+            try:
+                content: Any = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                Parser(prog="pretrain.py").error(f"{given} is no YAML: {' '.join(str(error).split())}.")
+            for step in (section, name):
+                content = content.get(step) if isinstance(content, dict) else None
+            value = value if content is None else str(content)
+        elif option == f"--{key}":
+            value = given
+    return value
+
+
+def make_parser(family: str, objective: str) -> Parser:
+    """Every setting of a run that trains `family` on `objective`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    data, objective_settings = OBJECTIVES[objective]
+    parser = Parser(
+        prog="pretrain.py", description="Pretrain a model from scratch on your own data.", allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="A YAML file of settings; what follows it overrides it.")
+    parser.add_argument("--name", type=str, default="run", help="The run's name: it leaves everything in RUNS/NAME.")
+    parser.add_argument("--runs", type=str, default="runs", help="The folder of all runs.")
+    parser.add_argument(
+        "--cache", type=str, default="~/.cache/keel", help="The folder of prepared data and trained tokenizers."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Decides weights, order, pairs, masks and dropout.")
+    parser.add_argument(
+        "--resume",
+        type=str,
+        default="auto",
+        help="auto: continue the run from its newest checkpoint, if it has one; PATH: from this checkpoint; "
+        "none: start anew, in an empty folder.",
+    )
+    parser.add_argument("--model.family", choices=list(FAMILIES), default="bert", help="The architecture.")
+    parser.add_class_arguments(CONFIGS[family], "model", skip=NOT_SET_BY_HAND)
+    sections = {
+        "data": data,
+        "tokenizer": TokenizerSettings,
+        "objective": objective_settings,
+        "train": TrainSettings,
+        "optim": OptimSettings,
+        "evaluation": EvaluationSettings,
+        "checkpoint": CheckpointSettings,
+        "log": LogSettings,
+    }
+    for key, section in sections.items():
+        parser.add_class_arguments(section, key)
+    return parser
+
+
+def parse(arguments: list[str] | None = None) -> Settings:
+    """The settings of a run, from YAML files and the command line; a wrong one ends the program with one sentence."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    family = peek(arguments, "model.family", "bert")
+    family = family if family in FAMILIES else "bert"  # the parser itself refuses it
+    objective = peek(arguments, "objective.name", FAMILIES[family])
+    parser = make_parser(family, objective if objective in OBJECTIVES else FAMILIES[family])
+    given = parser.parse_args(arguments)
+    resolved = parser.dump(given, skip_none=False)
+    try:
+        given.model.pop("family")
+        ready = parser.instantiate(given)
+        fields = {field.name for field in dataclasses.fields(Settings)} - {"family", "resolved"}
+        settings = Settings(family=family, resolved=resolved, **{name: ready[name] for name in fields})
+    except ValueError as error:
+        parser.error(str(error))
+    return settings
