@@ -15,11 +15,13 @@ EPOCH = 0  # whose draws the held-out examples keep
 
 def make_evaluation_plan(objective: Objective, settings: Settings) -> Plan:
     """The rows of the held-out examples, at most `evaluation.examples` of them."""
-    lengths = objective.lengths("validation", EPOCH)
+    index = objective.index("validation", EPOCH)
     if settings.evaluation.examples:
-        lengths = lengths[: settings.evaluation.examples]
+        index = index[: settings.evaluation.examples]
+    lengths = objective.lengths("validation", EPOCH, index)
     train = settings.train
-    return make_plan(lengths, objective.row_length, train.rows_per_step, train.window, 0, EPOCH, shuffle=False)
+    rows = train.rows_per_step
+    return make_plan(index, lengths, objective.row_length, lambda _: rows, train.window, 0, EPOCH, shuffle=False)
 
 
 @torch.no_grad()

@@ -78,6 +78,8 @@ class SentencePairsSettings:
     """Share of the chunks cut to a random shorter length (Devlin 2018, released code)."""
     mask_rate: float = 0.15
     """Share of the tokens to predict."""
+    mask_rate_end: float | None = None
+    """Masking rate that the run ends with, on a line from `mask_rate` (Yang 2022); null: `mask_rate` throughout."""
     mask_token_rate: float = 0.8
     """Of the tokens to predict, the share that is replaced by [MASK]."""
     random_token_rate: float = 0.1
@@ -88,6 +90,7 @@ class SentencePairsSettings:
     def __post_init__(self) -> None:
         for name in ("short_sequence_rate", "mask_rate", "mask_token_rate", "random_token_rate"):
             between(f"objective.{name}", getattr(self, name), 0, 1)
+        between("objective.mask_rate_end", self.mask_rate_end or 0, 0, 1)
         between(
             "objective.mask_token_rate + objective.random_token_rate",
             self.mask_token_rate + self.random_token_rate,

@@ -130,8 +130,10 @@ def train_step(
 def plan_epoch(objective: Objective, settings: Settings, epoch: int) -> Plan:
     """The rows and steps of an epoch, equal on every process."""
     train = settings.train
-    lengths = objective.lengths("train", epoch)
-    return make_plan(lengths, objective.row_length, train.rows_per_step, train.window, settings.seed, epoch)
+    index = objective.index("train", epoch)
+    lengths = objective.lengths("train", epoch, index)
+    rows = train.rows_per_step
+    return make_plan(index, lengths, objective.row_length, lambda _: rows, train.window, settings.seed, epoch)
 
 
 def collect(measured: list[dict[str, Tensor]], accelerator: Accelerator) -> list[dict[str, float]]:
@@ -266,7 +268,7 @@ def train(settings: Settings) -> None:
     exported = export(accelerator, model, objective, folder)
     if accelerator.is_main_process:
         opened = open_exported(exported, type(fresh))
-        probe = Steps(objective, "validation", 0, held_out, micro_batch=4, rank=0, ranks=1)[0][0]
+        probe = Steps(objective, "validation", 0, held_out, micro_batch=4, rank=0, ranks=1)[0, 0.0][0]
         inputs = {name: value for name, value in probe.items() if name not in objective.targets}
         write_probe(opened, inputs, folder / "probe.safetensors")
         log.say(f"\n{state.step:,} steps, {state.tokens:,} tokens, {state.seconds:.0f} s of training")

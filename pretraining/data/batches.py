@@ -1,6 +1,6 @@
 """A plan's steps as tensors: what one process computes, micro-batch by micro-batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,27 +16,43 @@ Batch = dict[str, Tensor]
 
 
 class Steps(Dataset):
-    """Item n is step n of the plan: this process's micro-batches, a pure function of n."""
+    """Item (n, progress) is step n of the plan, at a share of the run's budget: this process's micro-batches.
+
+    A pure function of both; the progress decides what an objective changes in the course of a run.
+    """
 
     def __init__(
         self, objective: "Objective", split: str, epoch: int, plan: Plan, micro_batch: int, rank: int, ranks: int
     ):
         self.objective, self.split, self.epoch, self.plan = objective, split, epoch, plan
-        self.micro_batch = min(micro_batch, -(-plan.rows_per_step // ranks))  # more would be empty rows
+        most = int(np.diff(plan.bounds).max())
+        self.micro_batch = min(micro_batch, -(-most // ranks))  # more would be empty rows
         self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
         return self.plan.steps
 
-    def __getitem__(self, step: int) -> list[Batch]:
-        return [self.batch(rows) for rows in share(self.plan.step(step), self.rank, self.ranks, self.micro_batch)]
+    def __getitem__(self, at: tuple[int, float]) -> list[Batch]:
+        step, progress = at
+        cut = share(self.plan.step(step), self.rank, self.ranks, self.micro_batch)
+        return [self.batch(rows, progress) for rows in cut]
 
-    def batch(self, rows: list[np.ndarray]) -> Batch:
+    def batch(self, rows: list[np.ndarray], progress: float) -> Batch:
         index = np.concatenate(rows)
-        examples = iter(self.objective.examples(self.split, self.epoch, index))
+        examples = iter(self.objective.examples(self.split, self.epoch, index, progress))
         return self.objective.collate([[next(examples) for _ in row] for row in rows], self.plan.sequences_per_row)
 
-    def since(self, first: int, workers: int, pin_memory: bool = False) -> Iterator[list[Batch]]:
-        """The steps from `first` on, prepared ahead by `workers` processes (0: by this one, when asked)."""
-        order = range(first, len(self))
+    def since(
+        self,
+        first: int,
+        workers: int,
+        pin_memory: bool = False,
+        progress: Callable[[int], float] = lambda step: 0.0,
+    ) -> Iterator[list[Batch]]:
+        """The steps from `first` on, prepared ahead by `workers` processes (0: by this one, when asked).
+
+        Args:
+            progress: the share of the budget that is spent before a step; asked in this process.
+        """
+        order = ((step, progress(step)) for step in range(first, len(self)))
         return iter(DataLoader(self, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin_memory))

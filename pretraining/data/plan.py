@@ -1,5 +1,6 @@
 """Which examples form step N, in which rows: a function of (seed, epoch) and of the examples' lengths alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,29 +10,26 @@ from pretraining.data import draws
 
 @dataclass(frozen=True)
 class Plan:
-    """One epoch. Row r holds `examples[offsets[r]:offsets[r + 1]]`; a step is `rows_per_step` consecutive rows."""
+    """One epoch. Row r holds `examples[offsets[r]:offsets[r + 1]]`, step s the rows `bounds[s]` to `bounds[s + 1]`."""
 
     examples: np.ndarray
     offsets: np.ndarray
-    rows_per_step: int
+    bounds: np.ndarray
+    """The last step may have fewer rows than it should."""
+    tokens: np.ndarray
+    """Tokens of each step, padding not counted."""
     fill: float
     """Share of the rows' tokens that is no padding."""
     sequences_per_row: int
     """The most examples in one row."""
 
     @property
-    def rows(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
     def steps(self) -> int:
-        """The last step may have fewer rows."""
-        return -(-self.rows // self.rows_per_step)
+        return len(self.bounds) - 1
 
     def step(self, step: int) -> list[np.ndarray]:
         """The rows of a step, each the indices of its examples."""
-        first = step * self.rows_per_step
-        rows = range(first, min(first + self.rows_per_step, self.rows))
+        rows = range(self.bounds[step], self.bounds[step + 1])
         return [self.examples[self.offsets[r] : self.offsets[r + 1]] for r in rows]
 
 
@@ -66,18 +64,27 @@ def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
 
 
 def make_plan(
-    lengths: np.ndarray, row_length: int, rows_per_step: int, window: int, seed: int, epoch: int, shuffle: bool = True
+    index: np.ndarray,
+    lengths: np.ndarray,
+    row_length: int,
+    rows_per_step: Callable[[int], int],
+    window: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
 ) -> Plan:
     """Packs the epoch's examples, in an order drawn from (seed, epoch), within windows of `window` examples.
 
     Args:
-        lengths: tokens of example 0, 1, ...
+        index: the epoch's examples (N,).
+        lengths: tokens of each (N,).
+        rows_per_step: the rows of the epoch's step 0, 1, ...
         shuffle: False keeps the examples' order between windows (evaluation).
     """
     assert lengths.max() <= row_length, "an example is longer than a row"
     order = np.arange(len(lengths))
     if shuffle:
-        order = np.argsort(draws.mix(seed, epoch, draws.PERMUTATION, order), kind="stable")
+        order = np.argsort(draws.mix(seed, epoch, draws.PERMUTATION, index), kind="stable")
     packed: list[np.ndarray] = []
     for first in range(0, len(order), window):
         members = order[first : first + window]
@@ -86,10 +93,17 @@ def make_plan(
         places = np.argsort(draws.mix(seed, epoch, draws.ROW_ORDER, first, np.arange(len(rows))), kind="stable")
         packed.extend(rows[place] for place in places)
     sizes = np.array([len(row) for row in packed])
+    order = np.concatenate(packed)
+    offsets = np.concatenate([[0], sizes.cumsum()])
+    bounds = [0]
+    while bounds[-1] < len(packed):
+        bounds.append(min(bounds[-1] + rows_per_step(len(bounds) - 1), len(packed)))
+    before = np.concatenate([[0], lengths[order].cumsum()])  # tokens before each place in the order
     return Plan(
-        examples=np.concatenate(packed),
-        offsets=np.concatenate([[0], sizes.cumsum()]),
-        rows_per_step=rows_per_step,
+        examples=index[order],
+        offsets=offsets,
+        bounds=np.array(bounds),
+        tokens=np.diff(before[offsets[bounds]]),
         fill=float(lengths.sum() / (len(packed) * row_length)),
         sequences_per_row=int(sizes.max()),
     )

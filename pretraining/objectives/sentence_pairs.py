@@ -94,10 +94,11 @@ def mask_tokens(
     word_start: np.ndarray | None,
     random: np.random.Generator,
     settings: SentencePairsSettings,
+    rate: float,
     mask_id: int,
     replacements: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hides `mask_rate` of the maskable tokens, at least one: 80 % [MASK], 10 % random, 10 % kept (Devlin 2018, 3.1).
+    """Hides `rate` of the maskable tokens, at least one: 80 % [MASK], 10 % random, 10 % kept (Devlin 2018, 3.1).
 
     Args:
         ids, maskable: (T,).
@@ -109,9 +110,9 @@ def mask_tokens(
     """
     candidates = np.flatnonzero(maskable)
     inputs, labels = ids.copy(), np.full(len(ids), IGNORED, dtype=np.int64)
-    if not settings.mask_rate or not len(candidates):
+    if not rate or not len(candidates):
         return inputs, labels
-    count = max(1, round(settings.mask_rate * len(candidates)))
+    count = max(1, round(rate * len(candidates)))
     if word_start is None:
         chosen = random.permutation(candidates)[:count]
     else:
@@ -217,22 +218,37 @@ class SentencePairs:
         self.tokenizer.model_max_length = config.max_position_embeddings
         return KeelBertForPreTraining(config) if self.pairs else KeelBertForMaskedLM(config)
 
-    def lengths(self, split: str, epoch: int) -> np.ndarray:
-        """Tokens of every example of the split in this epoch, special tokens included: (N,)."""
-        data = self.data[split]
-        pairs = self.draw(split, epoch, np.arange(len(data)))
+    def index(self, split: str, epoch: int) -> np.ndarray:
+        """The examples that the split has in this epoch: (N,)."""
+        return np.arange(len(self.data[split]))
+
+    def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
+        """Tokens of examples `index` (N,) in this epoch, special tokens included: (N,)."""
+        pairs = self.draw(split, epoch, index)
         special = 3 if self.pairs else 2
         return (pairs.a_end - pairs.a_start) + (pairs.b_end - pairs.b_start) + special
 
     def draw(self, split: str, epoch: int, index: np.ndarray) -> Pairs:
         return draw_pairs(self.data[split], self.settings.next_sentence, self.seed(split), epoch, index)
 
+    def mask_rate(self, split: str, progress: float) -> float:
+        """Share of the tokens to predict; held-out text keeps the one that the run ends with."""
+        start, end = self.settings.mask_rate, self.settings.mask_rate_end
+        if end is None:
+            return start
+        return end if split != "train" else start + (end - start) * progress
+
     def seed(self, split: str) -> int:
         """The run's, but one for all runs on held-out text: models that differ in their seed are asked the same."""
         return self.run.seed if split == "train" else 0
 
-    def examples(self, split: str, epoch: int, index: np.ndarray) -> list[Example]:
-        """Examples `index` as this epoch sees them: token arrays, and the label of the pair."""
+    def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
+        """Examples `index` as this epoch sees them: token arrays, and the label of the pair.
+
+        Args:
+            progress: share of the run's budget that is spent, 0 to 1: it decides the masking rate.
+        """
+        rate = self.mask_rate(split, progress)
         pairs = self.draw(split, epoch, index)
         tokens = self.data[split].tokens
         cls, sep = (np.array([getattr(self.tokenizer, f"{name}_token_id")]) for name in ("cls", "sep"))
@@ -250,6 +266,7 @@ class SentencePairs:
                 None if self.word_starts is None else self.word_starts[ids],
                 draws.generator(self.seed(split), epoch, draws.MASK, int(number)),
                 self.settings,
+                rate,
                 self.tokenizer.mask_token_id,
                 self.regular,
             )

@@ -42,7 +42,7 @@ def bare(settings: Settings, steps: int) -> tuple[float, list[float]]:
     objective.prepare(writer=True)
     plan = plan_epoch(objective, settings, 0)
     data = Steps(objective, "train", 0, plan, settings.train.micro_batch, 0, 1)
-    batches = [data[step] for step in range(steps)]
+    batches = [data[step, 0.0] for step in range(steps)]
     torch.manual_seed(settings.seed)
     model = objective.build_model(settings.model).train()
     model.set_attn_implementation(settings.train.kernel)

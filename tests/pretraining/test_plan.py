@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pretraining.data import draws
-from pretraining.data.plan import make_plan, pack, share
+from pretraining.data.plan import Plan, make_plan, pack, share
 
 
 @pytest.fixture
@@ -12,10 +12,14 @@ def lengths() -> np.ndarray:
     return np.random.default_rng(0).lognormal(3.6, 0.6, 20_000).clip(5, 128).astype(np.int64)
 
 
+def plan_of(lengths: np.ndarray, window: int, seed: int = 0, epoch: int = 0) -> Plan:
+    return make_plan(np.arange(len(lengths)), lengths, 128, lambda _: 64, window, seed, epoch)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("window", [100, 4096, 10**6])
 def test_every_example_once_and_no_row_too_long(lengths: np.ndarray, window: int, seed: int):
-    plan = make_plan(lengths, 128, 64, window, seed, epoch=3)
+    plan = plan_of(lengths, window, seed, epoch=3)
     rows = [row for step in range(plan.steps) for row in plan.step(step)]
     assert np.array_equal(np.sort(np.concatenate(rows)), np.arange(len(lengths)))
     assert max(lengths[row].sum() for row in rows) <= 128
@@ -24,7 +28,7 @@ def test_every_example_once_and_no_row_too_long(lengths: np.ndarray, window: int
 
 
 def test_rows_are_at_least_98_percent_full(lengths: np.ndarray):
-    assert make_plan(lengths, 128, 64, 4096, 0, 0).fill >= 0.98
+    assert plan_of(lengths, 4096).fill >= 0.98
 
 
 def test_packing_is_no_worse_than_the_known_bound(lengths: np.ndarray):
@@ -36,7 +40,7 @@ def test_packing_is_no_worse_than_the_known_bound(lengths: np.ndarray):
 
 def test_a_plan_is_a_function_of_seed_and_epoch(lengths: np.ndarray):
     def order(seed: int, epoch: int) -> bytes:
-        return make_plan(lengths, 128, 64, 4096, seed, epoch).examples.tobytes()
+        return plan_of(lengths, 4096, seed, epoch).examples.tobytes()
 
     assert order(0, 1) == order(0, 1)
     assert len({order(0, 0), order(0, 1), order(1, 0)}) == 3
@@ -44,7 +48,7 @@ def test_a_plan_is_a_function_of_seed_and_epoch(lengths: np.ndarray):
 
 def test_long_and_short_examples_are_mixed_over_the_epoch(lengths: np.ndarray):
     """Packing sorts by length; steps must not: their mean example length varies as that of random rows does."""
-    plan = make_plan(lengths, 128, 64, len(lengths), 0, 0)
+    plan = plan_of(lengths, len(lengths))
     means = [lengths[np.concatenate(plan.step(step))].mean() for step in range(plan.steps - 1)]
     assert np.std(means) < 0.15 * lengths.std()
 

@@ -6,7 +6,7 @@ import torch
 
 from pretraining.data import draws
 from pretraining.data.batches import Steps
-from pretraining.data.plan import make_plan
+from pretraining.data.plan import Plan, make_plan
 from pretraining.data.prepare import PreparedText
 from pretraining.data.rows import IGNORED
 from pretraining.objectives.sentence_pairs import IS_NEXT, NOT_NEXT, draw_pairs, mask_tokens
@@ -15,6 +15,12 @@ from pretraining.settings import SentencePairsSettings
 
 def all_examples(objective, split="train", epoch=0):
     return objective.examples(split, epoch, np.arange(len(objective.data[split])))
+
+
+def plan_of(objective, split: str, rows: int) -> Plan:
+    index = objective.index(split, 0)
+    lengths = objective.lengths(split, 0, index)
+    return make_plan(index, lengths, 64, lambda _: rows, 4096, 0, 0, shuffle=split == "train")
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +169,13 @@ def test_an_example_is_a_function_of_seed_epoch_and_index(objective, make_object
 @pytest.mark.parametrize("kind", ["nsp", "sop", "none"])
 def test_lengths_are_those_of_the_examples(kind: str, make_objective):
     objective = make_objective(f"--objective.next_sentence={kind}")
-    lengths = objective.lengths("train", 1)
+    lengths = objective.lengths("train", 1, objective.index("train", 1))
     assert lengths.max() <= 64
     assert lengths.tolist() == [len(example["input_ids"]) for example in all_examples(objective, epoch=1)]
 
 
 def test_rows_hold_the_examples_and_are_98_percent_full(objective):
-    plan = make_plan(objective.lengths("train", 0), 64, 32, 4096, 0, 0)
+    plan = plan_of(objective, "train", 32)
     assert plan.fill >= 0.98
     rows = plan.step(0)
     examples = [objective.examples("train", 0, row) for row in rows]
@@ -190,8 +196,8 @@ def test_rows_hold_the_examples_and_are_98_percent_full(objective):
 
 @pytest.mark.parametrize(("micro_batch", "ranks", "rows"), [(1000, 1, 32), (1000, 2, 16), (16, 1, 16), (5, 1, 5)])
 def test_a_micro_batch_is_never_larger_than_the_step(objective, micro_batch: int, ranks: int, rows: int):
-    plan = make_plan(objective.lengths("train", 0), 64, 32, 4096, 0, 0)
-    batches = Steps(objective, "train", 0, plan, micro_batch, 0, ranks)[0]
+    plan = plan_of(objective, "train", 32)
+    batches = Steps(objective, "train", 0, plan, micro_batch, 0, ranks)[0, 0.0]
     assert {len(batch["input_ids"]) for batch in batches} == {rows}
 
 
@@ -202,14 +208,14 @@ def test_an_empty_row_has_no_targets(objective):
 
 
 def test_whole_words_are_hidden_whole():
-    settings = SentencePairsSettings(mask_rate=0.3)
+    settings = SentencePairsSettings()
     ids = np.arange(40)
     starts = np.arange(40) % 4 == 0  # words of four tokens
     maskable = np.ones(40, dtype=bool)
     maskable[20:22] = False  # a special token inside what would be one word
     for seed in range(50):
         _, labels = mask_tokens(
-            ids, maskable, starts, np.random.default_rng(seed), settings, mask_id=99, replacements=np.array([98])
+            ids, maskable, starts, np.random.default_rng(seed), settings, 0.3, mask_id=99, replacements=np.array([98])
         )
         hidden = (labels != IGNORED).reshape(10, 4)
         whole = np.delete(hidden, 5, axis=0)
@@ -221,7 +227,7 @@ def test_whole_words_are_hidden_whole():
 def test_evaluation_gives_the_loss_and_accuracy_of_the_batch(objective):
     settings = objective.run
     model = objective.build_model(settings.model).eval()
-    plan = make_plan(objective.lengths("validation", 0), 64, 8, 4096, 0, 0, shuffle=False)
+    plan = plan_of(objective, "validation", 8)
     rows = [objective.examples("validation", 0, row) for row in plan.step(0)]
     batch = objective.collate(rows, plan.sequences_per_row)
     with torch.no_grad():
