@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import EncoderDecoderCache, PreTrainedConfig
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface, EncoderDecoderCache, PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .dropout import dropout as attention_dropout
 
 Mask = Tensor | BlockMask | None  # as the kernel wants it: added to the scores, True where seen, blocks, or none
 
@@ -39,8 +42,46 @@ def scaled_dot_product_attention(
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(-1)
-    weights = nn.functional.dropout(weights, dropout, module.training)
+    weights = attention_dropout(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2), weights
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """The same over packed rows by torch's variable-length kernel, which computes no score across examples: `varlen`.
+
+    Args:
+        query, key, value: (B, H, T, D/H), (B, H, S, D/H), (B, H, S, D/H), on CUDA, in half precision.
+        cu_seq_lens_q, cu_seq_lens_k: where segments begin in the flattened batch, and its end, int32; the first token
+            of every row begins one.
+
+    Raises:
+        ValueError: the bounds are missing, or attention dropout is asked for, which the kernel has not.
+    """
+    if cu_seq_lens_q is None or cu_seq_lens_k is None:
+        raise ValueError("attn_implementation varlen reads packed rows: pass cu_seq_lens_q and cu_seq_lens_k.")
+    if dropout:
+        raise ValueError("attn_implementation varlen has no dropout: set attention_probs_dropout_prob to 0.")
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # (B, H, T, D/H) -> (B*T, H, D/H)
+    lengths = query.shape[2], key.shape[2]
+    window = (-1, 0) if module.is_causal else (-1, -1)
+    mixed = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_k, *lengths, scale=scaling, window_size=window)
+    assert isinstance(mixed, Tensor)  # a pair only where return_aux asks for it
+    return mixed.unflatten(0, (len(query), -1)), None  # (B*T, H, D/H) -> (B, T, H, D/H)
+
+
+AttentionInterface.register("varlen", varlen_attention)
+AttentionMaskInterface.register("varlen", flash_attention_mask)  # none where the rows are packed
 
 
 class MultiHeadAttention(nn.Module):
@@ -135,7 +176,8 @@ def packed_rule(
             "sequence_ids and decoder_sequence_ids go together: a packed source needs a packed target, "
             "one pair bearing one id on both sides."
         )
-    if "flash" in config._attn_implementation and "cu_seq_lens_q" not in kwargs:
+    maskless = "flash" in config._attn_implementation or config._attn_implementation == "varlen"
+    if maskless and "cu_seq_lens_q" not in kwargs:
         raise ValueError(
             f"{config._attn_implementation} takes no mask, so sequence_ids alone would let examples see one "
             "another: pass cu_seq_lens_q and cu_seq_lens_k too, or choose eager, sdpa or flex_attention."

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .attention import packed_positions
+from .dropout import Dropout
 
 
 class SinusoidalPositions(nn.Module):
@@ -47,7 +48,7 @@ class TokenEmbeddings(nn.Module):
         self.positions = (nn.Embedding if learned else SinusoidalPositions)(config.max_position_embeddings, width)
         self.segments = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.embedding_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -96,7 +97,7 @@ class PatchEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.pooling == "cls" else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if use_mask_token else None
         self.positions = nn.Parameter(torch.zeros(1, patches + (self.cls_token is not None), width))
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, interpolate_pos_encoding: bool = False

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .attention import packed_starts
+from .dropout import Dropout
 
 Count = Tensor | int | float
 Counts = dict[str, Count] | Count | None
@@ -88,12 +89,13 @@ def smoothed_loss(
     return divided(total, labels, "labels", num_items_in_batch)
 
 
-def at_labels(x: Tensor, labels: Tensor | None, logits_at_labels: bool) -> tuple[Tensor, Tensor | None]:
-    """Only the states (M, D) and labels (M,) where there is a target: the head then costs nothing elsewhere."""
-    if not logits_at_labels or labels is None:
-        return x, labels
-    kept = labels != -100
-    return x[kept], labels[kept]
+def first_places(x: Tensor, sequence_ids: Tensor | None = None, sequence_starts: Tensor | None = None) -> Tensor:
+    """Where the first token of each sequence of x (B, T, D) lies in the flattened batch: (B,), or packed (B, E)."""
+    rows = torch.arange(len(x), device=x.device) * x.shape[1]
+    if sequence_ids is None:
+        return rows
+    starts = packed_starts(sequence_ids) if sequence_starts is None else sequence_starts
+    return rows[:, None] + starts
 
 
 def pool(
@@ -116,9 +118,9 @@ def pool(
             return x.mean(1)
         weight = attention_mask[..., None].to(x.dtype)
         return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
-    starts = packed_starts(sequence_ids) if sequence_starts is None else sequence_starts
     if pooling == "cls":
-        return x.gather(1, starts[..., None].expand(-1, -1, x.shape[-1]))
+        return x.flatten(0, 1)[first_places(x, sequence_ids, sequence_starts)]
+    starts = packed_starts(sequence_ids) if sequence_starts is None else sequence_starts
     wanted = torch.arange(1, starts.shape[1] + 1, device=x.device)
     member = (sequence_ids[:, None] == wanted[None, :, None]).to(x.dtype)  # (B, E, T)
     return member @ x / member.sum(-1, keepdim=True).clamp(min=1)
@@ -129,11 +131,10 @@ class Pooler(nn.Module):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
-        self.pooling = config.pooling
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, *where: Tensor | None) -> Tensor:
-        return self.dense(pool(x, self.pooling, *where)).tanh()
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.dense(pooled).tanh()
 
 
 class MaskedLanguageModelHead(nn.Module):
@@ -160,7 +161,7 @@ class ClassificationHead(nn.Module):
     def __init__(self, config: PreTrainedConfig, num_labels: int):
         super().__init__()
         rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(rate)
+        self.dropout = Dropout(rate)
         self.dense = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, x: Tensor) -> Tensor:

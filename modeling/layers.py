@@ -8,6 +8,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Mask, MultiHeadAttention
+from .dropout import Dropout
 
 
 class FeedForward(nn.Module):
@@ -30,7 +31,7 @@ class Residual(nn.Module):
         super().__init__()
         self.pre = config.norm_position == "pre"
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre:
@@ -48,8 +49,10 @@ class EncoderBlock(GradientCheckpointingLayer):
         self.feed_forward = FeedForward(config)
         self.feed_forward_residual = Residual(config)
 
-    def forward(self, x: Tensor, mask: Mask = None, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None, read_at: Tensor | None = None, **kwargs) -> Tensor:
         x = self.attention_residual(x, lambda y: self.attention(y, mask, **kwargs)[0])
+        if read_at is not None:
+            x = x.flatten(0, 1)[read_at]  # (B, T, D) -> (N, D)
         return self.feed_forward_residual(x, self.feed_forward)
 
 
@@ -89,7 +92,14 @@ class Stack(nn.Module):
         pre = config.norm_position == "pre"
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if pre else nn.Identity()
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        for block in self.blocks:
+    def forward(self, x: Tensor, *args, read_at: Tensor | None = None, **kwargs) -> Tensor:
+        """(B, T, D) to (B, T, D); or to (N, D), the states `read_at` (N,), counted through the flattened batch.
+
+        What nobody reads is not computed: the last block's feed-forward then runs on these states alone.
+        """
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, *args, **kwargs)
-        return self.norm(x)
+        if read_at is not None:
+            kwargs["read_at"] = read_at
+        return self.norm(last(x, *args, **kwargs))

@@ -29,7 +29,7 @@ from .attention import (
 from .base import ForwardKwargs, KeelTextPreTrainedModel
 from .configuration import KeelSeq2SeqConfig
 from .embeddings import TokenEmbeddings
-from .heads import Counts, at_labels, smoothed_loss
+from .heads import Counts, smoothed_loss
 from .layers import DecoderBlock, EncoderBlock, Stack
 
 # The logit of padding, which is never a target: its probability is exactly zero in every dtype, and yet finite, so
@@ -245,7 +245,6 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         sequence_ids: Tensor | None = None,
         decoder_sequence_ids: Tensor | None = None,
         num_items_in_batch: Counts = None,
-        logits_at_labels: bool = False,
         **kwargs: Unpack[ForwardKwargs],
     ) -> Seq2SeqLMOutput:
         """
@@ -253,7 +252,6 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             labels: (B, T), the target tokens, -100 for none; they stand for `decoder_input_ids` where those are not
                 given.
             num_items_in_batch: what the loss is divided by, as `heads.divided` says.
-            logits_at_labels: logits only where there is a label, (M, V) instead of (B, T, V).
         """
         if labels is not None:
             use_cache = False
@@ -273,12 +271,11 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             decoder_sequence_ids,
             **kwargs,
         )
-        x, targets = at_labels(outputs.last_hidden_state, labels, logits_at_labels)
-        logits = self.lm_head(x) + self.final_logits_bias
+        logits = self.lm_head(outputs.last_hidden_state) + self.final_logits_bias
         loss = None
-        if targets is not None:
+        if labels is not None:
             smoothing = self.config.label_smoothing if self.training else 0.0
-            loss = smoothed_loss(logits, targets, self.config.pad_token_id, smoothing, num_items_in_batch)
+            loss = smoothed_loss(logits, labels, self.config.pad_token_id, smoothing, num_items_in_batch)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,

@@ -109,7 +109,7 @@ def train_step(
         torch.manual_seed(int(draws.mix(seed, draws.TORCH, step, accelerator.process_index, i)))
         last = i == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
-            out = model(**send_to_device(batch, device), **objective.forward_arguments, num_items_in_batch=counts)
+            out = model(**send_to_device(batch, device), num_items_in_batch=counts)
             accelerator.backward(out.loss * ranks)  # gradients are averaged over the processes: the sum is wanted
         for name, value in out.items():
             if name.endswith("loss"):
@@ -269,7 +269,7 @@ def train(settings: Settings) -> None:
     if accelerator.is_main_process:
         opened = open_exported(exported, type(fresh))
         probe = Steps(objective, "validation", 0, held_out, micro_batch=4, rank=0, ranks=1)[0, 0.0][0]
-        inputs = {name: value for name, value in probe.items() if name not in objective.targets}
+        inputs = {name: value for name, value in probe.items() if name not in (*objective.targets, "read_at")}
         write_probe(opened, inputs, folder / "probe.safetensors")
         log.say(f"\n{state.step:,} steps, {state.tokens:,} tokens, {state.seconds:.0f} s of training")
         report(log, step, told, objective.samples(opened, settings.evaluation.samples), exported)

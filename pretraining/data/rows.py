@@ -36,11 +36,14 @@ def layout(rows: list[list[Example]], key: str, length: int, sequences: int) -> 
 
     Returns:
         `sequence_ids` (R, L): 1, 2, 3 ... for the examples of a row, 0 for padding; `position_ids` (R, L), counted
-        anew in each example; `sequence_starts` (R, E): the first token of each example, 0 where there is none.
+        anew in each example; `sequence_starts` (R, E): the first token of each example, 0 where there is none;
+        `cu_seq_lens_q` and `cu_seq_lens_k` (R * (E + 1) + 1,): where each example and each row's padding begins in the
+        flattened rows, for kernels that take no mask; the same number of bounds whatever the rows hold.
     """
     ids = np.zeros((len(rows), length), dtype=np.int64)
     positions = np.zeros((len(rows), length), dtype=np.int64)
     starts = np.zeros((len(rows), sequences), dtype=np.int64)
+    ends = np.full((len(rows), sequences + 1), length, dtype=np.int32)
     for r, examples in enumerate(rows):
         at = 0
         for i, example in enumerate(examples):
@@ -49,5 +52,12 @@ def layout(rows: list[list[Example]], key: str, length: int, sequences: int) -> 
             positions[r, at : at + size] = np.arange(size)
             starts[r, i] = at
             at += size
-    arrays = {"sequence_ids": ids, "position_ids": positions, "sequence_starts": starts}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+            ends[r, i] = at
+    bounds = np.append(np.int32(0), ends + np.arange(len(rows), dtype=np.int32)[:, None] * np.int32(length))
+    return {
+        "sequence_ids": torch.from_numpy(ids),
+        "position_ids": torch.from_numpy(positions),
+        "sequence_starts": torch.from_numpy(starts),
+        "cu_seq_lens_q": torch.from_numpy(bounds),
+        "cu_seq_lens_k": torch.from_numpy(bounds.copy()),
+    }

@@ -15,8 +15,6 @@ class Objective(Protocol):
 
     targets: tuple[str, ...]
     """The model's arguments that bear targets: each has its own loss, divided by its own count over the step."""
-    forward_arguments: dict[str, bool]
-    """Arguments of forward that are no data."""
     row_length: int
     """Tokens in a packed row."""
     metric: str

@@ -141,7 +141,6 @@ class SentencePairs:
     """The objective of BERT."""
 
     targets: tuple[str, ...] = ("labels", "next_sentence_label")
-    forward_arguments = {"logits_at_labels": True}
     metric, lower_is_better = "mlm_loss", True
 
     def __init__(self, settings: Settings):
@@ -288,6 +287,7 @@ class SentencePairs:
             "labels": pack_tokens(rows, "labels", self.row_length, IGNORED),
             **layout(rows, "input_ids", self.row_length, sequences),
         }
+        batch["read_at"] = torch.nonzero(batch["labels"].flatten() != IGNORED).flatten()
         if self.pairs:
             batch["next_sentence_label"] = pack_values(rows, "next_sentence_label", sequences)
         return batch
@@ -299,8 +299,8 @@ class SentencePairs:
     def evaluate(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Each measure's sum and count over the batch."""
         one = torch.ones((), device=batch["labels"].device)
-        out = model(**batch, **self.forward_arguments, num_items_in_batch=dict.fromkeys(self.targets, one))
-        labels = batch["labels"][batch["labels"] != IGNORED]
+        out = model(**batch, num_items_in_batch=dict.fromkeys(self.targets, one))
+        labels = batch["labels"].flatten()[batch["read_at"]]
         count = torch.as_tensor(len(labels), device=labels.device)
         logits = out.prediction_logits if self.pairs else out.logits
         sums = {

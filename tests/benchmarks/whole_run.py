@@ -61,7 +61,7 @@ def bare(settings: Settings, steps: int) -> tuple[float, list[float]]:
         for i, batch in enumerate(micro_batches):
             torch.manual_seed(int(draws.mix(settings.seed, draws.TORCH, step, 0, i)))
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.train.precision == "bf16"):
-                loss = model(**batch, **objective.forward_arguments, num_items_in_batch=counts).loss
+                loss = model(**batch, num_items_in_batch=counts).loss
             loss.backward()
             total += loss.item()
             tokens += objective.tokens(batch)

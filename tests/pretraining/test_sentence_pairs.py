@@ -232,7 +232,7 @@ def test_evaluation_gives_the_loss_and_accuracy_of_the_batch(objective):
     batch = objective.collate(rows, plan.sequences_per_row)
     with torch.no_grad():
         sums = objective.evaluate(model, batch)
-        out = model(**batch)
+        out = model(**{name: value for name, value in batch.items() if name != "read_at"})
     measures = {name: float(total / count) for name, (total, count) in sums.items()}
     at = batch["labels"] != IGNORED
     right = (out.prediction_logits.argmax(-1) == batch["labels"])[at].float().mean()
@@ -245,3 +245,42 @@ def test_masks_do_not_repeat_across_examples():
     """Neighbouring indices must not share a generator's stream."""
     first = [draws.generator(0, 0, draws.MASK, i).random(4).tobytes() for i in range(1000)]
     assert len(set(first)) == 1000
+
+
+def by_segments(q, k, v, bounds, _, longest, __, scale, window_size):
+    """What torch's variable-length kernel computes (CUDA alone), segment by segment."""
+    assert window_size == (-1, -1) and len(bounds) - 1 >= len(set(bounds.tolist())) - 1
+    parts = []
+    for start, end in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
+        assert 0 <= end - start <= longest
+        x, y, z = (t[start:end].transpose(0, 1) for t in (q, k, v))
+        parts.append(((x @ y.transpose(1, 2) * scale).softmax(-1) @ z).transpose(0, 1))
+    return torch.cat(parts)
+
+
+def test_rows_tell_a_maskless_kernel_where_examples_begin(objective, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("modeling.attention.varlen_attn", by_segments)
+    config = objective.run.model
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    model = objective.build_model(config).double()
+    plan = plan_of(objective, "train", 8)
+    rows = [objective.examples("train", 0, row) for row in [*plan.step(0), plan.step(0)[0][:0]]]
+    batch = objective.collate(rows, plan.sequences_per_row)
+    assert len(batch["cu_seq_lens_q"]) == 9 * (plan.sequences_per_row + 1) + 1
+    found = {}
+    for kernel in ("eager", "varlen"):
+        model.set_attn_implementation(kernel)
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        found[kernel] = [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+    for one, other in zip(found["eager"], found["varlen"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="cu_seq_lens"):
+        model(**{name: value for name, value in batch.items() if not name.startswith("cu_seq")})
+    config.attention_probs_dropout_prob = 0.1
+    with pytest.raises(ValueError, match="no dropout"):
+        dropping = objective.build_model(config).train()
+        dropping.set_attn_implementation("varlen")
+        dropping(**batch)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.1
