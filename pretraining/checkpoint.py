@@ -19,6 +19,10 @@ class State:
     epoch: int = 0
     step_in_epoch: int = 0
     """Steps of this epoch done: the position in the data."""
+    phase: int = 0
+    """Which of the run's phases; a new one begins a new epoch."""
+    passes: float = 0.0
+    """Passes over the data before this epoch; an epoch that a phase ended counts by its share."""
     tokens: int = 0
     """Tokens seen, padding not counted."""
     seconds: float = 0.0
@@ -27,10 +31,14 @@ class State:
     """Step, value and measures of the best evaluation."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """Measures of the last evaluation."""
+    stale: int = 0
+    """Evaluations since the best one."""
     pending: list[dict[str, float]] = field(default_factory=list)
     """Measures of the steps since the last log line."""
     run_id: str = ""
     """The trackers' name for this run."""
+    settled: dict[str, Any] = field(default_factory=dict)
+    """What the probe found at the run's start: a resumed run computes in the same way."""
     contract: dict[str, Any] = field(default_factory=dict)
     """What decides the data and the mathematics of a step; a resumed run must have the same."""
 
@@ -48,6 +56,10 @@ def save(accelerator: Accelerator, folder: Path, state: State, keep: int) -> Non
     """
     final = folder / "checkpoints" / f"step-{state.step}"
     unfinished = final.with_name(f"unfinished-{state.step}")
+    if accelerator.is_main_process:
+        for left in final.parent.glob("unfinished-*"):  # by a kill
+            shutil.rmtree(left)
+    accelerator.wait_for_everyone()
     accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -97,13 +109,18 @@ def choose(folder: Path, resume: str) -> Path | None:
     return path
 
 
+def read_state(path: Path) -> State:
+    """The state in a checkpoint."""
+    return State(**json.loads((path / "state.json").read_text()))
+
+
 def load(accelerator: Accelerator, path: Path, contract: dict[str, Any]) -> State:
     """Weights, optimizer and state of a checkpoint.
 
     Raises:
         ValueError: it was made with other settings.
     """
-    state = State(**json.loads((path / "state.json").read_text()))
+    state = read_state(path)
     for name, value in contract.items():
         saved = state.contract.get(name)
         if saved != value:

@@ -28,7 +28,7 @@ def make_evaluation_plan(objective: Objective, settings: Settings) -> Plan:
 def evaluate(
     model: nn.Module, objective: Objective, plan: Plan, micro_batch: int, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Every measure of the objective over the held-out rows, all processes together."""
+    """Every measure of the objective over the held-out rows, all processes together; the model is left in eval mode."""
     model.eval()
     sums: dict[str, torch.Tensor] = {}
     steps = Steps(
@@ -41,6 +41,5 @@ def evaluate(
                 for name, pair in measures.items():
                     total = torch.stack([part.double() for part in pair])
                     sums[name] = sums.get(name, torch.zeros_like(total)) + total
-    model.train()
     totals = {name: accelerator.reduce(total, "sum").tolist() for name, total in sums.items()}
     return {name: total / max(count, 1) for name, (total, count) in totals.items()}

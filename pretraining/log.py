@@ -10,7 +10,7 @@ from traceback import extract_tb
 
 import wandb
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 from pretraining.checkpoint import State
@@ -44,18 +44,19 @@ def wandb_mode(settings: LogSettings) -> str:
 class Log:
     """Speaks on the main process alone."""
 
-    def __init__(self, accelerator: Accelerator, folder: Path, settings: LogSettings):
-        self.accelerator, self.folder, self.settings = accelerator, folder, settings
-        self.main = accelerator.is_main_process
+    def __init__(self, process: PartialState, folder: Path, settings: LogSettings):
+        self.folder, self.settings = folder, settings
+        self.main = process.is_main_process
         self.metrics = folder / "metrics.jsonl"
         self.bar: tqdm | None = None
+        self.accelerator: Accelerator | None = None
 
     def say(self, line: str) -> None:
         if self.main:
             tqdm.write(line)
 
     @contextmanager
-    def running(self, settings: Settings, state: State) -> Iterator[None]:
+    def running(self, accelerator: Accelerator, settings: Settings, state: State) -> Iterator[None]:
         """The run's folder, trackers and bar, from here to the end; then the curves, whatever the end was.
 
         What metrics.jsonl holds of steps after `state.step` is forgotten: a resumed run does those steps again.
@@ -68,7 +69,8 @@ class Log:
             unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(unfinished, self.metrics)
             self.bar = tqdm(total=100, bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}", disable=None)
-        self.accelerator.wait_for_everyone()
+        self.accelerator = accelerator
+        accelerator.wait_for_everyone()
         if self.settings.trackers:
             # Offline wandb makes a folder for each start; the id makes one run of them.
             options = {
@@ -79,8 +81,14 @@ class Log:
                 "dir": str(self.folder),
                 "settings": wandb.Settings(silent=True),
             }
-            config = yaml.safe_load(settings.resolved)
-            self.accelerator.init_trackers(self.settings.project, config, {"wandb": options})
+            sections = yaml.safe_load(settings.resolved)
+            config = {  # flat, of plain values: tensorboard takes no other
+                ".".join(filter(None, (section, name))): value if isinstance(value, bool | int | float) else str(value)
+                for section, values in sections.items()
+                for name, value in (values if isinstance(values, dict) else {"": values}).items()
+            }
+            trackio = {"name": f"{settings.name}-{state.run_id}", "resume": "allow"}
+            accelerator.init_trackers(self.settings.project, config, {"wandb": options, "trackio": trackio})
         try:
             yield
         finally:
@@ -90,7 +98,7 @@ class Log:
                 draw_curves(self.read(), self.folder / "curves.png")
             if self.settings.trackers:
                 # Not end_training(), which would end the process group too, and the model is yet to be exported.
-                for tracker in self.accelerator.trackers:
+                for tracker in accelerator.trackers:
                     tracker.finish()
 
     def read(self) -> list[dict]:
@@ -103,6 +111,7 @@ class Log:
     def write(self, measures: dict[str, float], step: int, progress: float) -> None:
         """One line everywhere: `measures` after `step` steps, at `progress` (0 to 1) of the budget."""
         if self.settings.trackers:
+            assert self.accelerator is not None  # running
             self.accelerator.log(measures, step=step)
         if not self.main:
             return
@@ -115,7 +124,7 @@ class Log:
         left = measures["seconds"] / progress * (1 - progress)
         line = (
             f"loss {measures['loss']:.3f}  lr {measures['learning_rate']:.1e}  "
-            f"{measures['tokens_per_second']:,.0f} tokens/s  {clock(left)} left"
+            f"{measures['tokens_per_second']:,.0f} tokens/s  MFU {measures['mfu']:.0%}  {clock(left)} left"
         )
         assert self.bar is not None
         if self.bar.disable:

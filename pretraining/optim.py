@@ -1,30 +1,91 @@
-"""Parameter groups, the optimizer, and the learning rate as a function of where the run is."""
+"""Parameter groups, the optimizer, the averaged weights, and the learning rate as a function of where the run is."""
 
 import math
+import re
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from pretraining.settings import OptimSettings
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; biases, norms and other vectors do not (Devlin 2018, released code)."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def layer_of(name: str, depth: int) -> int:
+    """The layer of a parameter: 0 the embeddings, 1 ... `depth` the blocks, `depth` + 1 what stands on them."""
+    block = re.search(r"\.blocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    return 0 if "embeddings." in name else depth + 1
+
+
+def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
+    """Parameters that are treated alike: `matrix` of a block or not, `weight_decay`, and `scale` of the learning rate.
+
+    Matrices decay; biases, norms and other vectors do not (Devlin 2018, released code).
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    blocks = [int(number) for name, _ in named for number in re.findall(r"\.blocks\.(\d+)\.", name)]
+    depth = max(blocks, default=-1) + 1
+    groups: dict[tuple, dict[str, Any]] = {}
+    for name, parameter in named:
+        scale = settings.layer_decay ** (depth + 1 - layer_of(name, depth))
+        decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+        matrix = parameter.ndim == 2 and ".blocks." in name
+        group = {"params": [], "weight_decay": decay, "scale": scale, "matrix": matrix}
+        groups.setdefault((decay, scale, matrix), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon for some groups and AdamW for the others, as one optimizer: one step, one state, one loss scaler."""
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW):
+        self.parts = (muon, adamw)
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self.share_groups()
+
+    def share_groups(self) -> None:
+        """A learning rate that is set here is set in the parts."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure=None):  # type: ignore[override]
+        assert closure is None
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.share_groups()
 
 
 def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov 2017); its learning rate is set before every step."""
-    return torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay),
-        lr=0.0,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-    )
+    """The optimizer that the settings name; its learning rate is set before every step."""
+    groups = parameter_groups(model, settings)
+    matrices = [group for group in groups if group["matrix"]] if settings.optimizer == "muon" else []
+    others = [group for group in groups if not matrices or not group["matrix"]]
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
+    adamw = torch.optim.AdamW(others, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=fused)
+    if not matrices:
+        return adamw
+    # The scale that gives Muon's update the size of AdamW's: one learning rate serves both.
+    muon = torch.optim.Muon(matrices, lr=0.0, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw")
+    return MuonAndAdamW(muon, adamw)
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel:
+    """A moving average of the weights (Polyak 1992), whose memory grows with the steps up to 1 / (1 - decay)."""
+
+    @torch.no_grad()
+    def update(averages, weights, steps) -> None:
+        share = 1 - min(decay, float((1 + steps) / (10 + steps)))
+        torch._foreach_lerp_(list(averages), list(weights), share)
+
+    return AveragedModel(model, multi_avg_fn=update)
 
 
 def learning_rate(settings: OptimSettings, hidden_size: int, step: int, progress: float) -> float:

@@ -4,8 +4,9 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import yaml
 from accelerate.utils import LoggerType
 from transformers import PreTrainedConfig
 
@@ -116,18 +117,35 @@ class TrainSettings:
     """Budget in minutes of training by the main process's clock: for experiments, since no two runs are equal."""
     rows_per_step: int = 64
     """Packed rows in a step, over all processes and micro-batches."""
-    micro_batch: int = 16
-    """Rows that one process computes at a time; free, since it never changes what a step sees."""
+    rows_at_start: int | None = None
+    """Rows in the first step, growing evenly to rows_per_step over batch_warmup steps (Brown 2020, 2.3); null: none."""
+    batch_warmup: int = 0
+    """Steps until a step has rows_per_step rows."""
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    """Earlier phases of the run: settings of `objective`, rows_per_step or micro_batch that hold `until` a share of the
+    budget is spent, as in [{until: 0.9, objective.sequence_length: 128, train.rows_per_step: 256}]; then come the run's
+    own."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Rows that one process computes at a time; free, since it never changes what a step sees. auto: as many as still
+    make a row cheaper and fit."""
     window: int = 8192
     """Examples among which rows are packed."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; 0: not clipped."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: matrix products in bfloat16, weights and optimizer in fp32."""
-    kernel: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
-    """The attention implementation, as transformers names it."""
-    threads: int = 0
-    """CPU threads of each process; 0: cores divided by the processes on this machine."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """bf16, fp16: matrix products in half precision, weights and optimizer in fp32; fp16 with a loss scaler, on CUDA.
+    auto: fp32, or bf16 where a probe at the start finds it faster."""
+    kernel: Literal["auto", "eager", "sdpa", "flex_attention", "varlen"] = "auto"
+    """The attention implementation: transformers' names, and varlen (CUDA, no attention dropout), which computes no
+    score across packed examples. auto: the fastest of a probe."""
+    linear: Literal["auto", "torch", "onednn"] = "auto"
+    """fp32 linear layers on CPU by torch's usual library or by oneDNN, full precision both. auto: the faster one."""
+    threads: int | Literal["auto"] = "auto"
+    """CPU threads of each process. auto: cores divided by the processes on this machine, or half, if that is faster."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    tf32: bool = True
+    """On CUDA: fp32 products with TF32's 10 bits of mantissa."""
     workers: int = 0
     """Processes that prepare batches ahead; 0: the training process does."""
     deterministic: bool = False
@@ -145,16 +163,46 @@ class TrainSettings:
             )
         if getattr(self, given[0]) <= 0:
             raise ValueError(f"train.{given[0]} is {getattr(self, given[0])}: a budget is more than 0.")
-        for name in ("rows_per_step", "micro_batch", "window"):
-            between(f"train.{name}", getattr(self, name), 1)
-        for name in ("max_grad_norm", "threads", "workers"):
+        for name in ("rows_per_step", "micro_batch", "window", "threads"):
+            if getattr(self, name) != "auto":
+                between(f"train.{name}", getattr(self, name), 1)
+        for name in ("max_grad_norm", "workers", "batch_warmup"):
             between(f"train.{name}", getattr(self, name), 0)
+        if self.rows_at_start is not None:
+            between("train.rows_at_start", self.rows_at_start, 1, self.rows_per_step)
+        if (self.rows_at_start is None) != (self.batch_warmup == 0):
+            raise ValueError(
+                f"train.rows_at_start is {self.rows_at_start} and train.batch_warmup {self.batch_warmup}: a step grows "
+                "from the one over the other, so set both or neither."
+            )
+        self.check_phases()
+
+    def check_phases(self) -> None:
+        """Raises ValueError where a phase has no end, or ends not after the one before."""
+        before = 0.0
+        for i, phase in enumerate(self.phases):
+            until = phase.get("until")
+            if not isinstance(until, float) or not before < until < 1:
+                raise ValueError(
+                    f"train.phases[{i}] ends at until: {until}, which must be a share of the budget above {before:g} "
+                    "and below 1: the run's own settings hold to the end."
+                )
+            before = until
+
+    def rows(self, step: int) -> int:
+        """Rows of the run's step 0, 1, ..."""
+        if self.rows_at_start is None or step >= self.batch_warmup:
+            return self.rows_per_step
+        return self.rows_at_start + (self.rows_per_step - self.rows_at_start) * step // self.batch_warmup
 
 
 @dataclass
 class OptimSettings:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw (Loshchilov 2017); muon (Jordan 2024) for the matrices of the blocks, adamw for all else, at one learning
+    rate (Liu 2025, 2.2)."""
     learning_rate: float | None = 1e-4
     """Peak learning rate; null, with noam only: (hidden_size * warmup) ** -0.5 (Vaswani 2017, 5.3)."""
     weight_decay: float = 0.01
@@ -165,6 +213,12 @@ class OptimSettings:
     """Decay of the second moment."""
     epsilon: float = 1e-6
     """Added to the root of the second moment."""
+    momentum: float = 0.95
+    """Muon's."""
+    layer_decay: float = 1.0
+    """Each layer learns at this times the rate of the one above it (Clark 2020, appendix); 1: all alike."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then what is evaluated and exported; 0: none."""
     schedule: Literal["linear", "cosine", "noam", "wsd", "constant"] = "linear"
     """After warm-up: linear or cosine to zero, inverse square root (noam), warmup-stable-decay (wsd) or constant."""
     warmup: float = 0.1
@@ -183,7 +237,8 @@ class OptimSettings:
             between(f"optim.{name}", getattr(self, name), 0)
         between("optim.learning_rate", self.learning_rate or 0, 0)
         between("optim.decay", self.decay, 0, 1)
-        for name in ("beta1", "beta2"):
+        between("optim.layer_decay", self.layer_decay, 0, 1)
+        for name in ("beta1", "beta2", "momentum", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}: it must be at least 0 and below 1.")
 
@@ -197,10 +252,12 @@ class EvaluationSettings:
     examples: int = 4096
     """At most this many held-out examples, always the same ones; 0: all of them."""
     samples: int = 4
-    """Samples printed at the end."""
+    """Samples printed at each evaluation."""
+    patience: int = 0
+    """Stop after so many evaluations without a better one; 0: never."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "examples", "samples"):
+        for name in ("every", "examples", "samples", "patience"):
             between(f"evaluation.{name}", getattr(self, name), 0)
 
 
@@ -275,10 +332,51 @@ class Settings:
                 f"set model.max_position_embeddings to at least {longest}."
             )
 
+        self.phases()
+
     @property
     def folder(self) -> Path:
         """Where the run leaves everything."""
         return Path(self.runs) / self.name
+
+    def changed(self, changes: dict[str, Any]) -> "Settings":
+        """These settings with others at `section.key`, validated anew.
+
+        Raises:
+            ValueError: there is no such key, or the settings are at odds.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        for key, value in changes.items():
+            section, _, name = key.partition(".")
+            if not hasattr(getattr(self, section, None), name):
+                raise ValueError(f"there is no setting {key}.")
+            sections.setdefault(section, {})[name] = value
+        parts = {section: dataclasses.replace(getattr(self, section), **new) for section, new in sections.items()}
+        resolved = yaml.safe_load(self.resolved)
+        for section, new in sections.items():
+            resolved[section] |= new
+        return dataclasses.replace(self, **parts, resolved=yaml.safe_dump(resolved, sort_keys=False))
+
+    def phases(self) -> list[tuple[float, "Settings"]]:
+        """The settings of each phase, and the share of the budget at which it ends.
+
+        Raises:
+            ValueError: a phase changes what must not change in the course of a run.
+        """
+        found: list[tuple[float, Settings]] = []
+        own = dataclasses.replace(self.train, phases=[])
+        for i, phase in enumerate(self.train.phases):
+            changes = {key: value for key, value in phase.items() if key != "until"}
+            for key in changes:
+                if key not in ("train.rows_per_step", "train.micro_batch") and not key.startswith("objective."):
+                    raise ValueError(
+                        f"train.phases[{i}] sets {key}, and a phase changes objective.*, train.rows_per_step and "
+                        "train.micro_batch alone."
+                    )
+            if changes.get("objective.sequence_length") and "objective.row_length" not in changes:
+                changes["objective.row_length"] = None  # as long as the sequence
+            found.append((phase["until"], dataclasses.replace(self, train=own).changed(changes)))
+        return [*found, (1.0, self)]
 
 
 # What a model's configuration takes from the tokenizer or inherits from transformers is no setting of a run.

@@ -16,8 +16,8 @@ class Plan:
     offsets: np.ndarray
     bounds: np.ndarray
     """The last step may have fewer rows than it should."""
-    tokens: np.ndarray
-    """Tokens of each step, padding not counted."""
+    tokens_before: np.ndarray
+    """The epoch's tokens before each step, padding not counted; ends with all of them."""
     fill: float
     """Share of the rows' tokens that is no padding."""
     sequences_per_row: int
@@ -103,7 +103,7 @@ def make_plan(
         examples=index[order],
         offsets=offsets,
         bounds=np.array(bounds),
-        tokens=np.diff(before[offsets[bounds]]),
+        tokens_before=before[offsets[bounds]],
         fill=float(lengths.sum() / (len(packed) * row_length)),
         sequences_per_row=int(sizes.max()),
     )

@@ -315,13 +315,14 @@ class SentencePairs:
         return sums
 
     @torch.no_grad()
-    def samples(self, model: PreTrainedModel, count: int) -> list[str]:
+    def samples(self, model: torch.nn.Module, count: int) -> list[str]:
         """Held-out sentences with one word hidden, and the model's three best guesses for it."""
         data = self.data["validation"]
         starts = data.sentences
         sizes = np.diff(starts)
         fit = np.flatnonzero((sizes >= 8) & (sizes <= 40))
         order = np.argsort(draws.mix(draws.MASK, fit), kind="stable")
+        device = next(model.parameters()).device
         shown: list[str] = []
         for sentence in fit[order]:
             if len(shown) == count:
@@ -333,7 +334,7 @@ class SentencePairs:
             at = words[int(draws.below(len(words), draws.SPLIT, int(sentence)))]
             hidden = np.concatenate([[self.tokenizer.cls_token_id], ids, [self.tokenizer.sep_token_id]])
             hidden[at + 1] = self.tokenizer.mask_token_id
-            out = model(input_ids=torch.from_numpy(hidden)[None].to(model.device))
+            out = model(input_ids=torch.from_numpy(hidden)[None].to(device))
             logits = (out.prediction_logits if self.pairs else out.logits)[0, at + 1]
             guesses = zip(*logits.softmax(-1).topk(3), strict=True)
             best = ", ".join(f"{self.text(guess)} {probability:.0%}" for probability, guess in guesses)

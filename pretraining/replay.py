@@ -1,0 +1,78 @@
+"""Compute a step that was not finite again: python -m pretraining.replay runs/NAME/bad-step-N"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import modeling
+from pretraining.hardware import DTYPES
+from pretraining.step import seed_of
+
+
+def finite(value: object) -> bool:
+    tensors = value if isinstance(value, tuple | list) else [value]
+    return all(bool(torch.isfinite(x).all()) for x in tensors if isinstance(x, Tensor) and x.is_floating_point())
+
+
+def first_bad_module(model: nn.Module, batch: dict[str, Tensor]) -> str:
+    """The first module, in the order of computation, whose output is not finite; empty: none."""
+    found: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, name=name: None if finite(out) else found.append(name))
+        for name, module in model.named_modules()
+        if not any(module.children())
+    ]
+    with torch.no_grad():
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return found[0] if found else ""
+
+
+def replay(folder: Path, device: str) -> bool:
+    """Prints loss and gradient norm of every micro-batch, as the run computed it and in fp32.
+
+    Returns:
+        Whether all were finite in fp32.
+    """
+    facts = json.loads((folder / "replay.json").read_text())
+    model = getattr(modeling, facts["class"]).from_pretrained(folder, attn_implementation=facts["kernel"])
+    model = model.to(device).train()
+    bad = [name for name, weight in model.named_parameters() if not finite(weight)]
+    print(f"step {facts['step']} of seed {facts['seed']}; weights that are not finite: {', '.join(bad) or 'none'}")
+    fine = not bad
+    for rank in range(facts["processes"]):
+        for i, batch in enumerate(torch.load(folder / f"rank-{rank}.pt", weights_only=True)):
+            batch = {name: value.to(device) for name, value in batch.items()}
+            for precision in dict.fromkeys((facts["precision"], "fp32")):
+                torch.manual_seed(seed_of(facts["seed"], facts["step"], rank, i))
+                with torch.autocast(device, DTYPES[precision], enabled=precision != "fp32"):
+                    loss = model(**batch).loss
+                loss.backward()
+                norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+                model.zero_grad()
+                print(
+                    f"process {rank}, micro-batch {i}, {precision}: loss {float(loss):.6g}, gradient {float(norm):.6g}"
+                )
+                fine = fine and (precision != "fp32" or finite([loss, norm]))
+            if module := first_bad_module(model, batch):
+                print(f"  the first output that is not finite: {module}")
+    return fine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="runs/NAME/bad-step-N")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    if not (options.folder / "replay.json").is_file():
+        parser.error(f"{options.folder} holds no replay.json: name a folder bad-step-N that a run left")
+    sys.exit(0 if replay(options.folder, options.device) else 1)
+
+
+if __name__ == "__main__":
+    main()
