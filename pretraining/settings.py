@@ -214,7 +214,7 @@ class OptimSettings:
     epsilon: float = 1e-6
     """Added to the root of the second moment."""
     momentum: float = 0.95
-    """Muon's."""
+    """Decay of Muon's momentum."""
     layer_decay: float = 1.0
     """Each layer learns at this times the rate of the one above it (Clark 2020, appendix); 1: all alike."""
     ema: float = 0.0

@@ -120,8 +120,9 @@ def train(settings: Settings) -> None:
         set_seed(settings.seed)
         longest = max(range(len(phases)), key=lambda i: objectives[i].row_length)
         rows = plan_epoch(objectives[longest], phases[longest][1], State())
-        settled, line = settle(phases[longest][1], objectives[longest], rows, process)
-        log.say(line)
+        settled, tried = settle(phases[longest][1], objectives[longest], rows, process)
+        if tried:
+            log.say(tried)
     chosen = {name: settled[name] for name in SETTLED if getattr(settings.train, name) == "auto"}
     settings = settings.changed({f"train.{name}": value for name, value in chosen.items()})
     phases, options = settings.phases(), settings.train
