@@ -87,6 +87,8 @@ class SentencePairsSettings:
     """Of the tokens to predict, the share that is replaced by a random token; the rest is kept."""
     whole_words: bool = False
     """Mask whole words instead of single tokens."""
+    unigram_bias: bool = True
+    """Start the output biases at the logarithm of each token's frequency, so that no step is spent on learning it."""
 
     def __post_init__(self) -> None:
         for name in ("short_sequence_rate", "mask_rate", "mask_token_rate", "random_token_rate"):

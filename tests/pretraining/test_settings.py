@@ -82,13 +82,13 @@ MISTAKES = {
     "half a batch warm-up": (["--train.batch_warmup=5"], "set both or neither"),
     "a phase without an end": (
         ["--train.phases=[{objective.sequence_length: 64}]"],
-        "train.phases[0] ends at until: None",
+        "train.phases[0] ends at until",
     ),
     "phases in no order": (["--train.phases=[{until: 0.5}, {until: 0.4}]"], "train.phases[1] ends at until: 0.4"),
     "a phase that changes the seed": (["--train.phases=[{until: 0.5, train.window: 4}]"], "sets train.window"),
     "a phase with an unknown key": (
-        ["--train.phases=[{until: 0.5, objective.length: 4}]"],
-        "no setting objective.length",
+        ["--train.phases=[{until: 0.5, objective.len: 4}]"],
+        "no setting objective.len",
     ),
     "a phase beyond the table": (
         ["--train.phases=[{until: 0.5, objective.sequence_length: 1024}]"],
