@@ -71,7 +71,7 @@ class TokenizerSettings:
             name = "new_words" if self.new_words else "words"
             raise ValueError(
                 f"tokenizer.{name} adds to a tokenizer that is there, and one that is trained here fits the text as it "
-                f"is: leave tokenizer.{name} out, or set tokenizer.path."
+                f"is: leave tokenizer.{name} out, or set init_from or tokenizer.path."
             )
 
 
@@ -265,6 +265,7 @@ class Settings:
     cache: str
     seed: int
     resume: str
+    init_from: str | None
     family: str
     model: KeelConfig
     data: TextSettings

@@ -25,6 +25,7 @@ from pretraining.data.plan import Plan, make_plan
 from pretraining.data.rows import IGNORED
 from pretraining.evaluate import evaluate, make_evaluation_plan
 from pretraining.export import export, open_exported, write_probe
+from pretraining.initial import load_weights
 from pretraining.log import Log
 from pretraining.objectives import OBJECTIVES, Objective
 from pretraining.optim import learning_rate, make_optimizer
@@ -165,6 +166,8 @@ def train(settings: Settings) -> None:
         log.say(line)
     set_seed(settings.seed)
     fresh = objective.build_model(settings.model)
+    if settings.init_from is not None:
+        log.say(load_weights(fresh, settings.init_from, objective.tokenizer))
     fresh.set_attn_implementation(options.kernel)
     if options.gradient_checkpointing:
         fresh.activation_checkpointing_enable()
@@ -191,6 +194,9 @@ def train(settings: Settings) -> None:
         measured: list[dict[str, Tensor]] = []
         logged = (state.tokens, state.seconds)
         progress = progress_of(state, options, plan)
+        if settings.init_from is not None and state.step == 0:  # what the checkpoint knows before it learns more
+            held = evaluate(model, objective, held_out, options.micro_batch, accelerator)
+            log.write({f"eval_{name}": value for name, value in held.items()}, 0, progress)
         while progress < 1:
             steps = Steps(
                 objective,
@@ -288,6 +294,8 @@ def make_contract(settings: Settings, objective: Objective) -> dict[str, Any]:
         **{f"model.{name}": value for name, value in model.items()},
         **{f"objective.{name}": value for name, value in asdict(settings.objective).items()},
     }
+    if settings.init_from is not None:  # whose table may have more rows than the tokenizer has entries
+        contract["model.vocab_size"] = settings.model.vocab_size
     return json.loads(json.dumps(contract))
 
 
