@@ -59,7 +59,21 @@ class TokenizerSettings:
     cased: bool = False
     """Keep upper and lower case apart. Accents and Hangul are kept whole either way."""
     sample_characters: int = 200_000_000
-    """Train on at most this many characters, sampled evenly over the documents."""
+    """Train, or count words, on at most this many characters, sampled evenly over the documents."""
+    new_words: int = 0
+    """So many words become entries of the tokenizer at `path`: the most frequent ones of the run's training text that
+    it splits."""
+    words: str | None = None
+    """A file of one word a line; those that the tokenizer at `path` splits become entries too."""
+
+    def __post_init__(self) -> None:
+        between("tokenizer.new_words", self.new_words, 0)
+        if self.path is None and (self.new_words or self.words):
+            name = "new_words" if self.new_words else "words"
+            raise ValueError(
+                f"tokenizer.{name} adds to a tokenizer that is there, and one that is trained here fits the text as it "
+                f"is: leave tokenizer.{name} out, or set init_from or tokenizer.path."
+            )
 
 
 @dataclass
@@ -310,6 +324,7 @@ class Settings:
     cache: str
     seed: int
     resume: str
+    init_from: str | None
     family: str
     model: KeelConfig
     data: TextSettings
