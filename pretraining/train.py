@@ -144,7 +144,7 @@ def train(settings: Settings) -> None:
         fresh.activation_checkpointing_enable()
     if options.compile:
         fresh.compile()
-    model, optimizer = accelerator.prepare(fresh, make_optimizer(fresh, settings.optim))
+    model, optimizer = accelerator.prepare(fresh, make_optimizer(fresh, settings.optim, options.precision))
     evaluated = model
     if average is not None:
         accelerator.register_for_checkpointing(average.to(accelerator.device))

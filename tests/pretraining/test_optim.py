@@ -9,7 +9,7 @@ from torch import nn
 
 from pretraining.checkpoint import State
 from pretraining.data.plan import Plan
-from pretraining.optim import learning_rate, make_average, make_optimizer, parameter_groups
+from pretraining.optim import FullPrecisionMuon, learning_rate, make_average, make_optimizer, parameter_groups
 from pretraining.settings import OptimSettings, TrainSettings
 from pretraining.train import progress_at
 
@@ -98,7 +98,26 @@ def test_lower_layers_learn_slower(tiny):
         assert {scale[id(p)] for n, p in named.items() if expected is not None and name in n} == {expected}
 
 
-def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(tiny):
+def test_muon_in_full_precision_is_torch_s_but_for_rounding():
+    """Torch orthogonalises in bf16 (2^-8): over steps of every shape the weights differ by far less than they moved."""
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((16, 16), (16, 16), (8, 48), (48, 8))]
+    moved = []
+    for kind in (torch.optim.Muon, FullPrecisionMuon):
+        weights = [nn.Parameter(weight.clone()) for weight in start]
+        optimizer = kind(weights, lr=0.05, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        torch.manual_seed(1)
+        for _ in range(5):
+            for weight in weights:
+                weight.grad = torch.randn_like(weight)
+            optimizer.step()
+        moved.append([weight.detach() - begun for weight, begun in zip(weights, start, strict=True)])
+    for one, other in zip(*moved, strict=True):
+        assert (one - other).norm() < 0.03 * one.norm()
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("bf16", torch.optim.Muon), ("fp32", FullPrecisionMuon)])
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(tiny, precision: str, kind: type):
     """Each part moves as that optimizer alone would; state and learning rates survive saving."""
     settings = OptimSettings(optimizer="muon", weight_decay=0.1)
 
@@ -112,13 +131,13 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(tiny):
             group["lr"] = 0.01
 
     ours, theirs, resumed = (tiny("KeelBertForPreTraining").float() for _ in range(3))
-    optimizer = make_optimizer(ours, settings)
+    optimizer = make_optimizer(ours, settings, precision)
     matrices = [p for n, p in theirs.named_parameters() if ".blocks." in n and p.ndim == 2]
     assert len(matrices) == 2 * 6  # query, key, value, output, up, down
     own = {id(p) for p in matrices}
     others = [p for p in theirs.parameters() if id(p) not in own]
     alone = [
-        torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        kind(matrices, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(
             [
                 {"params": [p for p in others if p.ndim >= 2], "weight_decay": 0.1},
@@ -138,7 +157,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(tiny):
         assert torch.equal(one, other)
 
     resumed.load_state_dict(ours.state_dict())
-    again = make_optimizer(resumed, settings)
+    again = make_optimizer(resumed, settings, precision)
     again.load_state_dict(deepcopy(optimizer.state_dict()))
     for model, one in ((ours, optimizer), (resumed, again)):
         gradients(model, 9)
