@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from datasets import Dataset
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from pretraining.data.sources import fingerprint, texts
+from pretraining.data.documents import Documents
 from pretraining.settings import TokenizerSettings
 
 logger = logging.getLogger(__name__)
@@ -32,11 +31,11 @@ SPACED = [*SPECIAL[:-1], AddedToken("[MASK]", lstrip=True, normalized=False, spe
 Reader = Callable[[], Iterator[str]]  # the training text, from its beginning at each call
 
 
-def sample(documents: Dataset, characters: int) -> Iterator[str]:
+def sample(documents: Documents, characters: int) -> Iterator[str]:
     """Lines spread evenly over the documents, at most `characters` in all."""
-    total = sum(map(len, texts(documents)))
+    total = int(documents.characters.sum())
     seen = taken = 0
-    for text in texts(documents):
+    for text in documents.texts():
         for line in text.split("\n"):
             seen += len(line) + 1
             if taken < characters and taken * total < seen * characters:  # behind the even pace
@@ -157,12 +156,12 @@ TRAINERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
 
 
 def build_tokenizer(
-    settings: TokenizerSettings, documents: Dataset, cache: Path, writer: bool = True
+    settings: TokenizerSettings, documents: Documents, cache: Path, writer: bool = True
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer at `settings.path`, or train one on the documents' text.
 
     Args:
-        documents: with a column "text"; only the training split, or validation would not be held out.
+        documents: only those of the training split, or validation would not be held out.
         cache: the folder where trained tokenizers are kept, under a hash of settings and text.
         writer: whether this process trains; the others wait for the folder to appear, which it does whole.
 
@@ -180,7 +179,7 @@ def build_tokenizer(
                 "tokenizer.json or to a Hub name"
             ) from error
     code = Path(__file__).read_text(encoding="utf-8")
-    key = repr([dataclasses.asdict(settings), fingerprint(documents), tokenizers.__version__, code])
+    key = repr([dataclasses.asdict(settings), documents.fingerprint, tokenizers.__version__, code])
     folder = cache / f"tokenizer-{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
     if writer and not folder.exists():
         tokenizer = TRAINERS[settings.kind](settings, lambda: sample(documents, settings.sample_characters))
