@@ -220,11 +220,13 @@ class SentencePairs:
         if found := [f"{count:,} {reason}" for reason, count in left_out.items() if count]:
             line += f"; documents left out: {', '.join(found)}"
         if len(self.weights) > 1:
-            shares = np.bincount(self.source(split), sizes, len(self.weights)) / len(data.tokens)
-            epoch = np.bincount(self.source(split)[self.index(split, 0) % len(data)], minlength=len(self.weights))
-            parts = zip(self.run.data.sources, shares, epoch / epoch.sum(), strict=True)
+            source = self.source(split)
+            held = np.bincount(source, minlength=len(self.weights))
+            seen = np.bincount(source[self.index(split, 0) % len(data)], minlength=len(self.weights))
+            parts = zip(self.run.data.sources, held / held.sum(), seen / seen.sum(), strict=True)
             line += "; " + ", ".join(
-                f"{source.source} {share:.0%} of the tokens and {part:.0%} of an epoch" for source, share, part in parts
+                f"{part.source} {share:.0%} of the examples" + (f", {turn:.0%} of an epoch" if split == "train" else "")
+                for part, share, turn in parts
             )
         return line
 
