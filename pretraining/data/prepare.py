@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # the processes that tokenise import this file, and transform
 
 VERSION = 2  # of what lies on disk: raise it when the arrays change, and old caches are left alone
 SENTENCES = 500  # tokenised at a time
+BLOCK = 2**24  # tokens cut into chunks at a time
 ARRAYS = {"sentences": "int64", "documents": "int64", "sources": "uint16"}
 
 
@@ -85,18 +86,27 @@ def cut(documents: np.ndarray, limit: int, short_rate: float) -> np.ndarray:
         documents: offsets of the documents, of two tokens at least, ending with the number of tokens.
         limit: the most tokens in a chunk, at least 4.
     """
-    lengths = np.diff(documents)
-    pieces = -(-lengths // limit)
-    document = np.repeat(np.arange(len(lengths)), pieces)
+    first_tokens = np.arange(0, documents[-1], BLOCK)
+    bounds = np.unique(np.searchsorted(documents, first_tokens, side="right") - 1).tolist()
+    blocks = pairwise([*bounds, len(documents) - 1])
+    starts = [_cut(documents[first : last + 1], first, limit, short_rate) for first, last in blocks]
+    return np.concatenate([*starts, documents[-1:]])
+
+
+def _cut(documents: np.ndarray, first: int, limit: int, short_rate: float) -> np.ndarray:
+    """Where the chunks of some documents begin, of which `first` is the number of the first."""
+    pieces = -(-np.diff(documents) // limit)
+    document = np.repeat(np.arange(len(pieces)), pieces)
     piece = np.arange(len(document)) - np.repeat(pieces.cumsum() - pieces, pieces)
     starts = documents[document] + piece * limit
+    document += first
     single = np.flatnonzero(np.diff(starts, append=documents[-1]) == 1)  # a last piece of one token gets a second one
     starts[single] -= 1
     sizes = np.diff(starts, append=documents[-1])
     # Of p pieces s p are cut in two: 2 s p short ones among (1 + s) p chunks.
     cut_again = draws.uniform(draws.CHUNK_LENGTH, document, piece, 0) < short_rate / (2 - short_rate)
     inner = starts + 2 + draws.below(sizes - 3, draws.CHUNK_LENGTH, document, piece, 1)
-    return np.sort(np.concatenate([starts, inner[cut_again & (sizes >= 4)], documents[-1:]]), kind="stable")
+    return np.sort(np.concatenate([starts, inner[cut_again & (sizes >= 4)]]), kind="stable")
 
 
 @contextmanager

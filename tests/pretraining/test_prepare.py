@@ -182,6 +182,13 @@ def test_chunks_cover_every_document(limit: int, short_rate: float):
         assert drawn.mean() == pytest.approx(short_rate, abs=0.01 + short_rate * len(lengths) / len(sizes))
 
 
+def test_chunks_are_the_same_however_many_documents_are_cut_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    documents = np.concatenate([[0], np.random.default_rng(0).integers(2, 500, 300).cumsum()])
+    whole = cut(documents, 20, 0.5)
+    monkeypatch.setattr(prepare, "BLOCK", 300)
+    assert np.array_equal(cut(documents, 20, 0.5), whole)
+
+
 def test_a_documents_chunks_depend_on_its_number_and_length_alone():
     first = cut(np.array([0, 1000, 3000]), 20, 0.5)
     other = cut(np.array([0, 10, 2010]), 20, 0.5)
