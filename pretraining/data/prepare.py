@@ -1,29 +1,36 @@
-"""Tokenise once, cache: documents become flat arrays on disk, cut into fixed chunks.
+"""Tokenise once, cache: documents become flat arrays on disk, cut into chunks when they are opened.
 
-A chunk is what an example is made from, and its number is the example's index. Chunks follow one another without a
-gap inside a document and never cross its end, so every array here is a list of token offsets.
+A chunk is what an example is made from. Chunks follow one another without a gap inside a document and never cross its
+end, so every array of places here is a list of token offsets. Tokenising is the work of hours that the cache keeps;
+cutting is arithmetic, so another sequence length costs nothing.
 """
 
 import hashlib
-import json
 import os
-import shutil
-import tempfile
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
 from pretraining.data import draws
-from pretraining.data.sources import fingerprint, sentences, texts
+from pretraining.data.cache import once, read_meta
+from pretraining.data.documents import Documents
+from pretraining.data.parallel import in_order
+from pretraining.data.sentences import sentences
 
-VERSION = 1  # of what lies on disk: raise it when the arrays change, and old caches are left alone
-BATCH = 64  # documents tokenised at a time
+if TYPE_CHECKING:  # the processes that tokenise import this file, and transformers would bring them torch
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 2  # of what lies on disk: raise it when the arrays change, and old caches are left alone
+SENTENCES = 500  # tokenised at a time
+BLOCK = 2**24  # tokens cut into chunks at a time
+ARRAYS = {"sentences": "int64", "documents": "int64", "sources": "uint16"}
 
 
 @dataclass(frozen=True)
@@ -39,145 +46,180 @@ class PreparedText:
     """Offsets of the chunks."""
     documents: np.ndarray
     """Offsets of the documents."""
+    sources: np.ndarray
+    """The source of each document."""
     chunk_document: np.ndarray
     """The document of each chunk."""
     document_chunk: np.ndarray
     """The first chunk of each document; ends with the number of chunks."""
     dropped: int
-    """Documents without a chunk of two tokens."""
+    """Documents of fewer than two tokens, which no chunk can be made from."""
 
     def __len__(self) -> int:
         return len(self.chunks) - 1
 
     @classmethod
-    def load(cls, folder: Path) -> "PreparedText":
-        meta = json.loads((folder / "complete.json").read_text())
-
-        def array(name: str, dtype: str) -> np.ndarray:
-            return np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r")
-
-        chunks, documents = array("chunks", "int64"), array("documents", "int64")
+    def load(cls, folder: Path, limit: int, short_rate: float) -> "PreparedText":
+        """The text in `folder`, cut as `cut` says."""
+        meta = read_meta(folder)
+        types = {"tokens": meta["token_type"], **ARRAYS}
+        arrays = {name: np.memmap(folder / f"{name}.bin", dtype=types[name], mode="r") for name in types}
+        documents = arrays["documents"]
+        chunks = cut(documents, limit, short_rate)
         return cls(
-            name=folder.name,
-            tokens=array("tokens", meta["token_type"]),
-            sentences=array("sentences", "int64"),
+            name=f"{folder.name}-{limit}-{short_rate}",
+            **arrays,
             chunks=chunks,
-            documents=documents,
             chunk_document=np.searchsorted(documents, chunks[:-1], side="right") - 1,
             document_chunk=np.searchsorted(chunks, documents, side="left"),
             dropped=meta["dropped"],
         )
 
 
-def cut(length: int, limit: int, short_rate: float, first: int) -> list[int]:
-    """Lengths of a document's chunks: `limit` tokens each, some shorter by design, the last as it comes.
+def cut(documents: np.ndarray, limit: int, short_rate: float) -> np.ndarray:
+    """Offsets of the chunks of all documents, ending with the number of tokens.
+
+    A document is cut every `limit` tokens, and so many of these pieces once more, at a place drawn from the numbers of
+    document and piece, that `short_rate` of the chunks are shorter by design. No chunk has fewer than two tokens.
 
     Args:
-        length: the document's tokens; a last chunk of one token, which no pair can be made from, is left out.
-        limit: the most tokens in a chunk.
-        short_rate: share of the chunks whose limit is drawn between 2 and `limit`.
-        first: the number of the first chunk, from which those limits are drawn.
+        documents: offsets of the documents, of two tokens at least, ending with the number of tokens.
+        limit: the most tokens in a chunk, at least 4.
     """
-    sizes: list[int] = []
-    while length >= 2:
-        number = first + len(sizes)
-        short = draws.uniform(draws.CHUNK_LENGTH, number, 0) < short_rate
-        target = 2 + int(draws.below(limit - 1, draws.CHUNK_LENGTH, number, 1)) if short else limit
-        sizes.append(min(target, length))
-        length -= sizes[-1]
-    return sizes
+    first_tokens = np.arange(0, documents[-1], BLOCK)
+    bounds = np.unique(np.searchsorted(documents, first_tokens, side="right") - 1).tolist()
+    blocks = pairwise([*bounds, len(documents) - 1])
+    starts = [_cut(documents[first : last + 1], first, limit, short_rate) for first, last in blocks]
+    return np.concatenate([*starts, documents[-1:]])
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+def _cut(documents: np.ndarray, first: int, limit: int, short_rate: float) -> np.ndarray:
+    """Where the chunks of some documents begin, of which `first` is the number of the first."""
+    pieces = -(-np.diff(documents) // limit)
+    document = np.repeat(np.arange(len(pieces)), pieces)
+    piece = np.arange(len(document)) - np.repeat(pieces.cumsum() - pieces, pieces)
+    starts = documents[document] + piece * limit
+    document += first
+    single = np.flatnonzero(np.diff(starts, append=documents[-1]) == 1)  # a last piece of one token gets a second one
+    starts[single] -= 1
+    sizes = np.diff(starts, append=documents[-1])
+    # Of p pieces s p are cut in two: 2 s p short ones among (1 + s) p chunks.
+    cut_again = draws.uniform(draws.CHUNK_LENGTH, document, piece, 0) < short_rate / (2 - short_rate)
+    inner = starts + 2 + draws.below(sizes - 3, draws.CHUNK_LENGTH, document, piece, 1)
+    return np.sort(np.concatenate([starts, inner[cut_again & (sizes >= 4)]]), kind="stable")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The tokenizer on one thread: processes are what data.processes counts, and a fork of its threads warns."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        del os.environ["TOKENIZERS_PARALLELISM"]
+        if before is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Token ids with no special token among them: a text that says [MASK] is a text."""
-    if not texts:
-        return []
-    return tokenizer(
-        texts,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # pickling loses it
+    with one_thread():
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def tokenise(
+    documents: Documents, languages: list[str], tokenizer: Tokenizer, token_type: str, shard: range
+) -> dict[str, np.ndarray]:
+    """A shard's tokens; the lengths of its sentences and documents; the documents' sources.
+
+    Args:
+        languages: of each source.
+    """
+    source = documents.source[shard.start : shard.stop]
+    found = [
+        [sentence for paragraph in sentences(text, languages[number]) for sentence in paragraph]
+        for text, number in zip(documents.texts(shard), source, strict=True)
+    ]
+    flat = list(chain.from_iterable(found))
+    tokens = [np.empty(0, dtype=token_type)]
+    lengths: list[int] = []
+    for first in range(0, len(flat), SENTENCES):
+        ids = encode(tokenizer, flat[first : first + SENTENCES])
+        lengths += map(len, ids)
+        tokens.append(np.fromiter(chain.from_iterable(ids), dtype=token_type))
+    sizes = np.array(lengths, dtype=np.int64)
+    owner = np.repeat(np.arange(len(shard)), list(map(len, found)))
+    document_sizes = np.bincount(owner, weights=sizes, minlength=len(shard)).astype(np.int64)
+    long = document_sizes >= 2
+    return {
+        "tokens": np.concatenate(tokens)[np.repeat(long[owner], sizes)],
+        "sentences": sizes[long[owner] & (sizes > 0)],
+        "documents": document_sizes[long],
+        "sources": source[long],
+    }
 
 
 def write(
-    folder: Path, documents: Dataset, tokenizer: PreTrainedTokenizerBase, language: str, limit: int, short_rate: float
-) -> None:
+    folder: Path, documents: Documents, tokenizer: Tokenizer, languages: list[str], processes: int
+) -> dict[str, Any]:
     """Streams the documents through the tokenizer into `folder`; memory does not grow with them."""
-    token_type = "uint16" if len(tokenizer) <= 2**16 else "int32"
-    total = chunk_count = dropped = 0
-    names = ("tokens", "sentences", "chunks", "documents")
+    token_type = "uint16" if max(tokenizer.get_vocab().values()) < 2**16 else "int32"
+    names = ("tokens", *ARRAYS)
     files = {name: (folder / f"{name}.bin").open("wb") for name in names}
-
-    def put(name: str, values: np.ndarray | list[int], dtype: str = "int64") -> None:
-        np.asarray(values, dtype=dtype).tofile(files[name])
-
-    stream = iter(tqdm(texts(documents), "tokenising", len(documents), unit=" documents", disable=None, leave=False))
-    while batch := [sentences(text, language) for text in islice(stream, BATCH)]:
-        flat = [sentence for document in batch for paragraph in document for sentence in paragraph]
-        encoded = iter(encode(tokenizer, flat))
-        for document in batch:
-            pieces = [piece for paragraph in document for _ in paragraph if (piece := next(encoded))]
-            sizes = cut(sum(map(len, pieces)), limit, short_rate, chunk_count)
-            length = sum(sizes)
-            if not length:
-                dropped += 1
-                continue
-            starts = np.cumsum([0, *map(len, pieces)])
-            put("documents", [total])
-            put("sentences", total + starts[:-1][starts[:-1] < length])
-            put("chunks", total + np.cumsum([0, *sizes[:-1]]))
-            put("tokens", [token for piece in pieces for token in piece][:length], token_type)
-            total, chunk_count = total + length, chunk_count + len(sizes)
-    for name in names[1:]:
-        put(name, [total])
+    total = kept = 0
+    work = partial(tokenise, documents, languages, tokenizer, token_type)
+    for _, part in in_order(work, documents.shards(), processes, "tokenising"):
+        for name in ("sentences", "documents"):
+            (total + part[name].cumsum() - part[name]).tofile(files[name])
+        for name in ("tokens", "sources"):
+            part[name].tofile(files[name])
+        total += len(part["tokens"])
+        kept += len(part["documents"])
+    if not total:
+        raise ValueError("The corpus is empty: not one of its documents has two tokens.")
+    for name in ("sentences", "documents"):
+        np.array([total]).tofile(files[name])
     for file in files.values():
         file.close()
-    (folder / "complete.json").write_text(json.dumps({"token_type": token_type, "dropped": dropped}))
+    return {"token_type": token_type, "dropped": len(documents) - kept}
 
 
 def prepare_text(
-    documents: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    language: str,
+    documents: Documents,
+    tokenizer: "PreTrainedTokenizerBase",
+    languages: list[str],
     sequence_length: int,
     short_rate: float,
+    processes: int,
     cache: Path,
     writer: bool,
 ) -> PreparedText:
     """The prepared form of `documents`, from the cache if it is there.
 
     Args:
+        languages: ISO 639-1 code of each source.
         sequence_length: an example's most tokens; [CLS] and two [SEP] leave three less for a chunk.
         short_rate: as in `cut`.
-        cache: the folder of all prepared data; this one's name is a hash of all that decides its content.
-        writer: whether this process prepares; the others wait for the folder to appear, which it does whole.
+        processes: how many tokenise; what they write is the same for any number.
+        cache, writer: as in `once`.
 
     Raises:
         ValueError: not one document has two tokens.
     """
+    backend = tokenizer.backend_tokenizer.to_str()
     content = [
         VERSION,
-        fingerprint(documents),
-        hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        language,
-        sequence_length,
-        short_rate,
+        documents.fingerprint,
+        hashlib.sha256(documents.source.tobytes()).hexdigest(),
+        hashlib.sha256(backend.encode()).hexdigest(),
+        languages,
     ]
-    folder = cache / f"text-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
-    if writer and not (folder / "complete.json").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}.") as temporary:
-            unfinished = Path(temporary, "text")
-            unfinished.mkdir()
-            write(unfinished, documents, tokenizer, language, sequence_length - 3, short_rate)
-            if not (unfinished / "tokens.bin").stat().st_size:
-                raise ValueError("The corpus is empty: not one of its documents has two tokens.")
-            if not (folder / "complete.json").exists():  # another node that shares the cache may have been quicker
-                shutil.rmtree(folder, ignore_errors=True)  # what a deletion left that was cut short
-                os.replace(unfinished, folder)
-    while not (folder / "complete.json").exists():
-        time.sleep(0.2)
-    return PreparedText.load(folder)
+
+    def make(folder: Path) -> dict[str, Any]:
+        return write(folder, documents, Tokenizer.from_str(backend), languages, processes)
+
+    return PreparedText.load(once(cache, "text", content, make, writer), sequence_length - 3, short_rate)

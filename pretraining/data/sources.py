@@ -1,4 +1,4 @@
-"""Text sources: files, Hub data sets and Python's own documentation, as documents and as sentences."""
+"""Text sources: files, Hub data sets and Python's own documentation, read into one form on disk."""
 
 import ast
 import csv
@@ -10,26 +10,31 @@ import inspect
 import itertools
 import json
 import os
-import re
 import sys
 import sysconfig
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-import sentencex
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, Features, Value, load_dataset
+from filelock import FileLock
+from tqdm import tqdm
 
-from pretraining.settings import TextSettings
+if TYPE_CHECKING:  # the processes that prepare text import this file, and settings would bring them torch
+    from pretraining.settings import TextSource
 
-FEATURES = Features({"name": Value("string"), "text": Value("string")})
-BATCH = 100  # documents held in memory at a time; they can be whole books
-WINDOW = 2000  # characters; longer paragraphs go to the sentence splitter in pieces
+# The hash and the length are taken while a document is stored, so that no later start has to read the text for them.
+FEATURES = Features(
+    {"name": Value("string"), "text": Value("string"), "hash": Value("uint64"), "characters": Value("int64")}
+)
+CHARACTERS = 2**22  # of documents held in memory at a time, unless one alone has more
+OVERHEAD = 100  # characters that a document counts beyond its own: many short ones are work too
+BATCH = 16  # documents read at a time; they can be whole books
 TESTS = {"test", "tests", "idle_test"}  # folders of the standard library
 
 Rows = Iterable[tuple[str, object]]  # name and text
@@ -42,62 +47,9 @@ def texts(dataset: Dataset, column: str = "text") -> Iterator[str]:
             yield value.as_py()
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """A hash of the documents' text and order, the same on every machine, whatever the files are called."""
-    digest = hashlib.blake2b(digest_size=16)
-    for text in texts(dataset):
-        data = text.encode()
-        digest.update(len(data).to_bytes(8, "little"))  # else "ab" + "c" would equal "a" + "bc"
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def hold_out(dataset: Dataset, fraction: float, column: str = "text") -> DatasetDict:
-    """Hold out the documents whose hash falls into the lowest `fraction` of all possible hashes.
-
-    The hash of `column` alone decides: equal documents never straddle the split, and a document keeps its
-    side when others come or go. Where two documents differ, each side gets at least one; with a single
-    document, or only equal ones, or `fraction` 0, validation is empty.
-    """
-
-    def number(value: str) -> int:
-        return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little")
-
-    hashes = np.fromiter(map(number, texts(dataset, column)), dtype=np.uint64, count=len(dataset))
-    held = hashes < fraction * 2.0**64
-    if fraction > 0 and not held.any():
-        held = hashes == hashes.min()
-    if held.all():
-        held = hashes != hashes.max()
-    sides = {"train": ~held, "validation": held}
-    return DatasetDict({name: dataset.select(np.flatnonzero(side)) for name, side in sides.items()})
-
-
-def sentences(text: str, language: str) -> list[list[str]]:
-    """The sentences of each paragraph; whitespace becomes single spaces, what is empty is dropped.
-
-    Args:
-        text: paragraphs with blank lines between them.
-        language: ISO 639-1 code, e.g. "ko"; one that sentencex does not know is treated as English.
-    """
-    paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
-    split = ([s for s in map(str.strip, _split(paragraph, language)) if s] for paragraph in paragraphs)
-    return [paragraph for paragraph in split if paragraph]
-
-
-def _split(paragraph: str, language: str) -> Iterator[str]:
-    # sentencex compares each sentence end with each quotation of its input: quadratic, minutes for a book of
-    # dialogue without blank lines. So it sees one window at a time, and the last sentence of a window, which
-    # may be cut, once more with the next.
-    rest = ""
-    for start in range(0, len(paragraph), WINDOW):
-        *whole, rest = sentencex.segment(language, rest + paragraph[start : start + WINDOW])
-        yield from whole
-        if len(rest) > WINDOW:  # no sentence: a table, or a list
-            head, _, tail = rest.rpartition(" ")
-            yield head or tail
-            rest = tail if head else ""
-    yield rest
+def hash_text(text: str) -> int:
+    """64 bits of a text, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _nearest(name: str, names: list[str]) -> str:
@@ -127,7 +79,7 @@ def _lines(path: str) -> Iterator[str]:
         raise ValueError(f"{path} cannot be read ({error}): check its rights, or write it anew") from error
 
 
-def _txt(path: str, settings: TextSettings) -> Rows:
+def _txt(path: str, settings: "TextSource") -> Rows:
     if settings.document == "file":
         yield path, "".join(_lines(path))
     elif settings.document == "line":
@@ -139,7 +91,7 @@ def _txt(path: str, settings: TextSettings) -> Rows:
             yield f"{path}:{numbers[0]}", "".join(lines)
 
 
-def _jsonl(path: str, settings: TextSettings) -> Rows:
+def _jsonl(path: str, settings: "TextSource") -> Rows:
     for number, line in enumerate(_lines(path), 1):
         if line.isspace():
             continue
@@ -153,7 +105,7 @@ def _jsonl(path: str, settings: TextSettings) -> Rows:
         yield f"{path}:{number}", row[settings.column]
 
 
-def _csv(path: str, settings: TextSettings) -> Rows:
+def _csv(path: str, settings: "TextSource") -> Rows:
     csv.field_size_limit(2**31 - 1)  # by default 128 KiB, less than a book
     rows = csv.reader(_lines(path), strict=True)
     try:
@@ -168,7 +120,7 @@ def _csv(path: str, settings: TextSettings) -> Rows:
         raise ValueError(f"{path}, line {rows.line_num} is not CSV ({error}): mend its quotes") from error
 
 
-def _parquet(path: str, settings: TextSettings) -> Rows:
+def _parquet(path: str, settings: "TextSource") -> Rows:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
@@ -181,7 +133,7 @@ def _parquet(path: str, settings: TextSettings) -> Rows:
             yield f"{path}:{number}", value.as_py()
 
 
-READERS: dict[str, Callable[[str, TextSettings], Rows]] = {
+READERS: dict[str, Callable[[str, "TextSource"], Rows]] = {
     **dict.fromkeys((".txt", ".txt.gz"), _txt),
     **dict.fromkeys((".jsonl", ".jsonl.gz"), _jsonl),
     **dict.fromkeys((".csv", ".csv.gz"), _csv),
@@ -245,7 +197,7 @@ def _pydocs(root: Path) -> Rows:
                 yield document, "\n\n".join(fresh)
 
 
-def _documents(rows: Rows, place: str) -> Iterator[dict[str, str]]:
+def as_documents(rows: Rows, place: str) -> Iterator[dict[str, str | int]]:
     """Rows as documents; blank and missing text is left out, and an error if nothing else is there."""
     empty = True
     for name, value in rows:
@@ -261,40 +213,65 @@ def _documents(rows: Rows, place: str) -> Iterator[dict[str, str]]:
             raise ValueError(f"{name} is one document of {size} bytes, Arrow's limit is 2 GiB: cut it")
         if text := value.strip():
             empty = False
-            yield {"name": name, "text": text}
+            yield {"name": name, "text": text, "hash": hash_text(text), "characters": len(text)}
     if empty:
         raise ValueError(f"{place} holds no text: fill it, or leave it out")
 
 
-def _store(documents: Callable[[], Iterator[dict[str, str]]], *key: object) -> Dataset:
-    """Stream documents into an Arrow file in the cache of `datasets`; `key` is all that they depend on."""
+def _store(documents: Callable[[], Iterator[dict[str, str | int]]], *key: object) -> Dataset:
+    """Stream documents into an Arrow file in the cache of `datasets`; `key` is all that they depend on.
+
+    `Dataset.from_generator` would count the documents of a batch, not their characters: a hundred books are much
+    memory while writing, and a hundred lines so little that the index of the batches becomes much while reading.
+    """
     digest = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=16)  # they depend on this code as well
     digest.update(repr(key).encode())
-    name = digest.hexdigest()
-    try:
-        return Dataset.from_generator(documents, features=FEATURES, fingerprint=name, writer_batch_size=BATCH)
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise ValueError(str(error.__cause__)) from error
-        raise
+    path = Path(datasets.config.HF_DATASETS_CACHE, "keel", f"{digest.hexdigest()}.arrow")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # of the processes on this machine, one reads
+        if not path.exists():
+            unfinished = path.with_suffix(".unfinished")
+            rows = tqdm(documents(), "reading", unit=" documents", disable=None, leave=False)
+            try:
+                with pa.ipc.new_stream(unfinished, FEATURES.arrow_schema) as file:
+                    for batch in _batches(rows):
+                        file.write_batch(pa.RecordBatch.from_pylist(batch, FEATURES.arrow_schema))
+                os.replace(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
+    return Dataset.from_file(str(path))
+
+
+def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Documents in lists of at most `CHARACTERS`, or of one document."""
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        if batch and size + row["characters"] > CHARACTERS:
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += row["characters"] + OVERHEAD
+    if batch:
+        yield batch
 
 
 def _load_pydocs() -> Dataset:
     root = sysconfig.get_path("stdlib")
     place = f"the standard library in {root}"
-    return _store(lambda: _documents(_pydocs(Path(root)), place), "pydocs", root, sys.version)
+    return _store(lambda: as_documents(_pydocs(Path(root)), place), "pydocs", root, sys.version)
 
 
-def _load_files(files: list[str], settings: TextSettings) -> Dataset:
-    def documents() -> Iterator[dict[str, str]]:
+def _load_files(files: list[str], settings: "TextSource") -> Dataset:
+    def documents() -> Iterator[dict[str, str | int]]:
         for path in files:
-            yield from _documents(READERS[_extension(path)](path, settings), path)
+            yield from as_documents(READERS[_extension(path)](path, settings), path)
 
     stats = [(os.path.abspath(file), os.path.getsize(file), os.stat(file).st_mtime_ns) for file in files]
     return _store(documents, files, stats, settings.column, settings.document)
 
 
-def _load_hub(settings: TextSettings, split: str) -> Dataset:
+def _load_hub(settings: "TextSource", split: str) -> Dataset:
     source, column = settings.source, settings.column
     place = f"data set {source!r}, subset {settings.subset!r}, split {split!r}"
     try:
@@ -306,45 +283,35 @@ def _load_hub(settings: TextSettings, split: str) -> Dataset:
         ) from error
     _check_column(column, dataset.column_names, place)
 
-    def documents() -> Iterator[dict[str, str]]:
+    def documents() -> Iterator[dict[str, str | int]]:
         rows = ((f"{source}:{split}:{number}", text) for number, text in enumerate(texts(dataset, column)))
-        return _documents(rows, place)
+        return as_documents(rows, place)
 
     return _store(documents, source, split, column, dataset._fingerprint)
 
 
-def load_text(settings: TextSettings) -> DatasetDict:
-    """Load the documents, streamed into the cache of `datasets`; they are read again only if they changed.
+def load_source(settings: "TextSource") -> tuple[Dataset, Dataset | None]:
+    """Load a source's documents, streamed into the cache of `datasets`; they are read again only if they changed.
 
     Returns:
-        Splits "train" and "validation", columns "name" (a file, file:row, data set:split:row or module) and
-        "text" (paragraphs with blank lines between them; never blank). A held-out split that the settings
-        name is taken as it is. Otherwise `hold_out` makes one, from the documents' text (`pydocs`: from their
-        names, so that a module keeps its side from one Python to the next); it is empty where there is one
-        document only, and the caller decides whether that will do.
+        The documents, and those that the settings name as held out, if they name any. Columns are "name" (a file,
+        file:row, data set:split:row or module), "text" (paragraphs with blank lines between them; never blank),
+        "hash" of the text and its "characters".
 
     Raises:
         ValueError: one sentence on what is wrong with the settings or the data, where, and what to do.
     """
-    source, fraction = settings.source, settings.validation_fraction
-    if not 0 <= fraction < 1:
-        raise ValueError(f"validation_fraction is {fraction}: set it to at least 0 and less than 1")
+    source = settings.source
     if source != "files" and (settings.files or settings.validation_files):
         raise ValueError(f"source is {source!r} but files are named: set source to 'files', or name none")
-    validation = None
     if source == "pydocs":
-        return hold_out(_load_pydocs(), fraction, column="name")
+        return _load_pydocs(), None
     if source == "files":
         if not settings.files:
             raise ValueError("source is 'files' but files is empty: name them there")
         files, held = _find(settings.files, "files"), _find(settings.validation_files, "validation_files")
         if both := set(map(os.path.realpath, files)) & set(map(os.path.realpath, held)):
             raise ValueError(f"{min(both)} is in both files and validation_files: take it out of one")
-        train = _load_files(files, settings)
-        validation = _load_files(held, settings) if held else None
-    else:
-        train = _load_hub(settings, settings.split)
-        validation = _load_hub(settings, settings.validation_split) if settings.validation_split else None
-    if validation is None:
-        return hold_out(train, fraction)
-    return DatasetDict({"train": train, "validation": validation})
+        return _load_files(files, settings), _load_files(held, settings) if held else None
+    held_out = settings.validation_split
+    return _load_hub(settings, settings.split), _load_hub(settings, held_out) if held_out else None

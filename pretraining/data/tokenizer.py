@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from datasets import Dataset
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pretraining.data import new_words
+from pretraining.data.documents import Documents
 from pretraining.data.new_words import Reader
-from pretraining.data.sources import fingerprint, texts
 from pretraining.settings import TokenizerSettings
 
 logger = logging.getLogger(__name__)
@@ -32,11 +31,11 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SPACED = [*SPECIAL[:-1], AddedToken("[MASK]", lstrip=True, normalized=False, special=True)]
 
 
-def sample(documents: Dataset, characters: int) -> Iterator[str]:
+def sample(documents: Documents, characters: int) -> Iterator[str]:
     """Lines spread evenly over the documents, at most `characters` in all."""
-    total = sum(map(len, texts(documents)))
+    total = int(documents.characters.sum())
     seen = taken = 0
-    for text in texts(documents):
+    for text in documents.texts():
         for line in text.split("\n"):
             seen += len(line) + 1
             if taken < characters and taken * total < seen * characters:  # behind the even pace
@@ -172,12 +171,12 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def build_tokenizer(
-    settings: TokenizerSettings, documents: Dataset, cache: Path, writer: bool = True
+    settings: TokenizerSettings, documents: Documents, cache: Path, writer: bool = True
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer at `settings.path`, with new words if there shall be any, or train one on the documents' text.
 
     Args:
-        documents: with a column "text"; only the training split, or validation would not be held out.
+        documents: only those of the training split, or validation would not be held out.
         cache: the folder where trained and extended tokenizers are kept, under a hash of all that decides them.
         writer: whether this process makes it; the others wait for the folder to appear, which it does whole.
 
@@ -189,7 +188,7 @@ def build_tokenizer(
     if kept is not None and not settings.new_words and settings.words is None:
         return kept
     code = [Path(file).read_text(encoding="utf-8") for file in (__file__, new_words.__file__)]
-    decisive = [dataclasses.asdict(settings), fingerprint(documents), tokenizers.__version__, code]
+    decisive = [dataclasses.asdict(settings), documents.fingerprint, tokenizers.__version__, code]
     if kept is not None:
         decisive += [kept.backend_tokenizer.to_str(), new_words.listed(settings)]
     folder = cache / f"tokenizer-{hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest()}"

@@ -4,6 +4,7 @@ An example is a chunk of text: it is split in two, its second part kept or excha
 tokens hidden (masked tokens), all drawn from (seed, epoch, index).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling import KeelBertConfig, KeelBertForMaskedLM, KeelBertForPreTraining
 from pretraining.data import draws
+from pretraining.data.documents import load_text
+from pretraining.data.filters import filter_text
+from pretraining.data.parallel import count_processes
 from pretraining.data.prepare import PreparedText, prepare_text
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens, pack_values
-from pretraining.data.sources import fingerprint, load_text
 from pretraining.data.tokenizer import build_tokenizer, regular_ids, require_tokens, word_starts
 from pretraining.settings import SentencePairsSettings, Settings
 
@@ -36,7 +39,7 @@ class Pairs:
 
 
 def draw_pairs(data: PreparedText, kind: str, seed: int, epoch: int, index: np.ndarray) -> Pairs:
-    """The pairs of examples `index` (N,) in this epoch.
+    """The pairs of examples `index` (N,) in this epoch; every pass over the chunks draws its own.
 
     A and B are the two sides of a split at one of the chunk's sentences (inside its one sentence, where it has no
     second). For `nsp`, half of the B are replaced by as many tokens from another document, beginning at a sentence
@@ -46,7 +49,8 @@ def draw_pairs(data: PreparedText, kind: str, seed: int, epoch: int, index: np.n
     def draw(high: np.ndarray, purpose: int) -> np.ndarray:
         return draws.below(high, seed, epoch, purpose, index)
 
-    start, end = data.chunks[index], data.chunks[index + 1]
+    chunk = index % len(data)
+    start, end = data.chunks[chunk], data.chunks[chunk + 1]
     if kind == "none":
         return Pairs(start, end, end, end, np.full(len(index), IGNORED))
     first = np.searchsorted(data.sentences, start, side="right")
@@ -65,7 +69,7 @@ def draw_pairs(data: PreparedText, kind: str, seed: int, epoch: int, index: np.n
         return Pairs(a_start, a_end, b_start, b_end, label)
 
     # A chunk of another document: one number below the count of the others' chunks, own ones stepped over.
-    document = data.chunk_document[index]
+    document = data.chunk_document[chunk]
     own_first = data.document_chunk[document]
     own = data.document_chunk[document + 1] - own_first
     partner = draw(len(data) - own, draws.PARTNER)
@@ -171,13 +175,14 @@ class SentencePairs:
         Raises:
             ValueError: whatever is wrong with the files, the text or the tokenizer.
         """
-        cache = Path(self.run.cache).expanduser()
-        documents = load_text(self.run.data)
+        cache, options = Path(self.run.cache).expanduser(), self.run.data
+        documents = load_text(options)
         if not len(documents["validation"]):
             raise ValueError(
                 f"Nothing is held out for evaluation ({len(documents['train'])} document in all): name "
                 "data.validation_files, or cut the text into more documents (data.document: blank_line)."
             )
+        documents, left_out = filter_text(documents, options, cache, writer)
         self.check_pairs({split: len(documents[split]) for split in documents})
         self.tokenizer: PreTrainedTokenizerBase = build_tokenizer(self.run.tokenizer, documents["train"], cache, writer)
         require_tokens(self.tokenizer, ("cls_token", "sep_token", "mask_token", "pad_token"))
@@ -189,24 +194,48 @@ class SentencePairs:
             split: prepare_text(
                 documents[split],
                 self.tokenizer,
-                self.run.data.language,
+                [source.language for source in options.sources],
                 self.settings.sequence_length,
                 self.settings.short_sequence_rate,
+                count_processes(options.processes),
                 cache,
                 writer,
             )
             for split in ("train", "validation")
         }
         self.check_pairs({split: len(data.documents) - 1 for split, data in self.data.items()})
-        self.fingerprint = f"{self.data['train'].name} {self.data['validation'].name}"
-        report = [f"text {self.run.data.source}, fingerprint {fingerprint(documents['train'])}"]
+        self.weights = [source.weight for source in options.sources]
+        self.fingerprint = f"{self.data['train'].name} {self.data['validation'].name} weights {self.weights}"
+        report = [
+            f"text {' + '.join(source.source for source in options.sources)}, "
+            f"fingerprint {documents['train'].fingerprint}"
+        ]
         for split, data in self.data.items():
-            report.append(
-                f"{split}: {len(data.documents) - 1:,} documents, {len(data.sentences) - 1:,} sentences, "
-                f"{len(data.tokens):,} tokens, {len(data):,} examples"
-                + (f", {data.dropped:,} empty documents left out" if data.dropped else "")
-            )
+            report.append(self.describe(split, left_out[split] | {"empty": data.dropped}))
         return report
+
+    def describe(self, split: str, left_out: dict[str, int]) -> str:
+        """What the split has and how long its examples are, what was left out and why, and each source's share."""
+        data = self.data[split]
+        sizes = np.diff(data.chunks)
+        longest = self.settings.sequence_length - 3
+        line = (
+            f"{split}: {len(data.documents) - 1:,} documents, {len(data.sentences) - 1:,} sentences, "
+            f"{len(data.tokens):,} tokens, {len(data):,} examples (median {np.median(sizes) + 3:.0f} tokens, "
+            f"{(sizes == longest).mean():.0%} of full length)"
+        )
+        if found := [f"{count:,} {reason}" for reason, count in left_out.items() if count]:
+            line += f"; documents left out: {', '.join(found)}"
+        if len(self.weights) > 1:
+            source = self.source(split)
+            held = np.bincount(source, minlength=len(self.weights))
+            seen = np.bincount(source[self.index(split, 0) % len(data)], minlength=len(self.weights))
+            parts = zip(self.run.data.sources, held / held.sum(), seen / seen.sum(), strict=True)
+            line += "; " + ", ".join(
+                f"{part.source} {share:.0%} of the examples" + (f", {turn:.0%} of an epoch" if split == "train" else "")
+                for part, share, turn in parts
+            )
+        return line
 
     def check_pairs(self, documents: dict[str, int]) -> None:
         """Raises ValueError where a split has too few documents for the next-sentence loss."""
@@ -231,9 +260,30 @@ class SentencePairs:
                 )
         return model
 
+    def source(self, split: str) -> np.ndarray:
+        """The source of each chunk of the split."""
+        data = self.data[split]
+        return data.sources[data.chunk_document]
+
     def index(self, split: str, epoch: int) -> np.ndarray:
-        """The examples that the split has in this epoch: (N,)."""
-        return np.arange(len(self.data[split]))
+        """The examples that the split has in this epoch: (N,). Example c + p * C is chunk c of C in its pass p.
+
+        A source of weight 2.5 gives two passes and a half of its chunks, drawn from (seed, epoch). Held-out text
+        gives each chunk once, in an order that is drawn, so that the first few are from everywhere.
+        """
+        chunks = np.arange(len(self.data[split]))
+        drawn = draws.mix(self.seed(split), epoch, draws.SUBSET, chunks)
+        if split != "train":
+            return np.argsort(drawn, kind="stable")
+        source = self.source(split)
+        passes: list[np.ndarray] = []
+        for number, weight in enumerate(self.weights):
+            own = chunks[source == number]
+            whole = int(weight)
+            passes += [own + turn * len(chunks) for turn in range(whole)]
+            part = np.argsort(drawn[own], kind="stable")[: math.ceil((weight - whole) * len(own))]
+            passes.append(np.sort(own[part]) + whole * len(chunks))
+        return np.concatenate(passes)
 
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
         """Tokens of examples `index` (N,) in this epoch, special tokens included: (N,)."""

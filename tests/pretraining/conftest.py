@@ -1,10 +1,15 @@
 """A small real corpus (Python's own help topics), and settings for runs of seconds."""
 
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import pyarrow as pa
 import pytest
+from datasets import Dataset
 
+from pretraining.data.documents import Documents
+from pretraining.data.sources import FEATURES, as_documents
 from pretraining.objectives.sentence_pairs import SentencePairs
 from pretraining.parsing import parse
 from pretraining.settings import Settings
@@ -17,6 +22,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in sorted(topics.items()):
         (folder / f"{name.replace('/', '_')}.txt").write_text(text, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_documents() -> Callable[[list[str]], Documents]:
+    """Documents in memory, of source 0."""
+
+    def make(texts: list[str]) -> Documents:
+        rows = as_documents(((str(number), text) for number, text in enumerate(texts)), "the test")
+        return Documents.of(Dataset(pa.Table.from_pylist(list(rows), FEATURES.arrow_schema)), 0)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -96,6 +96,7 @@ def test_a_short_first_document_is_taken_from_its_start():
         sentences=np.array([0, 3, 6, 40, 70, 106]),
         chunks=np.array([0, 6, 56, 106]),
         documents=np.array([0, 6, 106]),
+        sources=np.zeros(2, dtype=np.uint16),
         chunk_document=np.array([0, 1, 1]),
         document_chunk=np.array([0, 1, 3]),
         dropped=0,

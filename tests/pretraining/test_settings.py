@@ -79,6 +79,13 @@ MISTAKES = {
     "a seed below zero": (["--seed=-1"], "seed is -1"),
     "an unknown activation": (["--model.hidden_act=gellu"], "hidden_act='gellu' is unknown"),
     "an unknown tracker": (["--log.trackers=['wandbb']"], "'wandbb' is no tracker"),
+    "a source with a weight below zero": (
+        ["--data.mixture=[{'source': 'files', 'weight': -1}]"],
+        "weight of the source 'files' is -1",
+    ),
+    "no source with a weight": (["--data.weight=0"], "data.weight is 0"),
+    "an unknown key of a source": (["--data.mixture=[{'sauce': 'files'}]"], "no setting sauce; the nearest is source"),
+    "a similarity above one": (["--data.near_duplicates=8"], "data.near_duplicates is 8"),
     "half a batch warm-up": (["--train.batch_warmup=5"], "set both or neither"),
     "a phase without an end": (
         ["--train.phases=[{objective.sequence_length: 64}]"],

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pretraining.data import sentences as splitter
 from pretraining.data import sources
-from pretraining.data.sources import fingerprint, hold_out, load_text, sentences, texts
+from pretraining.data.documents import Documents, hold_out, load_text
+from pretraining.data.sentences import sentences
 from pretraining.settings import TextSettings
 
 DOCUMENTS = [
@@ -56,12 +58,12 @@ def write(name: str, documents: list, column: str = "text") -> str:
     return name
 
 
-def load(*files: str, **settings) -> datasets.DatasetDict:
+def load(*files: str, **settings) -> dict[str, Documents]:
     return load_text(TextSettings(source="files", files=list(files), **settings))
 
 
 def documents(*files: str, **settings) -> list[str]:
-    return list(texts(load(*files, validation_fraction=0, **settings)["train"]))
+    return list(load(*files, validation_fraction=0, **settings)["train"].texts())
 
 
 # ---- what is read ----
@@ -84,7 +86,7 @@ def test_a_text_file_is_cut_as_asked(name: str):
 def test_names_tell_file_and_row():
     write("a.txt", DOCUMENTS)
     write("b.jsonl", DOCUMENTS[:1])
-    rows = load("*", validation_fraction=0, document="blank_line")["train"]
+    rows = load("*", validation_fraction=0, document="blank_line")["train"].dataset
     lines = Path("a.txt").read_text(encoding="utf-8").split("\n")
     assert rows["name"][-1] == "b.jsonl:1"
     for name, text in zip(rows["name"][:-1], rows["text"][:-1], strict=True):
@@ -128,8 +130,8 @@ def test_a_hub_data_set_equals_its_files(here: Path):
     write("hub/validation.parquet", ["held out"], "body")
     hub = TextSettings(source=str(here / "hub"), column="body", validation_split="validation")
     local = load("hub/train.parquet", column="body", validation_files=["hub/validation.parquet"])
-    for split, rows in load_text(hub).items():
-        assert fingerprint(rows) == fingerprint(local[split])
+    for split, found in load_text(hub).items():
+        assert found.fingerprint == local[split].fingerprint
 
 
 # ---- what is held out ----
@@ -137,7 +139,7 @@ def test_a_hub_data_set_equals_its_files(here: Path):
 
 def test_train_and_validation_never_share_a_document():
     split = load(write("a.jsonl", [f"Document {n % 300}." for n in range(1000)]), validation_fraction=0.1)
-    train, held = list(texts(split["train"])), list(texts(split["validation"]))
+    train, held = list(split["train"].texts()), list(split["validation"].texts())
     assert len(train) + len(held) == 1000
     assert not set(train) & set(held)
     assert 0.05 < len(held) / 1000 < 0.15
@@ -147,52 +149,54 @@ def test_a_document_keeps_its_side_when_others_come():
     some = load(write("a.jsonl", [f"Document {n}." for n in range(100)]), validation_fraction=0.3)
     more = load(write("b.jsonl", [f"Document {n}." for n in range(200)]), validation_fraction=0.3)
     for side in ("train", "validation"):
-        assert set(texts(some[side])) <= set(texts(more[side]))
+        assert set(some[side].texts()) <= set(more[side].texts())
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.5, 1 - 1e-9])
 @pytest.mark.parametrize("count", [2, 3, 10])
-def test_each_side_gets_a_document(count: int, fraction: float):
-    split = hold_out(datasets.Dataset.from_dict({"text": [f"{n}" for n in range(count)]}), fraction)
+def test_each_side_gets_a_document(count: int, fraction: float, make_documents):
+    documents = make_documents([f"{n}" for n in range(count)])
+    split = hold_out(documents, fraction, documents.hash)
     assert min(len(split["train"]), len(split["validation"])) >= 1
     assert len(split["train"]) + len(split["validation"]) == count
 
 
 @pytest.mark.parametrize("same", [["one"], ["two", "two"]])
-def test_what_cannot_be_split_stays_in_train(same: list[str]):
-    split = hold_out(datasets.Dataset.from_dict({"text": same}), 0.9)
-    assert list(split["train"]["text"]) == same and len(split["validation"]) == 0
+def test_what_cannot_be_split_stays_in_train(same: list[str], make_documents):
+    documents = make_documents(same)
+    split = hold_out(documents, 0.9, documents.hash)
+    assert list(split["train"].texts()) == same and len(split["validation"]) == 0
 
 
 def test_named_validation_is_taken_as_it_is():
     write("a.jsonl", DOCUMENTS)
     write("b.jsonl", DOCUMENTS[:2])
     split = load("a.jsonl", validation_files=["b.jsonl"])
-    assert list(texts(split["train"])) == DOCUMENTS and list(texts(split["validation"])) == DOCUMENTS[:2]
+    assert list(split["train"].texts()) == DOCUMENTS and list(split["validation"].texts()) == DOCUMENTS[:2]
 
 
-def test_the_fingerprint_is_the_content():
+def test_the_fingerprint_is_the_content(make_documents):
     def of(*values: str) -> str:
-        return fingerprint(datasets.Dataset.from_dict({"text": list(values)}))
+        return make_documents(list(values)).fingerprint
 
     assert of("ab", "c") == of("ab", "c")
-    assert len({of("ab", "c"), of("a", "bc"), of("c", "ab"), of("abc"), of("ab", "c", "")}) == 5
-    row = datasets.Dataset.from_dict({"text": ["x", "ab", "c"]}).select([1, 2])
-    assert fingerprint(row) == of("ab", "c")
+    assert len({of("ab", "c"), of("a", "bc"), of("c", "ab"), of("abc"), of("ab", "c", "d")}) == 5
+    some = make_documents(["x", "ab", "c"]).select(np.array([False, True, True]))
+    assert some.fingerprint == of("ab", "c")
 
 
 # ---- Python's documentation ----
 
 
 @pytest.fixture(scope="module")
-def pydocs(tmp_path_factory: pytest.TempPathFactory) -> datasets.DatasetDict:
+def pydocs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Documents]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("pydocs"))
         return load_text(TextSettings())
 
 
-def test_pydocs_holds_the_library_and_the_topics(pydocs: datasets.DatasetDict):
-    found = {row["name"]: row["text"] for split in pydocs.values() for row in split}
+def test_pydocs_holds_the_library_and_the_topics(pydocs: dict[str, Documents]):
+    found = {row["name"]: row["text"] for split in pydocs.values() for row in split.dataset}
     parts = [json.decoder, json.JSONDecoder, json.JSONDecoder.decode]
     places = [found["json.decoder"].index(inspect.getdoc(part)) for part in parts]
     assert places == sorted(places) and inspect.getdoc(json) in found["json"]
@@ -201,10 +205,10 @@ def test_pydocs_holds_the_library_and_the_topics(pydocs: datasets.DatasetDict):
     assert len(set(found.values())) == len(found)
 
 
-def test_pydocs_holds_out_about_a_twentieth(pydocs: datasets.DatasetDict):
-    names = {split: set(rows["name"]) for split, rows in pydocs.items()}
+def test_pydocs_holds_out_about_a_twentieth(pydocs: dict[str, Documents]):
+    names = {split: set(found.dataset["name"]) for split, found in pydocs.items()}
     assert not names["train"] & names["validation"]
-    assert not set(texts(pydocs["train"])) & set(texts(pydocs["validation"]))
+    assert not set(pydocs["train"].texts()) & set(pydocs["validation"].texts())
     assert 0.02 < len(names["validation"]) / len(names["train"]) < 0.1
 
 
@@ -245,12 +249,12 @@ def test_long_paragraphs_lose_no_character_and_take_no_square_time(unit: str):
     (found,) = sentences(text, "en")
     assert time.perf_counter() - start < 5
     assert "".join(found).replace(" ", "") == text.replace(" ", "")
-    assert max(map(len, found)) <= 2 * sources.WINDOW
+    assert max(map(len, found)) <= 2 * splitter.WINDOW
 
 
 def test_windows_do_not_change_ordinary_sentences():
     text = " ".join(f"Sentence number {n} has {n % 7} words, Mr. Reader." for n in range(2000))
-    assert sentences(text, "en") == [[s.strip() for s in sources.sentencex.segment("en", text)]]
+    assert sentences(text, "en") == [[s.strip() for s in splitter.sentencex.segment("en", text)]]
 
 
 # ---- mistakes ----

@@ -9,6 +9,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -22,6 +24,8 @@ from transformers import (
     pipeline,
 )
 
+from pretraining.data.documents import Documents
+from pretraining.data.sources import FEATURES, as_documents
 from pretraining.data.tokenizer import (
     TRAINERS,
     build_tokenizer,
@@ -42,8 +46,9 @@ TEXT = [*TOPICS, KOREAN, ACCENTS]
 KINDS = [(kind, cased) for kind in TRAINERS for cased in (True, False)]
 
 
-def corpus(*texts: str) -> Dataset:
-    return Dataset.from_dict({"text": texts or TEXT})
+def corpus(*texts: str) -> Documents:
+    rows = as_documents(((str(number), text) for number, text in enumerate(texts or TEXT)), "the test")
+    return Documents.of(Dataset(pa.Table.from_pylist(list(rows), FEATURES.arrow_schema)), 0)
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +125,15 @@ def test_a_mask_stands_for_a_word_with_its_space(tokenizer: PreTrainedTokenizerB
 SCRIPT = """
 import sys
 from pathlib import Path
+import pyarrow as pa
 from datasets import Dataset
 from pydoc_data.topics import topics
+from pretraining.data.documents import Documents
+from pretraining.data.sources import FEATURES, as_documents
 from pretraining.data.tokenizer import TRAINERS, build_tokenizer
 from pretraining.settings import TokenizerSettings
-documents = Dataset.from_dict({"text": list(topics.values())[:12]})
+rows = as_documents(((str(number), text) for number, text in enumerate(list(topics.values())[:12])), "the test")
+documents = Documents.of(Dataset(pa.Table.from_pylist(list(rows), FEATURES.arrow_schema)), 0)
 for kind in TRAINERS:
     build_tokenizer(TokenizerSettings(kind=kind, vocab_size=900), documents, Path(sys.argv[1]))
 """
@@ -279,8 +288,8 @@ def test_on_a_corpus_of_novels(tmp_path: Path):
     file = Path(__file__).parents[3] / "shared" / "data" / "english_novels" / "validation.parquet"
     if not file.exists():
         pytest.skip("no novels here")
-    documents = Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "arrow"))
+    documents = corpus(*pq.read_table(file)["text"].to_pylist())
     settings = TokenizerSettings(vocab_size=4000, sample_characters=300_000)
     tokenizer = build_tokenizer(settings, documents, tmp_path)
-    ids = tokenizer(documents[0]["text"][:100_000])["input_ids"]
+    ids = tokenizer(next(documents.texts())[:100_000])["input_ids"]
     assert ids.count(tokenizer.unk_token_id) < len(ids) / 1000

@@ -1,0 +1,42 @@
+"""What is made once and kept: folders under a hash of all that decides their content."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MARK = "complete.json"
+
+
+def once(cache: Path, kind: str, content: list[Any], make: Callable[[Path], dict[str, Any]], writer: bool) -> Path:
+    """The folder for `content` in the cache, made if it is not there; it appears whole.
+
+    Args:
+        kind: what it is; the folder's name begins with it.
+        content: all that decides what is in it.
+        make: fills an empty folder, and returns what `read_meta` is to give.
+        writer: whether this process makes it; the others wait.
+    """
+    folder = cache / f"{kind}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
+    if writer and not (folder / MARK).exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}.") as temporary:
+            unfinished = Path(temporary, kind)
+            unfinished.mkdir()
+            meta = make(unfinished)
+            (unfinished / MARK).write_text(json.dumps(meta))
+            if not (folder / MARK).exists():  # another node that shares the cache may have been quicker
+                shutil.rmtree(folder, ignore_errors=True)  # what a deletion left that was cut short
+                os.replace(unfinished, folder)
+    while not (folder / MARK).exists():
+        time.sleep(0.2)
+    return folder
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MARK).read_text())

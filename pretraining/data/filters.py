@@ -1,0 +1,177 @@
+"""Which documents are left out: those that are too short, and those that say what another one said.
+
+Near-duplicates are found by MinHash (Broder 1997): two sets have the same smallest hash as often as they overlap. All
+is counted on the sets of a document's runs of five words, with N documents and K hash functions.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import numpy as np
+
+from pretraining.data import draws
+from pretraining.data.cache import once
+from pretraining.data.documents import Documents
+from pretraining.data.parallel import count_processes, in_order
+
+if TYPE_CHECKING:  # as in sources.py
+    from pretraining.settings import TextSettings
+
+VERSION = 1  # of what is left out: raise it when the same settings leave out other documents
+SHINGLE = 5  # words
+HASHES = 128  # the estimate of a similarity s has the standard deviation sqrt(s (1 - s) / 128), 0.035 for s = 0.8
+RECALL = 0.99  # of the pairs that are exactly as similar as asked, the share that is compared
+BLOCK = 2**18  # characters, or pairs, at a time
+# Scripts that put no space between words (South East Asian, kana, Chinese): each of their characters is one.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+
+KEPT, SHORT, NEAR_DUPLICATE = range(3)
+REASONS = {SHORT: "too short", NEAR_DUPLICATE: "near-duplicates"}
+
+
+def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of each text's runs of five words, one text behind the other (S,), and where each text's begin (T,).
+
+    Case and punctuation do not count. A text of fewer words has them all as its one run.
+    """
+    words: list[str] = []
+    sizes: list[int] = []
+    for text in texts:
+        found = WORD.findall(text.lower())
+        found += [""] * (SHINGLE - len(found))
+        words += found
+        sizes.append(len(found) - SHINGLE + 1)
+    hashes = np.fromiter(map(crc32, map(str.encode, words)), dtype=np.uint64, count=len(words))
+    runs = draws.mix(*(hashes[at : len(hashes) - SHINGLE + 1 + at] for at in range(SHINGLE)))
+    counts = np.array(sizes)
+    starts = counts.cumsum() - counts
+    # Runs that begin in a text's last four words reach into the next one.
+    inside = np.arange(counts.sum()) + np.repeat(np.arange(len(texts)) * (SHINGLE - 1), counts)
+    return (runs[inside] >> np.uint64(32)).astype(np.uint32), starts
+
+
+def _blocks(texts: Iterator[str]) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """Numbers and texts, about `BLOCK` characters at a time; of a longer text, in pieces, no run across a cut."""
+    pieces = (
+        (number, text[first : first + BLOCK])
+        for number, text in enumerate(texts)
+        for first in range(0, len(text), BLOCK)
+    )
+    total = 0
+
+    def block(piece: tuple[int, str]) -> int:
+        nonlocal total
+        total += len(piece[1])
+        return (total - 1) // BLOCK
+
+    for _, group in groupby(pieces, key=block):
+        numbers, found = zip(*group, strict=True)
+        yield np.array(numbers), list(found)
+
+
+def sign(documents: Documents, shard: range) -> np.ndarray:
+    """Signatures of a shard's documents, uint16 (K, N): their estimate of a similarity is the share of equal entries.
+
+    Of each smallest hash the low 16 bits are kept (Li 2010): others agree in them once in 65,536 times.
+    """
+    smallest = np.full((HASHES, len(shard)), 2**32 - 1, dtype=np.uint32)
+    salts = draws.mix(np.arange(2 * HASHES)).astype(np.uint32).reshape(2, HASHES)
+    for numbers, texts in _blocks(documents.texts(shard)):
+        values, starts = shingles(texts)
+        for row, salt, factor in zip(smallest, salts[0], salts[1] | np.uint32(1), strict=True):
+            np.minimum.at(row, numbers, np.minimum.reduceat((values ^ salt) * factor, starts))
+    return smallest.astype(np.uint16)
+
+
+def band_rows(threshold: float) -> int:
+    """Rows of a band: the most with which documents as similar as `threshold` share one of the K / rows bands."""
+    return max(
+        (rows for rows in range(1, HASHES + 1) if 1 - (1 - threshold**rows) ** (HASHES // rows) >= RECALL), default=1
+    )
+
+
+def repeated(signatures: np.ndarray, threshold: float) -> np.ndarray:
+    """Which documents are at least as similar as `threshold` to an earlier one: bool (N,).
+
+    Documents that agree in a band of rows are compared: each with the first of them, and with the one before it, so
+    that a page copied a million times costs two million comparisons.
+
+    Args:
+        signatures: uint16 (K, N).
+    """
+    found = np.zeros(signatures.shape[1], dtype=bool)
+    rows = band_rows(threshold)
+    for first in range(0, HASHES - rows + 1, rows):
+        key = draws.mix(*signatures[first : first + rows])
+        order = np.argsort(key, kind="stable")
+        key = key[order]
+        same = np.flatnonzero(key[1:] == key[:-1]) + 1  # places of documents that are not the first of their band
+        for earlier in (same - 1, np.searchsorted(key, key[same], side="left")):
+            for start in range(0, len(same), BLOCK):
+                at = slice(start, start + BLOCK)
+                a, b = order[earlier[at]], order[same[at]]
+                a, b = a[~found[b]], b[~found[b]]
+                equal = np.zeros(len(b), dtype=np.uint16)
+                for row in signatures:
+                    equal += row[a] == row[b]
+                found[b[equal >= threshold * HASHES]] = True
+    return found
+
+
+def filter_text(
+    documents: dict[str, Documents], settings: "TextSettings", cache: Path, writer: bool
+) -> tuple[dict[str, Documents], dict[str, dict[str, int]]]:
+    """Leaves out short documents, then near-duplicates; held-out documents come first, so that nothing leaks.
+
+    Args:
+        documents: splits "train" and "validation".
+        cache, writer: as in `once`; what is left out is kept there.
+
+    Returns:
+        The splits that remain, and for each the number left out for each reason.
+
+    Raises:
+        ValueError: nothing of a split remains.
+    """
+    splits = {split: documents[split] for split in ("validation", "train")}
+    all_documents = Documents.concatenate(list(splits.values()))
+    held_out = len(splits["validation"])
+
+    def make(folder: Path) -> dict[str, str]:
+        reasons = np.zeros(len(all_documents), dtype=np.uint8)
+        reasons[all_documents.characters < settings.min_characters] = SHORT
+        long = np.flatnonzero(reasons == KEPT)
+        if settings.near_duplicates and len(long):
+            rest = all_documents.select(reasons == KEPT)
+            path = folder / "signatures"
+            signatures = np.memmap(path, dtype=np.uint16, mode="w+", shape=(HASHES, len(rest)))
+            work = partial(sign, rest)
+            title = "looking for near-duplicates"
+            for shard, part in in_order(work, rest.shards(), count_processes(settings.processes), title):
+                signatures[:, shard.start : shard.stop] = part
+            reasons[long[repeated(signatures, settings.near_duplicates)]] = NEAR_DUPLICATE
+            path.unlink()
+        reasons.tofile(folder / "reasons.bin")
+        return {}
+
+    content = [VERSION, all_documents.fingerprint, held_out, settings.min_characters, settings.near_duplicates]
+    folder = once(cache, "kept", content, make, writer)
+    reasons = np.fromfile(folder / "reasons.bin", dtype=np.uint8)
+    remaining: dict[str, Documents] = {}
+    left_out: dict[str, dict[str, int]] = {}
+    for split, part in zip(splits, np.split(reasons, [held_out]), strict=True):
+        left_out[split] = {name: int((part == reason).sum()) for reason, name in REASONS.items()}
+        remaining[split] = splits[split].select(part == KEPT)
+        if len(part) and not len(remaining[split]):
+            why = " and ".join(f"{count:,} are {name}" for name, count in left_out[split].items() if count)
+            raise ValueError(
+                f"Nothing of the {split} split is left, of whose {len(part):,} documents {why}: set "
+                "data.min_characters or data.near_duplicates lower."
+            )
+    return remaining, left_out

@@ -1,0 +1,35 @@
+"""Where the sentences of a text end."""
+
+import re
+from collections.abc import Iterator
+
+import sentencex
+
+WINDOW = 2000  # characters; longer paragraphs go to the sentence splitter in pieces
+
+
+def sentences(text: str, language: str) -> list[list[str]]:
+    """The sentences of each paragraph; whitespace becomes single spaces, what is empty is dropped.
+
+    Args:
+        text: paragraphs with blank lines between them.
+        language: ISO 639-1 code, e.g. "ko"; one that sentencex does not know is treated as English.
+    """
+    paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
+    split = ([s for s in map(str.strip, _split(paragraph, language)) if s] for paragraph in paragraphs)
+    return [paragraph for paragraph in split if paragraph]
+
+
+def _split(paragraph: str, language: str) -> Iterator[str]:
+    # sentencex compares each sentence end with each quotation of its input: quadratic, minutes for a book of
+    # dialogue without blank lines. So it sees one window at a time, and the last sentence of a window, which
+    # may be cut, once more with the next.
+    rest = ""
+    for start in range(0, len(paragraph), WINDOW):
+        *whole, rest = sentencex.segment(language, rest + paragraph[start : start + WINDOW])
+        yield from whole
+        if len(rest) > WINDOW:  # no sentence: a table, or a list
+            head, _, tail = rest.rpartition(" ")
+            yield head or tail
+            rest = tail if head else ""
+    yield rest

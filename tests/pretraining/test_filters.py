@@ -1,0 +1,179 @@
+"""Short documents and near-duplicates: the estimate against exact sets, who goes, what is told."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pretraining.data import documents as documents_module
+from pretraining.data import filters
+from pretraining.data.documents import Documents
+from pretraining.data.filters import HASHES, RECALL, WORD, band_rows, filter_text, repeated, shingles, sign
+from pretraining.settings import TextSettings
+
+WORDS = [f"word{number}" for number in range(2000)]
+
+
+def page(seed: int, words: int = 200) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=words))
+
+
+def edited(text: str, changes: int, seed: int = 0) -> str:
+    """The text with some words replaced."""
+    words = text.split()
+    for at in random.Random(seed).sample(range(len(words)), changes):
+        words[at] = "other"
+    return " ".join(words)
+
+
+def exact(a: str, b: str) -> float:
+    """Jaccard similarity of the sets of five words."""
+    one, other = (
+        {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
+        for words in (WORD.findall(text.lower()) for text in (a, b))
+    )
+    return len(one & other) / len(one | other)
+
+
+def signatures(documents: Documents) -> np.ndarray:
+    return np.concatenate([sign(documents, shard) for shard in documents.shards()], axis=1)
+
+
+@pytest.fixture
+def keep(make_documents, tmp_path: Path):
+    """What is left of two splits, as texts, and what was left out."""
+
+    def filtered(train: list[str], validation: list[str], **settings):
+        splits = {"train": make_documents(train), "validation": make_documents(validation)}
+        kept, left_out = filter_text(splits, TextSettings(**settings), tmp_path, True)
+        return {split: list(documents.texts()) for split, documents in kept.items()}, left_out
+
+    return filtered
+
+
+# ---- the estimate ----
+
+
+def test_shingles_are_the_sets_of_five_words():
+    texts = ["Only three words", page(0), "One, two; THREE four five six!", "...", "밥을 먹었다 中文字符 한"]
+    values, starts = shingles(texts)
+    for text, found in zip(texts, np.split(values, starts[1:]), strict=True):
+        words = WORD.findall(text.lower())
+        assert len(found) == max(1, len(words) - 4)
+    assert np.array_equal(shingles([texts[2]])[0], shingles(["one TWO three, four - five (six)"])[0])
+    assert WORD.findall("中文字 ab-c 밥을") == ["中", "文", "字", "ab", "c", "밥을"]
+
+
+def test_the_estimate_is_that_of_exact_sets(make_documents):
+    """Its error has mean zero and the standard deviation of K draws, for long texts and for short ones."""
+    pairs = []
+    for number in range(300):
+        text = page(number, 6 + number)
+        pairs += [text, edited(text, number % 6, number)]
+    found = signatures(make_documents(pairs))
+    truth = np.array([exact(*pairs[i : i + 2]) for i in range(0, len(pairs), 2)])
+    estimate = (found[:, ::2] == found[:, 1::2]).mean(axis=0)
+    deviation = np.sqrt(truth * (1 - truth) / HASHES)
+    assert (np.abs(estimate - truth) <= 5 * deviation + 1e-9).all()
+    assert abs((estimate - truth).mean()) < 3 * deviation.mean() / len(truth) ** 0.5
+    assert 0.7 < (np.square(estimate - truth).sum() / np.square(deviation).sum()) ** 0.5 < 1.3
+
+
+def test_long_texts_are_signed_in_pieces(make_documents, monkeypatch: pytest.MonkeyPatch):
+    documents = make_documents([page(0, 5000), page(1, 10), page(2, 3000)])
+    whole = signatures(documents)
+    monkeypatch.setattr(filters, "BLOCK", 2000)
+    assert (signatures(documents) == whole).mean() > 0.95  # a few runs across the cuts are left out
+    assert np.array_equal(signatures(documents)[:, 1], whole[:, 1])
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.8, 0.95, 1.0])
+def test_bands_find_what_is_asked_for(threshold: float):
+    rows = band_rows(threshold)
+    found = 1 - (1 - threshold**rows) ** (HASHES // rows)
+    assert found >= RECALL or rows == 1
+    assert rows == HASHES or 1 - (1 - threshold ** (rows + 1)) ** (HASHES // (rows + 1)) < RECALL
+
+
+def test_similar_documents_are_found_wherever_they_are():
+    """Of 400 documents, 100 resemble an earlier one in 90 % of their entries, 100 in 60 %."""
+    random = np.random.default_rng(0)
+    first = random.integers(0, 2**16, (HASHES, 200), dtype=np.uint16)
+    near, far = first[:, :100].copy(), first[:, 100:].copy()
+    near[:13] = random.integers(0, 2**16, (13, 100))
+    far[:51] = random.integers(0, 2**16, (51, 100))
+    order = random.permutation(200)
+    found = repeated(np.concatenate([first, np.concatenate([near, far], axis=1)[:, order]], axis=1), 0.8)
+    assert not found[:200].any()
+    assert np.array_equal(found[200:], order < 100)
+
+
+# ---- who goes ----
+
+
+def test_the_later_of_two_goes():
+    original = page(0)
+    assert exact(original, edited(original, 2)) > 0.85 and exact(original, edited(original, 40)) < 0.4
+
+
+def test_of_near_duplicates_one_is_kept(keep):
+    original = page(0)
+    texts = [original, page(1), edited(original, 2), edited(original, 40), original.upper(), original]
+    kept, left_out = keep(texts, [page(2)])
+    assert kept == {"train": [texts[0], texts[1], texts[3]], "validation": [page(2)]}
+    assert left_out["train"] == {"too short": 0, "near-duplicates": 3}
+    assert keep(texts, [page(2)], near_duplicates=0)[0]["train"] == texts
+    assert keep(texts, [page(2)], near_duplicates=1)[0]["train"] == texts[:4]  # case is no difference
+
+
+def test_held_out_text_never_leaks(keep):
+    held = page(0)
+    kept, left_out = keep([edited(held, 2), page(1)], [page(3), held])
+    assert kept == {"train": [page(1)], "validation": [page(3), held]}
+    assert left_out == {
+        "train": {"too short": 0, "near-duplicates": 1},
+        "validation": {"too short": 0, "near-duplicates": 0},
+    }
+
+
+def test_texts_of_a_few_words_are_compared_whole(keep):
+    texts = ["One two.", "one, TWO", "one two three", "two one"]
+    assert keep(texts, [page(0)])[0]["train"] == [texts[0], texts[2], texts[3]]
+
+
+def test_short_documents_go_first(keep):
+    """One that is left out for its length is no original of a longer one."""
+    texts = [page(0) + "!", page(0) + "...", page(1, 5)]
+    kept, left_out = keep(texts, [page(2, 400)], min_characters=len(texts[1]))
+    assert kept["train"] == [texts[1]]
+    assert left_out["train"] == {"too short": 2, "near-duplicates": 0}
+
+
+def test_sources_are_told_apart_afterwards(make_documents, tmp_path: Path):
+    several = Documents.concatenate([make_documents([page(0), page(1)]), make_documents([page(1), page(2)])])
+    several = Documents(several.dataset, several.hash, several.characters, np.array([0, 0, 1, 1]))
+    kept, _ = filter_text({"train": several, "validation": make_documents([page(9)])}, TextSettings(), tmp_path, True)
+    assert list(kept["train"].texts()) == [page(0), page(1), page(2)]
+    assert kept["train"].source.tolist() == [0, 0, 1]
+    assert np.array_equal(kept["train"].hash, several.hash[[0, 1, 3]])
+
+
+def test_processes_find_the_same_and_only_once(make_documents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    texts = [edited(page(number // 2), number % 2 * 3) for number in range(60)]
+    splits = {"train": make_documents(texts), "validation": make_documents([page(99)])}
+    one = filter_text(splits, TextSettings(processes=1), tmp_path / "one", True)
+    monkeypatch.setattr(documents_module, "CHARACTERS", 10_000)
+    three = filter_text(splits, TextSettings(processes=3), tmp_path / "three", True)
+    assert one[1] == three[1] and one[1]["train"]["near-duplicates"] == 30
+    assert one[0]["train"].fingerprint == three[0]["train"].fingerprint
+    monkeypatch.setattr(filters, "sign", None)
+    again = filter_text(splits, TextSettings(), tmp_path / "one", True)
+    assert again[0]["train"].fingerprint == one[0]["train"].fingerprint
+
+
+def test_nothing_left_is_one_sentence(keep):
+    with pytest.raises(ValueError, match=r"train split is left, of whose 2 documents 2 are too short: set.*lower\.$"):
+        keep(["ab", "cd"], [page(0)], min_characters=3)
+    with pytest.raises(ValueError, match=r"train split .* 1 documents 1 are near-duplicates"):
+        keep([page(0)], [page(0)])
