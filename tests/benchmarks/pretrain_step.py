@@ -9,8 +9,9 @@ examples for everybody, on the device beforehand. A round is `--steps` updates (
 - ours: packed rows, in the precision, attention and linear layers that pretrain.py's own probe settles on, dropout by
   the same rate as everybody's; and the same in exact fp32, where that is another;
 - stock: `BertForPreTraining` at its defaults: fp32, SDPA, padded batches, AdamW;
-- best: the fastest of what transformers offers: fp32 or bf16, SDPA or eager attention, compiled or not, fused AdamW.
-  The table says which it was: where a CPU has no bf16 products, that is fp32.
+- best: the fastest of what transformers offers: fp32 or bf16, SDPA or eager attention, as it is or compiled (that in
+  the faster precision alone), fused AdamW. The table says which it was: where a CPU has no bf16 products,
+  that is fp32.
 
 Tokens/s count real tokens, padding not. Medians and quartiles of the rounds after one that warms up; a ratio is that of
 one round. MFU: the operations that the losses need (`useful_flops` of the family; the same for everybody) over those
