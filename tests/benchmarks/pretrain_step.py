@@ -3,8 +3,9 @@
     python -m tests.benchmarks.pretrain_step --family bert [--threads 1 2] [--rounds 5] [--steps 4] [--size mini|base]
         [--device cpu|cuda] [--dropout 0.1] [--sequence-length 128] [--section.key value of pretrain.py ...]
 
-bert: MLM and NSP on pairs out of Python's documentation, cut so that 35 to 50 % of a padded batch is padding, the same
-examples for everybody, on the device beforehand. A round is `--steps` updates (forward, backward, clipping, AdamW) of
+bert: MLM and NSP on pairs out of Python's documentation, cut so that 35 to 50 % of a batch padded to 128 is padding,
+the same examples for everybody, on the device beforehand. A round is `--steps` updates (forward, backward, clipping,
+AdamW) of
 
 - ours: packed rows, in the precision, attention and linear layers that pretrain.py's own probe settles on, dropout by
   the same rate as everybody's; and the same in exact fp32, where that is another;

@@ -142,7 +142,8 @@ class Bert:
         """Ours with these settings, what is `auto` in them and in all others found by the product's own probe."""
         settings, model = self.settings.changed({"train.micro_batch": 2**31, **given}), self.model().train()
         found, line = settle(settings, self.objective, self.steps.plan, self.process)
-        print(f"ours: {line}")
+        if line:
+            print(f"ours: {line}")
         settings = settings.changed({f"train.{name}": found[name] for name in SETTLED})
         train = settings.train
         model.set_attn_implementation(train.kernel)
