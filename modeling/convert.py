@@ -244,7 +244,7 @@ def one_value(config: PreTrainedConfig, field: str, names: tuple[str, ...]) -> A
     return sides[0]
 
 
-def renamed(weights: Weights, names: dict[str, str]) -> Weights:
+def renamed(weights: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     longest_first = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     words = re.compile(rf"(?<![^.])({longest_first})(?![^.])")
     return {words.sub(lambda match: names[match[0]], name): weight for name, weight in weights.items()}
@@ -321,6 +321,35 @@ def to_native(model: PreTrainedModel) -> PreTrainedModel:
     return built(target, family.native_config(**values), options, weights, model)
 
 
+def keel_config(config: PreTrainedConfig, masked_images: bool = False) -> PreTrainedConfig:
+    """A native configuration as ours.
+
+    Args:
+        masked_images: it is a `ViTForMaskedImageModeling`'s, whose head alone asks for `encoder_stride`.
+
+    Raises:
+        ValueError: it is of another family, or asks for what ours cannot.
+    """
+    families = {family.native_config: family for family in FAMILIES}
+    if type(config) not in families:
+        known = ", ".join(native.model_type for native in families)
+        raise ValueError(f"{config.model_type} has no keel form; these have one: {known}.")
+    family = families[type(config)]
+    refuse(config, family.native, "keel")
+    fields = family.fields
+    if family is VIT and not masked_images:
+        fields = fields | {"patch_size": ("patch_size",)}
+    values = {field: deepcopy(one_value(config, field, names)) for field, names in fields.items()}
+    return family.config(**values | {name: value for name, (value, _) in family.ours.items()})
+
+
+def keel_names(family: Family, weights: dict[str, Any]) -> dict[str, Any]:
+    """A native model's weights by our names, without those that repeat another or that are none to us."""
+    left_out = (*family.copies, "embed_positions.weight")  # our sinusoids, the same to the last bit, are no weights
+    weights = {name: weight for name, weight in weights.items() if not name.endswith(left_out)}
+    return renamed(weights, {native: ours for ours, native in family.names.items()})
+
+
 def from_native(model: PreTrainedModel) -> PreTrainedModel:
     """A native bert, marian or vit model as ours of the same head: the reverse of `to_native`.
 
@@ -328,25 +357,18 @@ def from_native(model: PreTrainedModel) -> PreTrainedModel:
         ValueError: the model does what ours cannot.
     """
     family, target = counterpart(model, FROM_NATIVE)
-    config, weights = model.config, dict(model.state_dict())
-    refuse(config, family.native, "keel")
+    masked_images = isinstance(model, transformers.ViTForMaskedImageModeling)
+    config = keel_config(model.config, masked_images)
     if isinstance(model, transformers.ViTModel) and model.pooler is not None:
         raise ValueError(
             "add_pooling_layer=True has no keel form: keel-vit pools by the class token alone; load the model with "
             "add_pooling_layer=False."
         )
-    fields = family.fields
-    if family is VIT and not isinstance(model, transformers.ViTForMaskedImageModeling):
-        fields = fields | {"patch_size": ("patch_size",)}  # encoder_stride is a matter of that head alone
-    values = {field: deepcopy(one_value(config, field, names)) for field, names in fields.items()}
-    values |= {name: value for name, (value, _) in family.ours.items()}
+    weights = dict(model.state_dict())
     options = {name: weight in weights for name, weight in family.options.items() if model.base_model is model}
-
-    left_out = (*family.copies, "embed_positions.weight")  # our sinusoids, the same to the last bit, are no weights
-    weights = {name: weight for name, weight in weights.items() if not name.endswith(left_out)}
-    if isinstance(model, transformers.ViTForMaskedImageModeling):
+    if masked_images:
         weights["decoder.0.weight"] = weights["decoder.0.weight"][..., 0, 0]
-    weights = renamed(weights, {native: ours for ours, native in family.names.items()})
+    weights = keel_names(family, weights)
     if family is MARIAN:
-        weights = permuted(weights, sines_then_cosines(config.d_model).argsort())
-    return built(target, family.config(**values), options, weights, model)
+        weights = permuted(weights, sines_then_cosines(config.hidden_size).argsort())
+    return built(target, config, options, weights, model)

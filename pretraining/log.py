@@ -59,12 +59,13 @@ class Log:
     def running(self, accelerator: Accelerator, settings: Settings, state: State) -> Iterator[None]:
         """The run's folder, trackers and bar, from here to the end; then the curves, whatever the end was.
 
-        What metrics.jsonl holds of steps after `state.step` is forgotten: a resumed run does those steps again.
+        What metrics.jsonl holds of steps after `state.step` is forgotten: a resumed run does those steps again, and one
+        that starts at step 0 evaluates there again.
         """
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(settings.resolved)
-            kept = [line for line in self.read() if line["step"] <= state.step]
+            kept = [line for line in self.read() if line["step"] <= state.step > 0]
             unfinished = self.metrics.with_suffix(".unfinished")
             unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(unfinished, self.metrics)

@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from modeling import CONFIGS
+from pretraining import initial
 from pretraining.settings import (
     NOT_SET_BY_HAND,
     CheckpointSettings,
@@ -51,9 +52,8 @@ class Parser(ArgumentParser):
 
 
 def peek(arguments: list[str], key: str, default: str) -> str:
-    """The value of `section.name` before the parser exists: it decides which sections the parser has."""
+    """The value of `section.name` before the parser exists: it decides which sections or defaults the parser has."""
     value = default
-    section, name = key.split(".")
     for i, argument in enumerate(arguments):
         option, _, given = argument.partition("=")
         given = given or (arguments[i + 1] if i + 1 < len(arguments) else "")
@@ -62,7 +62,7 @@ def peek(arguments: list[str], key: str, default: str) -> str:
                 content: Any = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 Parser(prog="pretrain.py").error(f"{given} is no YAML: {' '.join(str(error).split())}.")
-            for step in (section, name):
+            for step in key.split("."):
                 content = content.get(step) if isinstance(content, dict) else None
             value = value if content is None else str(content)
         elif option == f"--{key}":
@@ -75,7 +75,9 @@ def make_parser(family: str, objective: str) -> Parser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     data, objective_settings = OBJECTIVES[objective]
     parser = Parser(
-        prog="pretrain.py", description="Pretrain a model from scratch on your own data.", allow_abbrev=False
+        prog="pretrain.py",
+        description="Pretrain a model on your own data, from scratch or from a checkpoint.",
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="A YAML file of settings; what follows it overrides it.")
     parser.add_argument("--name", type=str, default="run", help="The run's name: it leaves everything in RUNS/NAME.")
@@ -90,6 +92,13 @@ def make_parser(family: str, objective: str) -> Parser:
         default="auto",
         help="auto: continue the run from its newest checkpoint, if it has one; PATH: from this checkpoint; "
         "none: start anew, in an empty folder.",
+    )
+    parser.add_argument(
+        "--init_from",
+        type=str | None,
+        default=None,
+        help="A folder or Hub name of a checkpoint, ours or native, to start from: its weights, its architecture (the "
+        "defaults of model.*) and its tokenizer; null: fresh weights.",
     )
     parser.add_argument("--model.family", choices=list(FAMILIES), default="bert", help="The architecture.")
     parser.add_class_arguments(CONFIGS[family], "model", skip=NOT_SET_BY_HAND)
@@ -115,13 +124,20 @@ def parse(arguments: list[str] | None = None) -> Settings:
     family = family if family in FAMILIES else "bert"  # the parser itself refuses it
     objective = peek(arguments, "objective.name", FAMILIES[family])
     parser = make_parser(family, objective if objective in OBJECTIVES else FAMILIES[family])
-    given = parser.parse_args(arguments)
-    resolved = parser.dump(given, skip_none=False)
+    checkpoint = peek(arguments, "init_from", "null")
     try:
+        start = None if checkpoint == "null" else initial.read_config(checkpoint, CONFIGS[family])
+        if start is not None:
+            parser.set_defaults({"tokenizer.path": checkpoint, **initial.architecture(start)})
+        given = parser.parse_args(arguments)
+        given.tokenizer.path = given.tokenizer.path or given.init_from
+        resolved = parser.dump(given, skip_none=False)
         given.model.pop("family")
         ready = parser.instantiate(given)
         fields = {field.name for field in dataclasses.fields(Settings)} - {"family", "resolved"}
         settings = Settings(family=family, resolved=resolved, **{name: ready[name] for name in fields})
+        if start is not None:
+            initial.check(settings, start)
     except ValueError as error:
         parser.error(str(error))
     return settings

@@ -59,7 +59,21 @@ class TokenizerSettings:
     cased: bool = False
     """Keep upper and lower case apart. Accents and Hangul are kept whole either way."""
     sample_characters: int = 200_000_000
-    """Train on at most this many characters, sampled evenly over the documents."""
+    """Train, or count words, on at most this many characters, sampled evenly over the documents."""
+    new_words: int = 0
+    """So many words become entries of the tokenizer at `path`: the most frequent ones of the run's training text that
+    it splits."""
+    words: str | None = None
+    """A file of one word a line; those that the tokenizer at `path` splits become entries too."""
+
+    def __post_init__(self) -> None:
+        between("tokenizer.new_words", self.new_words, 0)
+        if self.path is None and (self.new_words or self.words):
+            name = "new_words" if self.new_words else "words"
+            raise ValueError(
+                f"tokenizer.{name} adds to a tokenizer that is there, and one that is trained here fits the text as it "
+                f"is: leave tokenizer.{name} out, or set init_from or tokenizer.path."
+            )
 
 
 @dataclass
@@ -87,6 +101,8 @@ class SentencePairsSettings:
     """Of the tokens to predict, the share that is replaced by a random token; the rest is kept."""
     whole_words: bool = False
     """Mask whole words instead of single tokens."""
+    unigram_bias: bool = True
+    """Start the output biases at the logarithm of each token's frequency, so that no step is spent on learning it."""
 
     def __post_init__(self) -> None:
         for name in ("short_sequence_rate", "mask_rate", "mask_token_rate", "random_token_rate"):
@@ -214,7 +230,7 @@ class OptimSettings:
     epsilon: float = 1e-6
     """Added to the root of the second moment."""
     momentum: float = 0.95
-    """Muon's."""
+    """Decay of Muon's momentum."""
     layer_decay: float = 1.0
     """Each layer learns at this times the rate of the one above it (Clark 2020, appendix); 1: all alike."""
     ema: float = 0.0
@@ -308,6 +324,7 @@ class Settings:
     cache: str
     seed: int
     resume: str
+    init_from: str | None
     family: str
     model: KeelConfig
     data: TextSettings

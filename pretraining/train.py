@@ -22,6 +22,7 @@ from pretraining.data.plan import Plan, make_plan
 from pretraining.evaluate import evaluate, make_evaluation_plan
 from pretraining.export import export, open_exported, write_probe
 from pretraining.hardware import SETTLED, choose_linear, make_accelerator, make_process, settle
+from pretraining.initial import load_weights
 from pretraining.log import Log
 from pretraining.objectives import OBJECTIVES, Objective
 from pretraining.optim import learning_rate, make_average, make_optimizer
@@ -120,8 +121,9 @@ def train(settings: Settings) -> None:
         set_seed(settings.seed)
         longest = max(range(len(phases)), key=lambda i: objectives[i].row_length)
         rows = plan_epoch(objectives[longest], phases[longest][1], State())
-        settled, line = settle(phases[longest][1], objectives[longest], rows, process)
-        log.say(line)
+        settled, tried = settle(phases[longest][1], objectives[longest], rows, process)
+        if tried:
+            log.say(tried)
     chosen = {name: settled[name] for name in SETTLED if getattr(settings.train, name) == "auto"}
     settings = settings.changed({f"train.{name}": value for name, value in chosen.items()})
     phases, options = settings.phases(), settings.train
@@ -133,6 +135,8 @@ def train(settings: Settings) -> None:
 
     set_seed(settings.seed)
     fresh = objectives[-1].build_model(settings.model)
+    if settings.init_from is not None:
+        log.say(load_weights(fresh, settings.init_from, objective.tokenizer))
     fresh.set_attn_implementation(options.kernel)
     average = make_average(fresh, settings.optim.ema) if settings.optim.ema else None
     choose_linear(fresh, options.linear)
@@ -140,7 +144,7 @@ def train(settings: Settings) -> None:
         fresh.activation_checkpointing_enable()
     if options.compile:
         fresh.compile()
-    model, optimizer = accelerator.prepare(fresh, make_optimizer(fresh, settings.optim))
+    model, optimizer = accelerator.prepare(fresh, make_optimizer(fresh, settings.optim, options.precision))
     evaluated = model
     if average is not None:
         accelerator.register_for_checkpointing(average.to(accelerator.device))
@@ -171,6 +175,10 @@ def train(settings: Settings) -> None:
         progress = progress_at(state, options, plan, state.step_in_epoch)
         if patience and state.stale >= patience:
             progress = 1.0
+        if settings.init_from is not None and state.step == 0:  # what the checkpoint knows before it learns more
+            assert isinstance(phase.train.micro_batch, int)
+            held = evaluate(model, objective, held_out, phase.train.micro_batch, accelerator)
+            log.write({f"eval_{name}": value for name, value in held.items()}, 0, progress)
         while progress < 1:
             current = next(i for i, end in enumerate(ends) if progress < end)
             if current != state.phase or state.step_in_epoch == plan.steps:
@@ -298,6 +306,8 @@ def make_contract(settings: Settings, objectives: list[Objective]) -> dict[str, 
         **{f"model.{name}": value for name, value in model.items()},
         **{f"objective.{name}": value for name, value in asdict(settings.objective).items()},
     }
+    if settings.init_from is not None:  # whose table may have more rows than the tokenizer has entries
+        contract["model.vocab_size"] = settings.model.vocab_size
     return json.loads(json.dumps(contract))
 
 

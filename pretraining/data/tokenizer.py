@@ -10,7 +10,7 @@ import tempfile
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from pretraining.data import new_words
+from pretraining.data.new_words import Reader
 from pretraining.data.sources import fingerprint, texts
 from pretraining.settings import TokenizerSettings
 
@@ -28,8 +30,6 @@ logger = logging.getLogger(__name__)
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # For kinds that keep the space with the word behind it: so does [MASK].
 SPACED = [*SPECIAL[:-1], AddedToken("[MASK]", lstrip=True, normalized=False, special=True)]
-
-Reader = Callable[[], Iterator[str]]  # the training text, from its beginning at each call
 
 
 def sample(documents: Dataset, characters: int) -> Iterator[str]:
@@ -156,39 +156,58 @@ def _unigram(settings: TokenizerSettings, read: Reader) -> PreTrainedTokenizerBa
 TRAINERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
 
 
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub name; a ValueError where there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if not len(regular_ids(tokenizer)):  # what transformers makes of a BERT model's folder without a vocabulary
+            raise ValueError("it has no vocabulary")
+        return tokenizer
+    except Exception as error:  # there are dozens, from missing files to a missing network
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"no tokenizer can be loaded from {path!r} ({reason}): it must be a folder with "
+            "tokenizer.json, or a Hub name"
+        ) from error
+
+
 def build_tokenizer(
     settings: TokenizerSettings, documents: Dataset, cache: Path, writer: bool = True
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer at `settings.path`, or train one on the documents' text.
+    """Load the tokenizer at `settings.path`, with new words if there shall be any, or train one on the documents' text.
 
     Args:
         documents: with a column "text"; only the training split, or validation would not be held out.
-        cache: the folder where trained tokenizers are kept, under a hash of settings and text.
-        writer: whether this process trains; the others wait for the folder to appear, which it does whole.
+        cache: the folder where trained and extended tokenizers are kept, under a hash of all that decides them.
+        writer: whether this process makes it; the others wait for the folder to appear, which it does whole.
 
     Raises:
-        ValueError: if nothing can be loaded from the path, or if the vocabulary asked for is larger than the
-            text gives or smaller than its alphabet.
+        ValueError: if nothing can be loaded from the path, if the vocabulary or the new words asked for are more than
+            the text gives, or if the vocabulary is smaller than the text's alphabet.
     """
-    if settings.path is not None:
-        try:
-            return AutoTokenizer.from_pretrained(settings.path)
-        except Exception as error:  # there are dozens, from missing files to a missing network
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"no tokenizer can be loaded from {settings.path!r} ({reason}): set path to a folder with "
-                "tokenizer.json or to a Hub name"
-            ) from error
-    code = Path(__file__).read_text(encoding="utf-8")
-    key = repr([dataclasses.asdict(settings), fingerprint(documents), tokenizers.__version__, code])
-    folder = cache / f"tokenizer-{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
+    kept = None if settings.path is None else load_tokenizer(settings.path)
+    if kept is not None and not settings.new_words and settings.words is None:
+        return kept
+    code = [Path(file).read_text(encoding="utf-8") for file in (__file__, new_words.__file__)]
+    decisive = [dataclasses.asdict(settings), fingerprint(documents), tokenizers.__version__, code]
+    if kept is not None:
+        decisive += [kept.backend_tokenizer.to_str(), new_words.listed(settings)]
+    folder = cache / f"tokenizer-{hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest()}"
     if writer and not folder.exists():
-        tokenizer = TRAINERS[settings.kind](settings, lambda: sample(documents, settings.sample_characters))
-        if len(tokenizer) < settings.vocab_size:
-            raise ValueError(
-                f"vocab_size is {settings.vocab_size} but this text gives {len(tokenizer)} entries: set it "
-                f"to {len(tokenizer)} or less, or give more text"
-            )
+
+        def read() -> Iterator[str]:
+            return sample(documents, settings.sample_characters)
+
+        if kept is not None:
+            tokenizer = kept
+            new_words.add(kept, new_words.choose(kept, settings, read))
+        else:
+            tokenizer = TRAINERS[settings.kind](settings, read)
+            if len(tokenizer) < settings.vocab_size:
+                raise ValueError(
+                    f"vocab_size is {settings.vocab_size} but this text gives {len(tokenizer)} entries: set it "
+                    f"to {len(tokenizer)} or less, or give more text"
+                )
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             tokenizer.save_pretrained(Path(temporary, "tokenizer"))

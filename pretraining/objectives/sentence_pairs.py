@@ -137,6 +137,14 @@ def mask_tokens(
     return inputs, labels
 
 
+def log_frequencies(tokens: np.ndarray, vocab_size: int, block: int = 2**24) -> np.ndarray:
+    """The logarithm of each token's share of the text (V,), one more counted of each; in blocks, for memory's sake."""
+    counts = np.ones(vocab_size, dtype=np.int64)
+    for start in range(0, len(tokens), block):
+        counts += np.bincount(tokens[start : start + block], minlength=vocab_size)
+    return np.log(counts / counts.sum())
+
+
 class SentencePairs:
     """The objective of BERT."""
 
@@ -215,7 +223,13 @@ class SentencePairs:
         config.vocab_size = len(self.tokenizer)
         config.pad_token_id = self.tokenizer.pad_token_id
         self.tokenizer.model_max_length = config.max_position_embeddings
-        return KeelBertForPreTraining(config) if self.pairs else KeelBertForMaskedLM(config)
+        model = KeelBertForPreTraining(config) if self.pairs else KeelBertForMaskedLM(config)
+        if self.settings.unigram_bias:
+            with torch.no_grad():
+                model.mlm.decoder.bias.copy_(
+                    torch.from_numpy(log_frequencies(self.data["train"].tokens, len(self.tokenizer)))
+                )
+        return model
 
     def index(self, split: str, epoch: int) -> np.ndarray:
         """The examples that the split has in this epoch: (N,)."""

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 import modeling
-from modeling.convert import from_native, to_native
+from modeling.convert import from_native, keel_config, to_native
 
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
@@ -488,6 +488,16 @@ def test_what_has_no_keel_form_is_refused(name, field, value):
     native = native_model(name, torch.float32, **TINY[family_of(name)] | {field: value})
     with pytest.raises(ValueError, match=rf"{re.escape(f'{field}={value!r}')}.* has no keel form: .+\.$"):
         from_native(native)
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "MarianMTModel", "ViTForImageClassification"])
+def test_a_configuration_converts_without_its_model(name):
+    native = native_model(name, torch.float32, **TINY[family_of(name)])
+    assert keel_config(native.config).to_diff_dict() == {
+        field: value for field, value in from_native(native).config.to_diff_dict().items() if field != "architectures"
+    }
+    with pytest.raises(ValueError, match=r"^gpt2 has no keel form; these have one: bert, marian, vit\.$"):
+        keel_config(transformers.GPT2Config())
 
 
 def test_pooler_of_native_vit_is_refused():

@@ -1,4 +1,6 @@
-"""Learning rates against transformers' schedules, and who decays."""
+"""Learning rates against transformers' schedules, who decays and how fast, Muon beside AdamW, the average."""
+
+from copy import deepcopy
 
 import pytest
 import torch
@@ -7,9 +9,9 @@ from torch import nn
 
 from pretraining.checkpoint import State
 from pretraining.data.plan import Plan
-from pretraining.optim import learning_rate, make_optimizer, parameter_groups
+from pretraining.optim import FullPrecisionMuon, learning_rate, make_average, make_optimizer, parameter_groups
 from pretraining.settings import OptimSettings, TrainSettings
-from pretraining.train import progress_of
+from pretraining.train import progress_at
 
 STEPS, WARMUP = 200, 20
 
@@ -47,7 +49,7 @@ def test_wsd_is_stable_then_falls_to_zero():
 
 def test_matrices_decay_and_vectors_do_not():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4))
-    decayed, rest = parameter_groups(model, 0.1)
+    decayed, rest = parameter_groups(model, OptimSettings(weight_decay=0.1))
     assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in rest["params"]} == {1}
     assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))
     optimizer = make_optimizer(model, OptimSettings(weight_decay=0.1))
@@ -66,12 +68,113 @@ def test_matrices_decay_and_vectors_do_not():
     [
         ({"steps": 40}, State(step=10)),
         ({"epochs": 2}, State(epoch=0, step_in_epoch=3)),
+        ({"epochs": 4}, State(epoch=2, passes=0.5, step_in_epoch=3)),
         ({"tokens": 4000}, State(tokens=1000)),
         ({"minutes": 2}, State(seconds=30.0)),
     ],
 )
 def test_progress_is_the_share_of_the_budget(budget: dict, state: State):
     rows = torch.arange(7).numpy()
-    plan = Plan(examples=rows[:6], offsets=rows, rows_per_step=1, fill=1.0, sequences_per_row=1)
-    assert progress_of(state, TrainSettings(**budget), plan) == pytest.approx(0.25)
-    assert progress_of(State(100, 9, 0, 10**6, 1e6), TrainSettings(**budget), plan) == 1.0
+    plan = Plan(examples=rows[:6], offsets=rows, bounds=rows, tokens_before=500 * rows, fill=1.0, sequences_per_row=1)
+    settings = TrainSettings(**budget)
+    now = progress_at(state, settings, plan, state.step_in_epoch)
+    assert now == pytest.approx(0.25)
+    # Two steps ahead in the plan: a step is 1 of 40, 1 of 6 of an epoch, 500 tokens; a clock tells nothing ahead.
+    step = {"steps": 1 / 40, "epochs": 1 / 6 / settings.epochs if settings.epochs else 0, "tokens": 1 / 8, "minutes": 0}
+    ahead = progress_at(state, settings, plan, state.step_in_epoch + 2)
+    assert ahead == pytest.approx(now + 2 * step[next(iter(budget))])
+    done = State(step=100, epoch=9, passes=9, tokens=10**6, seconds=1e6)
+    assert progress_at(done, settings, plan, 0) == 1.0
+
+
+def test_lower_layers_learn_slower(tiny):
+    """Layer-wise decay (Clark 2020): heads at the full rate, embeddings slowest, every parameter in one group."""
+    model = tiny("KeelBertForPreTraining")
+    groups = parameter_groups(model, OptimSettings(layer_decay=0.5))
+    scale = {id(p): group["scale"] for group in groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    assert len(scale) == sum(len(group["params"]) for group in groups) == len(named)
+    for name, expected in (("embeddings.", 1 / 8), (".blocks.0.", 1 / 4), (".blocks.1.", 1 / 2), ("nsp.", 1.0)):
+        assert {scale[id(p)] for n, p in named.items() if expected is not None and name in n} == {expected}
+
+
+def test_muon_in_full_precision_is_torch_s_but_for_rounding():
+    """Torch orthogonalises in bf16 (2^-8): over steps of every shape the weights differ by far less than they moved."""
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((16, 16), (16, 16), (8, 48), (48, 8))]
+    moved = []
+    for kind in (torch.optim.Muon, FullPrecisionMuon):
+        weights = [nn.Parameter(weight.clone()) for weight in start]
+        optimizer = kind(weights, lr=0.05, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        torch.manual_seed(1)
+        for _ in range(5):
+            for weight in weights:
+                weight.grad = torch.randn_like(weight)
+            optimizer.step()
+        moved.append([weight.detach() - begun for weight, begun in zip(weights, start, strict=True)])
+    for one, other in zip(*moved, strict=True):
+        assert (one - other).norm() < 0.03 * one.norm()
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("bf16", torch.optim.Muon), ("fp32", FullPrecisionMuon)])
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(tiny, precision: str, kind: type):
+    """Each part moves as that optimizer alone would; state and learning rates survive saving."""
+    settings = OptimSettings(optimizer="muon", weight_decay=0.1)
+
+    def gradients(model: nn.Module, seed: int) -> None:
+        torch.manual_seed(seed)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+
+    def rate(optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+
+    ours, theirs, resumed = (tiny("KeelBertForPreTraining").float() for _ in range(3))
+    optimizer = make_optimizer(ours, settings, precision)
+    matrices = [p for n, p in theirs.named_parameters() if ".blocks." in n and p.ndim == 2]
+    assert len(matrices) == 2 * 6  # query, key, value, output, up, down
+    own = {id(p) for p in matrices}
+    others = [p for p in theirs.parameters() if id(p) not in own]
+    alone = [
+        kind(matrices, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(
+            [
+                {"params": [p for p in others if p.ndim >= 2], "weight_decay": 0.1},
+                {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            eps=1e-6,
+            fused=True,
+        ),
+    ]
+    for seed in range(3):
+        for model, parts in ((ours, [optimizer]), (theirs, alone)):
+            gradients(model, seed)
+            for part in parts:
+                rate(part)
+                part.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+    resumed.load_state_dict(ours.state_dict())
+    again = make_optimizer(resumed, settings, precision)
+    again.load_state_dict(deepcopy(optimizer.state_dict()))
+    for model, one in ((ours, optimizer), (resumed, again)):
+        gradients(model, 9)
+        rate(one)
+        one.step()
+    for one, other in zip(ours.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_average_is_exponential_with_a_growing_memory():
+    model = nn.Linear(1, 1, bias=False)
+    average = make_average(model, 0.5)
+    expected = None
+    for step in range(12):
+        with torch.no_grad():
+            model.weight.fill_(step)
+        average.update_parameters(model)
+        share = 1 - min(0.5, (1 + step) / (10 + step))
+        expected = float(step) if expected is None else expected + share * (step - expected)
+        assert average.module.weight.item() == pytest.approx(expected)

@@ -79,7 +79,22 @@ MISTAKES = {
     "a seed below zero": (["--seed=-1"], "seed is -1"),
     "an unknown activation": (["--model.hidden_act=gellu"], "hidden_act='gellu' is unknown"),
     "an unknown tracker": (["--log.trackers=['wandbb']"], "'wandbb' is no tracker"),
-    "an unknown precision": (["--train.precision=fp8"], "it takes: fp32, bf16"),
+    "half a batch warm-up": (["--train.batch_warmup=5"], "set both or neither"),
+    "a phase without an end": (
+        ["--train.phases=[{objective.sequence_length: 64}]"],
+        "train.phases[0] ends at until",
+    ),
+    "phases in no order": (["--train.phases=[{until: 0.5}, {until: 0.4}]"], "train.phases[1] ends at until: 0.4"),
+    "a phase that changes the seed": (["--train.phases=[{until: 0.5, train.window: 4}]"], "sets train.window"),
+    "a phase with an unknown key": (
+        ["--train.phases=[{until: 0.5, objective.len: 4}]"],
+        "no setting objective.len",
+    ),
+    "a phase beyond the table": (
+        ["--train.phases=[{until: 0.5, objective.sequence_length: 1024}]"],
+        "model.max_position_embeddings to at least 1024",
+    ),
+    "an unknown precision": (["--train.precision=fp8"], "it takes: auto, fp32, bf16, fp16"),
 }
 
 

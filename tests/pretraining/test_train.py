@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from pretrain import main
+from pretraining.hardware import SETTLED
 
 ROOT = Path(__file__).parents[2]
-TIMES = {"seconds", "tokens_per_second"}
+TIMES = {"seconds", "tokens_per_second", "mfu"}
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -273,3 +276,98 @@ def test_training_learns(arguments: list[str], tmp_path: Path):
     folder = run_here(arguments, tmp_path, "learns", "--train.steps=60", "--optim.learning_rate=5e-3")
     (held,) = [line["eval_mlm_loss"] for line in lines(folder) if "eval_mlm_loss" in line]
     assert held < math.log(1500) - 1
+
+
+EVERYTHING = ["--optim.optimizer=muon", "--optim.ema=0.9", "--optim.layer_decay=0.9", "--objective.mask_rate_end=0.3"]
+EVERYTHING += ["--train.rows_at_start=4", "--train.batch_warmup=6", "--train.micro_batch=8", "--train.steps=12"]
+EVERYTHING += ["--train.phases=[{until: 0.6, objective.sequence_length: 32, train.rows_per_step: 16}]"]
+EVERYTHING += ["--checkpoint.every=1", "--checkpoint.keep=100"]
+
+
+def test_a_run_with_everything_that_changes_over_time_resumes_to_the_same_bits(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """Muon, average, phases, growing batches, masking schedule, dropout: from before, at and after the phase's end."""
+    whole = run_here(arguments, tmp_path, "whole", *EVERYTHING)
+    said = capsys.readouterr().out
+    assert said.count("train: ") == 2 and "phase 2 of 2" in said
+    state = json.loads((newest(whole) / "state.json").read_text())
+    assert (state["step"], state["phase"], state["epoch"], state["step_in_epoch"]) == (12, 1, 1, 4)
+    for step in (3, 8, 9):  # the first phase ends with step 8
+        part = tmp_path / f"from-{step}"
+        shutil.copytree(whole / f"checkpoints/step-{step}", part / f"checkpoints/step-{step}")
+        run_here(arguments, tmp_path, part.name, *EVERYTHING)
+        assert [line for line in lines(whole) if line["step"] > step] == lines(part)
+        for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"):
+            assert (newest(whole) / name).read_bytes() == (newest(part) / name).read_bytes(), name
+        assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(part).values(), strict=True))
+    trained = load_file(newest(whole) / "model.safetensors")
+    average = {name: tensor for name, tensor in weights(whole).items() if name in trained}
+    assert any(not torch.equal(tensor, trained[name]) for name, tensor in average.items()), (
+        "not the average is exported"
+    )
+
+
+def test_a_run_without_better_evaluations_stops(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
+    more = ["--train.steps=40", "--evaluation.every=2", "--evaluation.patience=2", "--optim.learning_rate=0.5"]
+    folder = run_here(arguments, tmp_path, "stopped", *more, "--optim.schedule=constant", "--train.micro_batch=8")
+    state = json.loads((newest(folder) / "state.json").read_text())
+    assert state["step"] < 40 and state["stale"] == 2 and state["best"]["step"] == state["step"] - 4
+    assert "no better evaluation among the last 2" in capsys.readouterr().out
+    assert (folder / "model/model.safetensors").exists()
+    curves = lines(folder)
+    run_here(arguments, tmp_path, "stopped", *more, "--optim.schedule=constant", "--train.micro_batch=8")
+    assert lines(folder) == curves, "a stopped run went on"
+
+
+def test_what_is_auto_is_settled_once(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
+    automatic = [f"--train.{name}=auto" for name in SETTLED]
+    main([*arguments, *automatic, "--train.steps=2", "--optim.schedule=constant", f"--runs={tmp_path}", "--name=auto"])
+    assert "probe: fp32 sdpa torch" in capsys.readouterr().out
+    train = yaml.safe_load((tmp_path / "auto/config.yaml").read_text())["train"]
+    state = json.loads((newest(tmp_path / "auto") / "state.json").read_text())
+    assert {name: train[name] for name in SETTLED} == {name: state["settled"][name] for name in SETTLED}
+    assert "auto" not in [train[name] for name in SETTLED]
+    main([*arguments, *automatic, "--train.steps=3", "--optim.schedule=constant", f"--runs={tmp_path}", "--name=auto"])
+    assert "probe" not in capsys.readouterr().out
+    torch.set_num_threads(1)
+
+
+def test_a_bad_step_can_be_replayed(arguments: list[str], tmp_path: Path):
+    run = [*arguments, "--train.steps=20", "--optim.warmup=0", "--optim.learning_rate=1e30", "--train.micro_batch=8"]
+    done = pretrain([*run, "--train.max_grad_norm=0", f"--runs={tmp_path}", "--name=wild"])
+    command = done.stderr.strip().rsplit("python -m ", 1)[1]
+    (folder,) = (tmp_path / "wild").glob("bad-step-*")
+    assert command == f"pretraining.replay {folder}"
+    again = subprocess.run(
+        [sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert again.returncode == 1, again.stderr
+    said = again.stdout.splitlines()
+    assert len([line for line in said if line.startswith("process 0, micro-batch")]) == 4
+    assert "weights that are not finite: none" in said[0] and "the first output that is not finite" in again.stdout
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
+def test_other_trackers(tracker: str, arguments: list[str], tmp_path: Path):
+    pytest.importorskip(tracker)
+    more = ["--train.steps=2", f"--log.trackers=['{tracker}']", f"--runs={tmp_path}", "--name=tracked"]
+    run = command([*arguments, *more])
+    done = subprocess.run(run, capture_output=True, text=True, env=environment(TRACKIO_DIR=str(tmp_path / "trackio")))
+    assert done.returncode == 0, done.stderr
+    pattern = "tracked/**/events.out.tfevents*" if tracker == "tensorboard" else "trackio/**/*"
+    assert list(tmp_path.glob(pattern))
+
+
+def test_gradient_checkpointing_and_compile_change_no_loss(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The graph is captured and run without compiling a kernel, which takes minutes on CPU."""
+    compile_model = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: compile_model(model, backend="eager"))
+    exact = ["--model.hidden_dropout_prob=0", "--model.attention_probs_dropout_prob=0", "--train.steps=3"]
+    plain = lines(run_here(arguments, tmp_path, "plain", *exact))
+    for option in ("gradient_checkpointing", "compile"):
+        other = lines(run_here(arguments, tmp_path, option, *exact, f"--train.{option}=true"))
+        for one, same in zip(plain, other, strict=True):
+            assert one == pytest.approx(same, rel=1e-4, abs=1e-6)

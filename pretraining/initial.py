@@ -1,0 +1,175 @@
+"""From which weights does a run start? From those of a checkpoint, ours or native, made to fit the run."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from modeling.convert import FAMILIES, TO_NATIVE, from_native, keel_config, keel_names
+from pretraining.data.tokenizer import load_tokenizer
+from pretraining.settings import NOT_SET_BY_HAND, Settings
+
+# What changes nothing that the checkpoint has learnt.
+FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "initializer", "initializer_range"}
+
+
+def read_config(checkpoint: str, ours: type[PreTrainedConfig]) -> PreTrainedConfig:
+    """The configuration of a checkpoint, as one of `ours`.
+
+    Raises:
+        ValueError: there is none, it is another family's, or it has no keel form.
+    """
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    except Exception as error:  # there are dozens, from missing files to a missing network
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"init_from: no checkpoint can be read from {checkpoint!r} ({reason}): it must be a folder with "
+            "config.json and weights, or a Hub name."
+        ) from error
+    if isinstance(config, ours):
+        return config
+    (native,) = (family.native_config for family in FAMILIES if family.config is ours)
+    if type(config) is not native:
+        raise ValueError(
+            f"init_from: {checkpoint} is a checkpoint of {config.model_type}: this run starts from "
+            f"{ours.model_type} or {native.model_type}."
+        )
+    try:
+        return keel_config(config)
+    except ValueError as error:
+        raise ValueError(f"init_from: {checkpoint}: {error}") from error
+
+
+def architecture(config: PreTrainedConfig) -> dict[str, Any]:
+    """A configuration as the settings model.*."""
+    names = (field.name for field in dataclasses.fields(type(config)))
+    return {f"model.{name}": getattr(config, name) for name in names if name not in NOT_SET_BY_HAND}
+
+
+def check(settings: Settings, start: PreTrainedConfig) -> None:
+    """Takes from the checkpoint what no setting names, and refuses settings that contradict it.
+
+    Raises:
+        ValueError: another tokenizer, or another architecture than the checkpoint's.
+    """
+    if settings.tokenizer.path != settings.init_from:
+        raise ValueError(
+            f"tokenizer.path is {settings.tokenizer.path}, but the weights of {settings.init_from} know their own "
+            "tokenizer alone: leave tokenizer.path out."
+        )
+    theirs = architecture(start)
+    for name, value in architecture(settings.model).items():
+        longer = name == "model.max_position_embeddings" and value > theirs[name]
+        if value != theirs[name] and name.removeprefix("model.") not in FREE and not longer:
+            raise ValueError(
+                f"{name} is {value}, but {theirs[name]} in the checkpoint {settings.init_from}: leave it out, the "
+                "checkpoint decides."
+            )
+    settings.model.tie_word_embeddings = start.tie_word_embeddings
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' tables of what is missing: we say it in a line."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def open_checkpoint(checkpoint: str, ours: type[PreTrainedModel]) -> tuple[PreTrainedModel, set[str]]:
+    """A checkpoint as a model of class `ours`, in fp32, and the names of the weights that it lacks.
+
+    Raises:
+        ValueError: it has no weights that fit its configuration, or more or fewer below its heads.
+    """
+    family, native = TO_NATIVE[ours]
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    opener = ours if isinstance(config, family.config) else native
+    try:
+        loaded: Any = opener.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"init_from: no weights can be read from {checkpoint!r} ({reason}).") from error
+    opened, found = loaded
+    for state, keys in (("lacks", "missing_keys"), ("has", "unexpected_keys")):
+        body = [name for name in found[keys] if "embeddings." in name or "encoder." in name]
+        if body:
+            raise ValueError(
+                f"init_from: {checkpoint} {state} {min(body)}, unlike any {opener.__name__}: give a checkpoint whose "
+                "weights are those of its config.json."
+            )
+    if opener is native:
+        return from_native(opened), set(keel_names(family, dict.fromkeys(found["missing_keys"])))
+    return opened, set(found["missing_keys"])
+
+
+@torch.no_grad()
+def extend_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extended: PreTrainedTokenizerBase
+) -> list[str]:
+    """Gives every entry that only the extended tokenizer has the mean of the pieces that the other makes of it.
+
+    That holds for its row in the input table, in the decoder and in the decoder's bias; no other row changes. Rows that
+    no entry had are taken first.
+
+    Returns:
+        The new entries.
+    """
+    ids = extended.get_vocab()
+    words = sorted(ids.keys() - tokenizer.get_vocab().keys(), key=lambda word: ids[word])
+    rows = max(model.config.vocab_size, len(extended))
+    if rows > model.config.vocab_size:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    embeddings: Any = model.get_input_embeddings()
+    decoder: Any = model.get_output_embeddings()
+    for word in words:
+        pieces = [piece.id for piece in tokenizer.backend_tokenizer.model.tokenize(word)]
+        for table in (embeddings.weight, decoder.weight, decoder.bias):
+            table[ids[word]] = table[pieces].mean(0)
+    return words
+
+
+def load_weights(model: PreTrainedModel, checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Gives a fresh model the weights of a checkpoint; what the checkpoint lacks stays fresh.
+
+    Args:
+        model: its table may be smaller than the checkpoint's, which may have more rows than the tokenizer has entries:
+            it gets as many.
+        tokenizer: the checkpoint's, perhaps with new words.
+
+    Returns:
+        A line that tells what came from where.
+
+    Raises:
+        ValueError: the checkpoint is not whole, or has fewer rows than its tokenizer has entries.
+    """
+    own = load_tokenizer(checkpoint)
+    with quietly():
+        source, missing = open_checkpoint(checkpoint, type(model))
+        if len(own) > source.config.vocab_size:
+            raise ValueError(
+                f"init_from: the tokenizer of {checkpoint} has {len(own)} entries, its model {source.config.vocab_size}"
+                ": give them a checkpoint in which they fit each other."
+            )
+        words = extend_vocabulary(source, own, tokenizer)
+        positions = model.config.max_position_embeddings
+        if positions != source.config.max_position_embeddings:
+            source.resize_position_embeddings(positions)
+        if source.config.vocab_size != model.config.vocab_size:
+            model.resize_token_embeddings(source.config.vocab_size, mean_resizing=False)
+    weights = {name: weight for name, weight in source.state_dict().items() if name not in missing}
+    model.load_state_dict(model.state_dict() | weights)
+    fresh = sorted({part for name in missing for part in name.split(".") if part in ("pooler", "mlm", "nsp")})
+    line = f"weights of {checkpoint}, fresh: {', '.join(fresh) or 'nothing'}"
+    if words:
+        line += f"; {len(words)} new words, each the mean of its pieces: {', '.join(words[:5])}"
+        line += ", ..." if len(words) > 5 else ""
+    return line
