@@ -2,27 +2,29 @@
 
     python -m tests.benchmarks.whole_run [--config configs/pretrain/bert-pydocs.yaml] [--steps 20] [--rounds 5]
 
-The bare step is forward, backward, clipping and AdamW in plain torch, on the run's own rows, made beforehand: what
-is left of the whole run's time is data, accounting, logging and trackers. Evaluation and saving, whose share of a
-run is a choice, are not in it. Rounds alternate in one process; the medians count.
+The bare step is forward, backward, clipping and AdamW in plain torch, on the run's own rows, made beforehand, in the
+way that the run's probe settled on: what is left of the whole run's time is data, accounting, logging and trackers.
+Evaluation and saving, whose share of a run is a choice, are not in it. Rounds alternate in one process; the medians
+count.
 """
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
-from pretraining.data import draws
+from pretraining.checkpoint import State
 from pretraining.data.batches import Steps
+from pretraining.hardware import choose_linear, make_accelerator
 from pretraining.objectives import OBJECTIVES
 from pretraining.optim import learning_rate, make_optimizer
 from pretraining.parsing import parse
 from pretraining.settings import Settings
-from pretraining.train import make_accelerator, plan_epoch, train
+from pretraining.train import plan_epoch, train
+from tests.benchmarks.rounds import cell, print_table, ratios, spread
+from tests.benchmarks.updates import update
 
 
 def whole(settings: Settings) -> tuple[float, list[float]]:
@@ -38,37 +40,29 @@ def whole(settings: Settings) -> tuple[float, list[float]]:
 def bare(settings: Settings, steps: int) -> tuple[float, list[float]]:
     """Tokens/s and losses of the same updates with nothing around them."""
     make_accelerator(settings)
+    train = settings.train
     objective = OBJECTIVES[settings.objective.name](settings)
     objective.prepare(writer=True)
-    plan = plan_epoch(objective, settings, 0)
-    data = Steps(objective, "train", 0, plan, settings.train.micro_batch, 0, 1)
+    plan = plan_epoch(objective, settings, State())
+    assert isinstance(train.micro_batch, int)
+    data = Steps(objective, "train", 0, plan, train.micro_batch, 0, 1)
     batches = [data[step, 0.0] for step in range(steps)]
     torch.manual_seed(settings.seed)
     model = objective.build_model(settings.model).train()
-    model.set_attn_implementation(settings.train.kernel)
+    model.set_attn_implementation(train.kernel)
+    choose_linear(model, train.linear)
     optimizer = make_optimizer(model, settings.optim)
     tokens, losses, started = 0, [], 0.0
     for step, micro_batches in enumerate(batches):
         if step == 1:
             tokens, started = 0, time.perf_counter()
+        rate = learning_rate(settings.optim, settings.model.hidden_size, step + 1, step / steps)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings.optim, settings.model.hidden_size, step + 1, step / steps)
-        counts = {
-            name: torch.tensor(sum(int((batch[name] != -100).sum()) for batch in micro_batches))
-            for name in objective.targets
-        }
-        total = 0.0
-        for i, batch in enumerate(micro_batches):
-            torch.manual_seed(int(draws.mix(settings.seed, draws.TORCH, step, 0, i)))
-            with torch.autocast("cpu", torch.bfloat16, enabled=settings.train.precision == "bf16"):
-                loss = model(**batch, num_items_in_batch=counts).loss
-            loss.backward()
-            total += loss.item()
-            tokens += objective.tokens(batch)
-        clip_grad_norm_(model.parameters(), settings.train.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total)
+            group["lr"] = rate * group["scale"]
+        norm = train.max_grad_norm
+        loss = update(model, optimizer, micro_batches, objective, train.precision, norm, settings.seed, step)
+        tokens += sum(map(objective.tokens, micro_batches))
+        losses.append(loss.item())
     return tokens / (time.perf_counter() - started), losses
 
 
@@ -99,19 +93,22 @@ def main() -> None:
                 ]
             )
             one, losses = whole(settings)
-            other, expected = bare(settings, options.steps)
+            settled = parse([f"--config={settings.folder}/config.yaml"])
+            other, expected = bare(settled, options.steps)
             slow.append(one)
             fast.append(other)
             difference = max(difference, *(abs(a - b) for a, b in zip(losses, expected, strict=True)))
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    print(f"\n{'':12}{'median':>12}{'lowest':>12}{'highest':>12}")
-    for name, values in (("pretrain.py", slow), ("bare step", fast)):
-        print(f"{name:12}{statistics.median(values):12,.0f}{min(values):12,.0f}{max(values):12,.0f}  tokens/s")
-    print(f"{'ratio':12}{statistics.median(ratios):12.3f}{min(ratios):12.3f}{max(ratios):12.3f}")
+    shares = ratios(slow, fast)
+    print_table(
+        ["", "median (quartiles)"],
+        ["pretrain.py, tokens/s", cell(slow, ",.0f")],
+        ["bare step, tokens/s", cell(fast, ",.0f")],
+        ["ratio", cell(shares, ".3f")],
+    )
     result = {
-        "ratio": statistics.median(ratios),
-        "tokens_per_second": statistics.median(slow),
-        "bare_tokens_per_second": statistics.median(fast),
+        "ratio": spread(shares).median,
+        "tokens_per_second": spread(slow).median,
+        "bare_tokens_per_second": spread(fast).median,
         "loss_difference": difference,
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,

@@ -1,0 +1,129 @@
+"""Tokens/s of a pretraining step, ours against transformers', by turns in one process.
+
+    python -m tests.benchmarks.pretrain_step --family bert [--threads 1 2] [--rounds 5] [--steps 4] [--size mini|base]
+        [--device cpu|cuda] [--dropout 0.1] [--sequence-length 128] [--section.key value of pretrain.py ...]
+
+bert: MLM and NSP on pairs out of Python's documentation, cut so that 35 to 50 % of a batch padded to 128 is padding,
+the same examples for everybody, on the device beforehand. A round is `--steps` updates (forward, backward, clipping,
+AdamW) of
+
+- ours: packed rows, in the precision, attention and linear layers that pretrain.py's own probe settles on, dropout by
+  the same rate as everybody's; and the same in exact fp32, where that is another;
+- stock: `BertForPreTraining` at its defaults: fp32, SDPA, padded batches, AdamW;
+- best: the fastest of what transformers offers: fp32 or bf16, SDPA or eager attention, as it is or compiled (that in
+  the faster precision alone), fused AdamW. The table says which it was: where a CPU has no bf16 products,
+  that is fp32.
+
+Tokens/s count real tokens, padding not. Medians and quartiles of the rounds after one that warms up; a ratio is that of
+one round. MFU: the operations that the losses need (`useful_flops` of the family; the same for everybody) over those
+of a large square matrix product in the contestant's precision. The losses are compared with dropout off, in fp32, on
+the weights that the rounds left. The last line is JSON, its first thread count's measures at the top.
+"""
+
+import argparse
+import json
+import time
+from typing import Any
+
+import torch
+
+from pretraining.hardware import measure_peak, synchronize
+from tests.benchmarks.rounds import alternate, cell, print_table, ratios, spread
+from tests.benchmarks.step_bert import Bert, Contestant
+
+FAMILIES = {"bert": Bert}
+NAMES = {"ours": "ours", "ours_fp32": "ours, fp32", "stock": "transformers, stock", "best": "transformers, best"}
+
+
+def race(family: Bert, threads: int, rounds: int) -> dict[str, Any]:
+    """All contestants with this many threads: a table, and its figures."""
+    torch.set_num_threads(threads)
+    contestants = family.contestants(threads)
+
+    def rate(contestant: Contestant) -> float:
+        synchronize(family.device)
+        start = time.perf_counter()
+        contestant.run()
+        synchronize(family.device)
+        return family.tokens / (time.perf_counter() - start)
+
+    runs = {name: lambda contestant=contestant: rate(contestant) for name, contestant in contestants.items()}
+    alternate(runs, 1)
+    rates = alternate(runs, rounds)
+    peaks = {
+        precision: measure_peak(family.device, precision)
+        for precision in {contestant.precision for contestant in contestants.values()}
+    }
+    mfu = {
+        name: spread(rates[name]).median * family.flops / family.tokens / peaks[contestant.precision]
+        for name, contestant in contestants.items()
+    }
+    difference = family.loss_difference(contestants)
+
+    rows = [
+        [
+            NAMES[name],
+            cell(rates[name], ",.0f"),
+            cell(ratios(rates[name], rates["stock"]), ".2f"),
+            f"{mfu[name]:.1%}",
+            contestant.how,
+        ]
+        for name, contestant in contestants.items()
+    ]
+    print_table([f"threads: {threads}", "real tokens/s", "x stock", "MFU", "how"], *rows)
+    exact = "ours_fp32" if "ours_fp32" in contestants else "ours"
+    compared = {
+        "ratio_stock": ratios(rates["ours"], rates["stock"]),
+        "ratio_best": ratios(rates["ours"], rates["best"]),
+        "ratio_fp32": ratios(rates[exact], rates["stock"]),
+    }
+    print_table(
+        ["ratios", "median (quartiles)"],
+        ["ours / stock", cell(compared["ratio_stock"], ".2f")],
+        ["ours / best", cell(compared["ratio_best"], ".2f")],
+        ["ours, fp32 / stock", cell(compared["ratio_fp32"], ".2f")],
+    )
+    print(f"largest difference of a loss: {difference:.1e}\n")
+    return {
+        **{name: spread(values).median for name, values in compared.items()},
+        **{f"{name}_quartiles": spread(values)[::2] for name, values in compared.items()},
+        "mfu": mfu["ours"],
+        **{f"mfu_{name}": mfu[name if name in mfu else "ours"] for name in ("ours_fp32", "stock", "best")},
+        "loss_difference": difference,
+        "tokens_per_second": {name: spread(values).median for name, values in rates.items()},
+        "how": {name: contestant.how for name, contestant in contestants.items()},
+        "peak_flops": peaks,
+        "threads": threads,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--family", choices=list(FAMILIES), default="bert")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="updates of a round")
+    parser.add_argument("--examples", type=int, default=32, help="examples of an update")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--size", choices=["mini", "base"], default="mini")
+    parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile in transformers' probe"
+    )
+    options, more = parser.parse_known_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here.")
+    torch.set_num_threads(options.threads[0])
+    family = FAMILIES[options.family](options, more)
+    print(family.about)
+    results = {str(threads): race(family, threads, options.rounds) for threads in options.threads}
+    first = results[str(options.threads[0])]
+    facts = {name: getattr(options, name) for name in ("family", "device", "size", "dropout", "rounds", "steps")}
+    print(json.dumps({**first, **facts, "padding": family.padding, **(results if len(results) > 1 else {})}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""One update in plain torch: of ours on packed rows, and of transformers' BERT on the same examples, padded."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from transformers import PreTrainedModel
+
+from pretraining.data.batches import Batch
+from pretraining.data.rows import IGNORED, Example
+from pretraining.hardware import DTYPES
+from pretraining.objectives import Objective
+from pretraining.step import seed_of
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    return torch.autocast(device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
+
+
+def update(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: list[Batch],
+    objective: Objective,
+    precision: str,
+    max_grad_norm: float,
+    seed: int,
+    step: int,
+) -> Tensor:
+    """What `pretraining.step.train_step` does in one process, with nothing around it: the step's loss."""
+    device = model.device
+    counts = {name: sum((batch[name] != IGNORED).sum() for batch in micro_batches) for name in objective.targets}
+    total = torch.zeros((), device=device)
+    for i, batch in enumerate(micro_batches):
+        torch.manual_seed(seed_of(seed, step, 0, i))
+        with autocast(device, precision):
+            loss = model(**send_to_device(batch, device), num_items_in_batch=counts).loss
+        loss.backward()
+        total += loss.detach()
+    clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def update_peer(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, precision: str) -> None:
+    """Forward, backward, clipping to norm 1 and AdamW, as transformers' examples and its Trainer do them."""
+    with autocast(next(model.parameters()).device, precision):
+        loss = model(**batch).loss
+    loss.backward()
+    clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def padded(objective: Objective, examples: list[Example], length: int | None = None) -> Batch:
+    """Examples as transformers' BERT takes them, one a row: (B, T).
+
+    Args:
+        length: T; None: the longest example's.
+    """
+    batch = objective.collate([[example] for example in examples], 1)
+    length = length or max(len(example["input_ids"]) for example in examples)
+    mask = (batch["sequence_ids"] != 0).long()
+    tokens = {name: batch[name] for name in ("input_ids", "token_type_ids", "labels")}
+    rows = {name: value[:, :length].contiguous() for name, value in {**tokens, "attention_mask": mask}.items()}
+    pairs = {name: value.flatten() for name, value in batch.items() if name == "next_sentence_label"}
+    return rows | pairs
