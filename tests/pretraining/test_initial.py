@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -193,16 +192,16 @@ TEXT += ["zwei äpfel brachiosaurus, quokkas quokkas. und brachiosaurus is in th
 
 
 @pytest.fixture(scope="module", params=["wordpiece", "bpe"])
-def extended(request, tmp_path_factory: pytest.TempPathFactory, corpus: Path):
+def extended(request, tmp_path_factory: pytest.TempPathFactory, corpus: Path, make_documents):
     """A tokenizer that does not know the text above, and the same with its new words."""
     folder = tmp_path_factory.mktemp("extended")
     texts = [path.read_text() for path in sorted(corpus.iterdir())]
-    topics = Dataset.from_dict({"text": [*texts, "ä xä\n" * 100]})
+    topics = make_documents([*texts, "ä xä\n" * 100])
     old = build_tokenizer(TokenizerSettings(kind=request.param, vocab_size=1500), topics, folder)
     old.save_pretrained(folder / "old")
     (folder / "words.txt").write_text("Quokka\n\nthe\n  thermostat \n", encoding="utf-8")
     settings = TokenizerSettings(path=str(folder / "old"), new_words=2, words=str(folder / "words.txt"))
-    return old, build_tokenizer(settings, Dataset.from_dict({"text": TEXT}), folder)
+    return old, build_tokenizer(settings, make_documents(TEXT), folder)
 
 
 def test_new_words_are_the_listed_and_the_most_frequent(extended):
@@ -320,8 +319,8 @@ def test_what_cannot_be_started_from_is_one_sentence(run, checkpoint, tokenizer,
     assert not (tmp_path / "bad").exists()
 
 
-def test_a_unigram_tokenizer_takes_no_new_words(corpus: Path, tmp_path: Path):
-    topics = Dataset.from_dict({"text": [path.read_text() for path in sorted(corpus.iterdir())][:20]})
+def test_a_unigram_tokenizer_takes_no_new_words(corpus: Path, tmp_path: Path, make_documents):
+    topics = make_documents([path.read_text() for path in sorted(corpus.iterdir())][:20])
     build_tokenizer(TokenizerSettings(kind="unigram", vocab_size=900), topics, tmp_path).save_pretrained(tmp_path / "t")
     with pytest.raises(ValueError, match=r"new_words .* need a WordPiece or BPE tokenizer, and .* is Unigram"):
         build_tokenizer(TokenizerSettings(path=str(tmp_path / "t"), new_words=1), topics, tmp_path)
