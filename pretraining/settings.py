@@ -425,7 +425,13 @@ class Settings:
                     )
             if changes.get("objective.sequence_length") and "objective.row_length" not in changes:
                 changes["objective.row_length"] = None  # as long as the sequence
-            found.append((phase["until"], dataclasses.replace(self, train=own).changed(changes)))
+            settings = dataclasses.replace(self, train=own).changed(changes)
+            if isinstance(self.train.micro_batch, int) and "train.micro_batch" not in changes:
+                # Rows that are a quarter as long: four times as many.
+                assert self.objective.row_length is not None and settings.objective.row_length is not None
+                size = self.train.micro_batch * self.objective.row_length // settings.objective.row_length
+                settings = settings.changed({"train.micro_batch": max(1, size)})
+            found.append((phase["until"], settings))
         return [*found, (1.0, self)]
 
 
