@@ -3,8 +3,8 @@
     python -m tests.benchmarks.preparation --data FILES... [--column text] [--copies 10] [--processes 1 2]
 
 The corpus is the files' documents `--copies` times. A copy is changed so that it is no near-duplicate: its paragraphs
-are shuffled, and in each paragraph neighbouring words are exchanged at every third, fifth or seventh place, drawn for
-(copy, document, paragraph). Each measurement is a fresh process with empty caches, once for one copy and once for all:
+are shuffled, and in each stretch of 200 words neighbours are exchanged at every third, fifth or seventh place, drawn
+for (copy, document). Each measurement is a fresh process with empty caches, once for one copy and once for all:
 flat memory is a ratio near 1. The tokenizer, which is trained on a sample, is made beforehand. Linux only: memory is
 read from /proc while it happens. What counts is the anonymous part, since mapped files are the kernel's to drop; a
 worker is a fork, so its part begins with all that the parent has. Where others use the machine, tokens per second of
@@ -30,6 +30,7 @@ from pretraining.objectives.sentence_pairs import SentencePairs
 from pretraining.parsing import parse
 from pretraining.settings import TextSettings, TokenizerSettings
 
+STRETCH = 200  # words
 MIB = 1024  # kB, which /proc counts in
 
 
@@ -40,11 +41,10 @@ def changed(text: str, key: str) -> str:
     draw.shuffle(paragraphs)
     for i, paragraph in enumerate(paragraphs):
         words = paragraph.split(" ")
-        every = draw.choice((3, 5, 7))
-        first = draw.randrange(every)
-        pairs = len(words[first + 1 :: every])
-        left, right = slice(first, first + pairs * every, every), slice(first + 1, None, every)
-        words[left], words[right] = words[right], words[left][:pairs]
+        for start in range(0, len(words), STRETCH):
+            every = draw.choice((3, 5, 7))
+            for left in range(start + draw.randrange(every), min(start + STRETCH, len(words)) - 1, every):
+                words[left], words[left + 1] = words[left + 1], words[left]
         paragraphs[i] = " ".join(words)
     return "\n\n".join(paragraphs)
 
