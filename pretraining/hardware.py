@@ -252,14 +252,15 @@ def settle(settings: Settings, objective: Objective, plan: Plan, process: Partia
 
     size = train.micro_batch
     if size == "auto":
-        size, best = 1, probe.seconds(1, **way)
-        while size < probe.share:
-            larger = min(2 * size, probe.share)
-            each = probe.seconds(larger, **way) / larger
-            if each > 0.98 * best:
+        a_row: dict[int, float] = {}
+        larger = 1
+        while larger not in a_row:
+            a_row[larger] = probe.seconds(larger, **way) / larger
+            if a_row[larger] > 1.5 * min(a_row.values()):  # it does not fit, or has outgrown the caches
                 break
-            size, best = larger, each
-        tried.append(f"micro-batch {size}: {best * 1000:.1f} ms a row")
+            larger = min(2 * larger, probe.share)
+        size = min(a_row, key=lambda rows: a_row[rows])
+        tried.append(f"micro-batch {size}: {a_row[size] * 1000:.1f} ms a row")
     machine = {"flops_per_token": probe.flops(), "peak": measure_peak(device, way["precision"])}
     settled = {**way, "threads": threads, "micro_batch": size, **machine}
     settled = broadcast_object_list([settled])[0]

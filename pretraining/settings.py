@@ -175,8 +175,8 @@ class TrainSettings:
     budget is spent, as in [{until: 0.9, objective.sequence_length: 128, train.rows_per_step: 256}]; then come the run's
     own."""
     micro_batch: int | Literal["auto"] = "auto"
-    """Rows that one process computes at a time; free, since it never changes what a step sees. auto: as many as still
-    make a row cheaper and fit."""
+    """Rows that one process computes at a time; free, since it never changes what a step sees. auto: as many as make a
+    row cheapest."""
     window: int = 8192
     """Examples among which rows are packed."""
     max_grad_norm: float = 1.0

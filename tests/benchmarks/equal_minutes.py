@@ -25,6 +25,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,6 @@ import torch
 import yaml
 from accelerate import PartialState
 from accelerate.utils import send_to_device
-from datasets import Dataset
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import BertForMaskedLM, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
@@ -42,8 +42,9 @@ from modeling import KeelBertForMaskedLM, KeelBertForPreTraining
 from modeling.convert import to_native
 from pretraining.data import draws
 from pretraining.data.batches import Batch
+from pretraining.data.documents import Documents, load_text
+from pretraining.data.filters import filter_text
 from pretraining.data.rows import IGNORED, Example
-from pretraining.data.sources import load_text, texts
 from pretraining.hardware import cores, synchronize
 from pretraining.objectives.sentence_pairs import SentencePairs, mask_tokens
 from pretraining.optim import learning_rate
@@ -88,9 +89,14 @@ def train_ours(arguments: list[str], settings: Settings) -> Trained:
     return Trained(model, last["step"], last["tokens"], last["seconds"], how)
 
 
-def blocks(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> np.ndarray:
+def documents_of(settings: Settings) -> dict[str, Documents]:
+    """The documents that ours is trained and asked on, by split."""
+    return filter_text(load_text(settings.data), settings.data, Path(settings.cache).expanduser(), writer=True)[0]
+
+
+def blocks(documents: Documents, tokenizer: PreTrainedTokenizerBase, length: int) -> np.ndarray:
     """The documents, each with its special tokens, joined and cut into blocks (N, length), the rest left out."""
-    pieces = [np.array(tokenizer(text, verbose=False)["input_ids"]) for text in texts(documents)]
+    pieces = [np.array(tokenizer(text, verbose=False)["input_ids"]) for text in documents.texts()]
     joined = np.concatenate(pieces)
     return joined[: len(joined) // length * length].reshape(-1, length)
 
@@ -111,7 +117,7 @@ def batches(data: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
 
 def train_peer(settings: Settings, objective: SentencePairs, options: argparse.Namespace) -> Trained:
     tokenizer, device = objective.tokenizer, PartialState().device
-    data = blocks(load_text(settings.data)["train"], tokenizer, settings.objective.sequence_length)
+    data = blocks(documents_of(settings)["train"], tokenizer, settings.objective.sequence_length)
     config = to_native(objective.build_model(settings.model)).config
 
     def start() -> tuple[BertForMaskedLM, torch.optim.Optimizer]:
@@ -160,7 +166,7 @@ def some(count: int, most: int) -> np.ndarray:
 def held_out(settings: Settings, objective: SentencePairs, most: int) -> dict[str, list[Example]]:
     """The same held-out text in three forms, at most `most` examples each, their masks drawn once."""
     tokenizer, length = objective.tokenizer, settings.objective.sequence_length
-    joined = blocks(load_text(settings.data)["validation"], tokenizer, length)
+    joined = blocks(documents_of(settings)["validation"], tokenizer, length)
     plain = np.array(objective.data["validation"].tokens, dtype=np.int64)
     plain = plain[: len(plain) // (length - 2) * (length - 2)].reshape(-1, length - 2)
     single = np.pad(plain, ((0, 0), (1, 1)))
