@@ -1,11 +1,12 @@
 """What is learnt in equal minutes: pretrain.py against `BertForMaskedLM` trained as transformers' run_mlm does it.
 
     python -m tests.benchmarks.equal_minutes --task bert-pydocs [--minutes 4] [--threads 2] [--only ours|peer]
-        [--peer-precision auto|bf16|fp32] [--peer-learning-rate 5e-4] [--section.key value of pretrain.py ...]
+        [--peer-precision auto|bf16|fp32] [--peer-learning-rate 5e-4] [--peer-dropout 0.1] [--section.key value ...]
     python -m tests.benchmarks.equal_minutes --task bert-novels --data FILES --validation-data FILES [...]
 
 Ours is the product: pretrain.py with the task's config and this budget, its exported model converted to native BERT.
-The peer has the same documents, tokenizer, size and dropout, and starts as transformers does. Every document is
+The peer has the same documents, tokenizer and size, transformers' usual dropout unless told otherwise, and starts as
+transformers does. Every document is
 tokenised with its special tokens, all are joined and cut into blocks of the config's sequence length, and
 `DataCollatorForLanguageModeling` hides 15 % of a block anew each time; batches of 32, fused AdamW, linear decay after
 10 % of warm-up, clipping to 1, in a plain loop, which is not slower than Trainer. Its precision is bf16 or fp32:
@@ -119,6 +120,7 @@ def train_peer(settings: Settings, objective: SentencePairs, options: argparse.N
     tokenizer, device = objective.tokenizer, PartialState().device
     data = blocks(documents_of(settings)["train"], tokenizer, settings.objective.sequence_length)
     config = to_native(objective.build_model(settings.model)).config
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = options.peer_dropout
 
     def start() -> tuple[BertForMaskedLM, torch.optim.Optimizer]:
         torch.manual_seed(settings.seed)
@@ -264,6 +266,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of training, each; default: the task's")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--only", choices=["ours", "peer"])
+    parser.add_argument("--peer-dropout", type=float, default=0.1, help="0.1 is BertConfig's")
     parser.add_argument("--peer-precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--peer-learning-rate", type=float, default=5e-4)
     parser.add_argument("--evaluation-examples", type=int, default=1024, help="of each form, and of each epoch's pairs")
