@@ -63,13 +63,18 @@ def varlen_attention(
     Args:
         query, key, value: (B, H, T, D/H), (B, H, S, D/H), (B, H, S, D/H), on CUDA, in half precision.
         cu_seq_lens_q, cu_seq_lens_k: where segments begin in the flattened batch, and its end, int32; the first token
-            of every row begins one.
+            of every row begins one. Without them every row is one segment.
 
     Raises:
-        ValueError: the bounds are missing, or attention dropout is asked for, which the kernel has not.
+        ValueError: a mask, or attention dropout, which the kernel has not.
     """
+    if attention_mask is not None:
+        raise ValueError("attn_implementation varlen takes no mask: pass packed rows, or choose sdpa for padded ones.")
     if cu_seq_lens_q is None or cu_seq_lens_k is None:
-        raise ValueError("attn_implementation varlen reads packed rows: pass cu_seq_lens_q and cu_seq_lens_k.")
+        cu_seq_lens_q, cu_seq_lens_k = (
+            torch.arange(0, x.shape[0] * x.shape[2] + 1, x.shape[2], dtype=torch.int32, device=x.device)
+            for x in (query, key)
+        )
     if dropout:
         raise ValueError("attn_implementation varlen has no dropout: set attention_probs_dropout_prob to 0.")
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # (B, H, T, D/H) -> (B*T, H, D/H)

@@ -87,6 +87,8 @@ def check_scale(accelerator: Accelerator, settings: Settings) -> None:
         raise ValueError(
             f"Under {kind.value} a step must be one micro-batch on every process: set train.micro_batch to {own}."
         )
+    if kind == DistributedType.DEEPSPEED:  # which asks for it where no loader is prepared
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = own
 
 
 def train(settings: Settings) -> None:
@@ -258,8 +260,9 @@ def train(settings: Settings) -> None:
                     state.evaluation = {f"eval_{name}": value for name, value in held.items()}
                     log.write(state.evaluation, state.step, progress)
                     if progress < 1:
-                        for sample in objective.samples(evaluated, settings.evaluation.samples):
-                            log.say(f"  {sample}")
+                        with accelerator.autocast():
+                            samples = objective.samples(evaluated, settings.evaluation.samples)
+                        log.say("\n".join(f"  {sample}" for sample in samples))
                     model.train()
                     value = held[objective.metric] if objective.lower_is_better else -held[objective.metric]
                     if not state.best or value < state.best["value"]:
@@ -303,6 +306,7 @@ def make_contract(settings: Settings, objectives: list[Objective]) -> dict[str, 
         "the data's fingerprint": " ".join(objective.fingerprint for objective in objectives),
         "evaluation.examples": settings.evaluation.examples,
         **{f"train.{name}": getattr(settings.train, name) for name in CONTRACT},
+        **{f"optim.{name}": getattr(settings.optim, name) for name in ("optimizer", "layer_decay", "ema")},
         **{f"model.{name}": value for name, value in model.items()},
         **{f"objective.{name}": value for name, value in asdict(settings.objective).items()},
     }

@@ -279,6 +279,12 @@ def test_rows_tell_a_maskless_kernel_where_examples_begin(objective, monkeypatch
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match="cu_seq_lens"):
         model(**{name: value for name, value in batch.items() if not name.startswith("cu_seq")})
+    ids = batch["input_ids"][:2]
+    alone = model(input_ids=ids).prediction_logits  # every row one sequence
+    with pytest.raises(ValueError, match="takes no mask"):
+        model(input_ids=ids, attention_mask=torch.arange(64)[None].expand(2, -1) < 60)
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(alone, model(input_ids=ids).prediction_logits, rtol=1e-9, atol=1e-12)
     config.attention_probs_dropout_prob = 0.1
     with pytest.raises(ValueError, match="no dropout"):
         dropping = objective.build_model(config).train()
