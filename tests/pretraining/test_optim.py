@@ -1,17 +1,19 @@
 """Learning rates against transformers' schedules, who decays and how fast, Muon beside AdamW, the average."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
+from accelerate.utils import DistributedType
 from torch import nn
 
 from pretraining.checkpoint import State
 from pretraining.data.plan import Plan
 from pretraining.optim import FullPrecisionMuon, learning_rate, make_average, make_optimizer, parameter_groups
 from pretraining.settings import OptimSettings, TrainSettings
-from pretraining.train import progress_at
+from pretraining.train import check_scale, progress_at
 
 STEPS, WARMUP = 200, 20
 
@@ -178,3 +180,22 @@ def test_the_average_is_exponential_with_a_growing_memory():
         share = 1 - min(0.5, (1 + step) / (10 + step))
         expected = float(step) if expected is None else expected + share * (step - expected)
         assert average.module.weight.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_what_has_not_been_shown_right_is_refused_where_weights_are_cut(kind: DistributedType, make_objective):
+    deepspeed = SimpleNamespace(deepspeed_config={})
+    state = SimpleNamespace(deepspeed_plugin=deepspeed)
+    accelerator = SimpleNamespace(distributed_type=kind, num_processes=4, state=state)
+    settings = make_objective("--train.micro_batch=8").run
+    check_scale(accelerator, settings)  # 32 rows on 4 processes: one micro-batch of 8 each
+    assert deepspeed.deepspeed_config == (
+        {"train_micro_batch_size_per_gpu": 8} if kind == DistributedType.DEEPSPEED else {}
+    )
+    for change in ({"optim.optimizer": "muon"}, {"optim.ema": 0.9}):
+        with pytest.raises(ValueError, match=f"has not been shown right under {kind.value}"):
+            check_scale(accelerator, settings.changed(change))
+        check_scale(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU), settings.changed(change))
+    if kind == DistributedType.DEEPSPEED:
+        with pytest.raises(ValueError, match=r"set train\.micro_batch to 8"):
+            check_scale(accelerator, settings.changed({"train.micro_batch": 4}))
