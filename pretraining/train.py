@@ -166,7 +166,7 @@ def train(settings: Settings) -> None:
         f"model: {fresh.num_parameters():,} parameters; an epoch: {plan.steps:,} steps of {phase.train.rows_per_step} "
         f"rows of {objective.row_length} tokens, {plan.fill:.1%} full; {accelerator.num_processes} x "
         f"{torch.get_num_threads()} threads, {options.precision}, {options.kernel}, micro-batches of "
-        f"{options.micro_batch}, on {accelerator.device.type}"
+        f"{phase.train.micro_batch}, on {accelerator.device.type}"
     )
     if options.minutes is not None:
         log.say("the budget is in minutes: two such runs are never equal, and a resumed one is not exact")
