@@ -259,8 +259,8 @@ def settle(settings: Settings, objective: Objective, plan: Plan, process: Partia
             if a_row[larger] > 1.5 * min(a_row.values()):  # it does not fit, or has outgrown the caches
                 break
             larger = min(2 * larger, probe.share)
-        size = min(a_row, key=lambda rows: a_row[rows])
-        tried.append(f"micro-batch {size}: {a_row[size] * 1000:.1f} ms a row")
+        size, cost = min(a_row.items(), key=lambda pair: pair[1])
+        tried.append(f"micro-batch {size}: {cost * 1000:.1f} ms a row")
     machine = {"flops_per_token": probe.flops(), "peak": measure_peak(device, way["precision"])}
     settled = {**way, "threads": threads, "micro_batch": size, **machine}
     settled = broadcast_object_list([settled])[0]
