@@ -12,16 +12,15 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from modeling import CONFIGS
 from pretraining import initial
+from pretraining.data.settings import TextSettings, TokenizerSettings
+from pretraining.objectives.sentence_pairs import SentencePairsSettings
 from pretraining.settings import (
     NOT_SET_BY_HAND,
     CheckpointSettings,
     EvaluationSettings,
     LogSettings,
     OptimSettings,
-    SentencePairsSettings,
     Settings,
-    TextSettings,
-    TokenizerSettings,
     TrainSettings,
 )
 

@@ -11,145 +11,7 @@ from accelerate.utils import LoggerType
 from transformers import PreTrainedConfig
 
 from modeling.configuration import KeelConfig
-
-
-def between(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raises ValueError where a setting is out of its range."""
-    if not low <= value <= high:
-        bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-        raise ValueError(f"{name} is {value}: it must be {bound}.")
-
-
-@dataclass
-class TextSource:
-    """Where documents come from."""
-
-    source: str = "pydocs"
-    """`pydocs` (the documentation that Python itself carries), `files`, or the name of a Hub data set."""
-    files: list[str] = field(default_factory=list)
-    """Files or globs for `files`: .txt, .jsonl, .csv, .parquet, each also as .gz (not parquet)."""
-    validation_files: list[str] = field(default_factory=list)
-    """Held-out files or globs; empty: `validation_fraction` of the documents is held out."""
-    column: str = "text"
-    """The column that holds the text, for .jsonl, .csv, .parquet and Hub data sets."""
-    document: Literal["file", "blank_line", "line"] = "file"
-    """What one document is in a .txt file: the whole file, the text between blank lines, or a line."""
-    subset: str | None = None
-    """The Hub data set's configuration, as in `load_dataset(name, subset)`."""
-    split: str = "train"
-    """The Hub data set's training split."""
-    validation_split: str | None = None
-    """The Hub data set's held-out split; none: `validation_fraction` of the documents."""
-    language: str = "en"
-    """ISO 639-1 code of the text's language, as in `ko`: it decides where sentences end."""
-    weight: float = 1.0
-    """Passes over this source in an epoch: 2 is every example twice, 0.5 another half each time, 0 none of it."""
-
-    def __post_init__(self) -> None:
-        between(f"The weight of the source {self.source!r}", self.weight, 0)
-
-
-@dataclass
-class TextSettings(TextSource):
-    """Where the documents come from, and which of them are kept."""
-
-    mixture: list[TextSource] = field(default_factory=list)
-    """More sources beside this one, each with the settings of a source, its `weight` among them."""
-    validation_fraction: float = 0.05
-    """Share of documents held out, chosen by a hash of their text, where no held-out split is named; 0: none."""
-    min_characters: int = 0
-    """Documents with fewer characters are left out."""
-    near_duplicates: float = 0.8
-    """Of two documents that share this much (Jaccard similarity of their runs of five words, estimated), the later
-    one is left out, or the one that is not held out; 1: only equal ones; 0: all are kept."""
-    processes: int = 0
-    """Processes that prepare text; 0: cores divided by the training processes on this machine."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        between("data.min_characters", self.min_characters, 0)
-        between("data.near_duplicates", self.near_duplicates, 0, 1)
-        between("data.processes", self.processes, 0)
-        if not self.sources:
-            raise ValueError("data.weight is 0, and so is that of every source in data.mixture: give one a weight.")
-
-    @property
-    def sources(self) -> list[TextSource]:
-        """All sources that have a weight."""
-        return [source for source in (self, *self.mixture) if source.weight]
-
-
-@dataclass
-class TokenizerSettings:
-    """An existing tokenizer, or how to train one on the run's own text."""
-
-    path: str | None = None
-    """A folder or Hub name of an existing tokenizer; none: train one."""
-    kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
-    """The subword model to train."""
-    vocab_size: int = 8192
-    """Number of entries, special tokens included."""
-    cased: bool = False
-    """Keep upper and lower case apart. Accents and Hangul are kept whole either way."""
-    sample_characters: int = 200_000_000
-    """Train, or count words, on at most this many characters, sampled evenly over the documents."""
-    new_words: int = 0
-    """So many words become entries of the tokenizer at `path`: the most frequent ones of the run's training text that
-    it splits."""
-    words: str | None = None
-    """A file of one word a line; those that the tokenizer at `path` splits become entries too."""
-
-    def __post_init__(self) -> None:
-        between("tokenizer.new_words", self.new_words, 0)
-        if self.path is None and (self.new_words or self.words):
-            name = "new_words" if self.new_words else "words"
-            raise ValueError(
-                f"tokenizer.{name} adds to a tokenizer that is there, and one that is trained here fits the text as it "
-                f"is: leave tokenizer.{name} out, or set init_from or tokenizer.path."
-            )
-
-
-@dataclass
-class SentencePairsSettings:
-    """MLM and NSP on pairs of sentences (Devlin 2018, 3.1)."""
-
-    name: Literal["sentence_pairs"] = "sentence_pairs"
-    """The objective."""
-    next_sentence: Literal["nsp", "sop", "none"] = "nsp"
-    """Second loss: `nsp` (B follows A, or comes from another document), `sop` (A and B in order, or swapped:
-    Lan 2019, 3.1) or `none` (one segment, masked tokens alone)."""
-    sequence_length: int = 128
-    """Longest example in tokens, special tokens included."""
-    row_length: int | None = None
-    """Tokens in a packed row; null: sequence_length."""
-    short_sequence_rate: float = 0.1
-    """Share of the chunks cut to a random shorter length (Devlin 2018, released code)."""
-    mask_rate: float = 0.15
-    """Share of the tokens to predict."""
-    mask_rate_end: float | None = None
-    """Masking rate that the run ends with, on a line from `mask_rate` (Yang 2022); null: `mask_rate` throughout."""
-    mask_token_rate: float = 0.8
-    """Of the tokens to predict, the share that is replaced by [MASK]."""
-    random_token_rate: float = 0.1
-    """Of the tokens to predict, the share that is replaced by a random token; the rest is kept."""
-    whole_words: bool = False
-    """Mask whole words instead of single tokens."""
-    unigram_bias: bool = True
-    """Start the output biases at the logarithm of each token's frequency, so that no step is spent on learning it."""
-
-    def __post_init__(self) -> None:
-        for name in ("short_sequence_rate", "mask_rate", "mask_token_rate", "random_token_rate"):
-            between(f"objective.{name}", getattr(self, name), 0, 1)
-        between("objective.mask_rate_end", self.mask_rate_end or 0, 0, 1)
-        between(
-            "objective.mask_token_rate + objective.random_token_rate",
-            self.mask_token_rate + self.random_token_rate,
-            0,
-            1,
-        )
-        between("objective.sequence_length", self.sequence_length, 8)
-        self.row_length = self.row_length or self.sequence_length
-        between("objective.row_length", self.row_length, self.sequence_length)
+from pretraining.data.settings import TokenizerSettings, between
 
 
 @dataclass
@@ -360,9 +222,11 @@ class Settings:
     init_from: str | None
     family: str
     model: KeelConfig
-    data: TextSettings
+    data: Any
+    """The settings class of the objective's data."""
     tokenizer: TokenizerSettings
-    objective: SentencePairsSettings
+    objective: Any
+    """The objective's own settings class, with `name`, `sequence_length` and `row_length` among them."""
     train: TrainSettings
     optim: OptimSettings
     evaluation: EvaluationSettings

@@ -4,15 +4,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from pretraining.data.settings import TextSettings
 from pretraining.data.sources import CHARACTERS, OVERHEAD, hash_text, load_source, texts
-
-if TYPE_CHECKING:  # as in sources.py
-    from pretraining.settings import TextSettings
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def hold_out(documents: Documents, fraction: float, hashes: np.ndarray) -> dict[
     return {"train": documents.select(~held), "validation": documents.select(held)}
 
 
-def load_text(settings: "TextSettings") -> dict[str, Documents]:
+def load_text(settings: TextSettings) -> dict[str, Documents]:
     """Load the documents of all sources that have a weight, one source behind the other.
 
     Returns:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
@@ -18,9 +17,7 @@ from pretraining.data import draws
 from pretraining.data.cache import once
 from pretraining.data.documents import Documents
 from pretraining.data.parallel import count_processes, in_order
-
-if TYPE_CHECKING:  # as in sources.py
-    from pretraining.settings import TextSettings
+from pretraining.data.settings import TextSettings
 
 VERSION = 1  # of what is left out: raise it when the same settings leave out other documents
 SHINGLE = 5  # words
@@ -125,7 +122,7 @@ def repeated(signatures: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def filter_text(
-    documents: dict[str, Documents], settings: "TextSettings", cache: Path, writer: bool
+    documents: dict[str, Documents], settings: TextSettings, cache: Path, writer: bool
 ) -> tuple[dict[str, Documents], dict[str, dict[str, int]]]:
     """Leaves out short documents, then near-duplicates; held-out documents come first, so that nothing leaks.
 

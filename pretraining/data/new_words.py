@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, trainers
 from transformers import PreTrainedTokenizerBase
 
-from pretraining.settings import TokenizerSettings
+from pretraining.data.settings import TokenizerSettings
 
 Reader = Callable[[], Iterator[str]]  # the training text, from its beginning at each call
 

@@ -16,7 +16,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -25,8 +25,7 @@ from datasets import Dataset, Features, Value, load_dataset
 from filelock import FileLock
 from tqdm import tqdm
 
-if TYPE_CHECKING:  # the processes that prepare text import this file, and settings would bring them torch
-    from pretraining.settings import TextSource
+from pretraining.data.settings import TextSource
 
 # The hash and the length are taken while a document is stored, so that no later start has to read the text for them.
 FEATURES = Features(
@@ -79,7 +78,7 @@ def _lines(path: str) -> Iterator[str]:
         raise ValueError(f"{path} cannot be read ({error}): check its rights, or write it anew") from error
 
 
-def _txt(path: str, settings: "TextSource") -> Rows:
+def _txt(path: str, settings: TextSource) -> Rows:
     if settings.document == "file":
         yield path, "".join(_lines(path))
     elif settings.document == "line":
@@ -91,7 +90,7 @@ def _txt(path: str, settings: "TextSource") -> Rows:
             yield f"{path}:{numbers[0]}", "".join(lines)
 
 
-def _jsonl(path: str, settings: "TextSource") -> Rows:
+def _jsonl(path: str, settings: TextSource) -> Rows:
     for number, line in enumerate(_lines(path), 1):
         if line.isspace():
             continue
@@ -105,7 +104,7 @@ def _jsonl(path: str, settings: "TextSource") -> Rows:
         yield f"{path}:{number}", row[settings.column]
 
 
-def _csv(path: str, settings: "TextSource") -> Rows:
+def _csv(path: str, settings: TextSource) -> Rows:
     csv.field_size_limit(2**31 - 1)  # by default 128 KiB, less than a book
     rows = csv.reader(_lines(path), strict=True)
     try:
@@ -120,7 +119,7 @@ def _csv(path: str, settings: "TextSource") -> Rows:
         raise ValueError(f"{path}, line {rows.line_num} is not CSV ({error}): mend its quotes") from error
 
 
-def _parquet(path: str, settings: "TextSource") -> Rows:
+def _parquet(path: str, settings: TextSource) -> Rows:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
@@ -133,7 +132,7 @@ def _parquet(path: str, settings: "TextSource") -> Rows:
             yield f"{path}:{number}", value.as_py()
 
 
-READERS: dict[str, Callable[[str, "TextSource"], Rows]] = {
+READERS: dict[str, Callable[[str, TextSource], Rows]] = {
     **dict.fromkeys((".txt", ".txt.gz"), _txt),
     **dict.fromkeys((".jsonl", ".jsonl.gz"), _jsonl),
     **dict.fromkeys((".csv", ".csv.gz"), _csv),
@@ -262,7 +261,7 @@ def _load_pydocs() -> Dataset:
     return _store(lambda: as_documents(_pydocs(Path(root)), place), "pydocs", root, sys.version)
 
 
-def _load_files(files: list[str], settings: "TextSource") -> Dataset:
+def _load_files(files: list[str], settings: TextSource) -> Dataset:
     def documents() -> Iterator[dict[str, str | int]]:
         for path in files:
             yield from as_documents(READERS[_extension(path)](path, settings), path)
@@ -271,7 +270,7 @@ def _load_files(files: list[str], settings: "TextSource") -> Dataset:
     return _store(documents, files, stats, settings.column, settings.document)
 
 
-def _load_hub(settings: "TextSource", split: str) -> Dataset:
+def _load_hub(settings: TextSource, split: str) -> Dataset:
     source, column = settings.source, settings.column
     place = f"data set {source!r}, subset {settings.subset!r}, split {split!r}"
     try:
@@ -290,7 +289,7 @@ def _load_hub(settings: "TextSource", split: str) -> Dataset:
     return _store(documents, source, split, column, dataset._fingerprint)
 
 
-def load_source(settings: "TextSource") -> tuple[Dataset, Dataset | None]:
+def load_source(settings: TextSource) -> tuple[Dataset, Dataset | None]:
     """Load a source's documents, streamed into the cache of `datasets`; they are read again only if they changed.
 
     Returns:

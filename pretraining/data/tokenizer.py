@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, 
 from pretraining.data import new_words
 from pretraining.data.documents import Documents
 from pretraining.data.new_words import Reader
-from pretraining.settings import TokenizerSettings
+from pretraining.data.settings import TokenizerSettings
 
 logger = logging.getLogger(__name__)
 

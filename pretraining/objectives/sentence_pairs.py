@@ -7,6 +7,7 @@ tokens hidden (masked tokens), all drawn from (seed, epoch, index).
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,10 +21,54 @@ from pretraining.data.filters import filter_text
 from pretraining.data.parallel import count_processes
 from pretraining.data.prepare import PreparedText, prepare_text
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens, pack_values
+from pretraining.data.settings import between
 from pretraining.data.tokenizer import build_tokenizer, regular_ids, require_tokens, word_starts
-from pretraining.settings import SentencePairsSettings, Settings
+from pretraining.settings import Settings
 
 IS_NEXT, NOT_NEXT = 0, 1
+
+
+@dataclass
+class SentencePairsSettings:
+    """MLM and NSP on pairs of sentences (Devlin 2018, 3.1)."""
+
+    name: Literal["sentence_pairs"] = "sentence_pairs"
+    """The objective."""
+    next_sentence: Literal["nsp", "sop", "none"] = "nsp"
+    """Second loss: `nsp` (B follows A, or comes from another document), `sop` (A and B in order, or swapped:
+    Lan 2019, 3.1) or `none` (one segment, masked tokens alone)."""
+    sequence_length: int = 128
+    """Longest example in tokens, special tokens included."""
+    row_length: int | None = None
+    """Tokens in a packed row; null: sequence_length."""
+    short_sequence_rate: float = 0.1
+    """Share of the chunks cut to a random shorter length (Devlin 2018, released code)."""
+    mask_rate: float = 0.15
+    """Share of the tokens to predict."""
+    mask_rate_end: float | None = None
+    """Masking rate that the run ends with, on a line from `mask_rate` (Yang 2022); null: `mask_rate` throughout."""
+    mask_token_rate: float = 0.8
+    """Of the tokens to predict, the share that is replaced by [MASK]."""
+    random_token_rate: float = 0.1
+    """Of the tokens to predict, the share that is replaced by a random token; the rest is kept."""
+    whole_words: bool = False
+    """Mask whole words instead of single tokens."""
+    unigram_bias: bool = True
+    """Start the output biases at the logarithm of each token's frequency, so that no step is spent on learning it."""
+
+    def __post_init__(self) -> None:
+        for name in ("short_sequence_rate", "mask_rate", "mask_token_rate", "random_token_rate"):
+            between(f"objective.{name}", getattr(self, name), 0, 1)
+        between("objective.mask_rate_end", self.mask_rate_end or 0, 0, 1)
+        between(
+            "objective.mask_token_rate + objective.random_token_rate",
+            self.mask_token_rate + self.random_token_rate,
+            0,
+            1,
+        )
+        between("objective.sequence_length", self.sequence_length, 8)
+        self.row_length = self.row_length or self.sequence_length
+        between("objective.row_length", self.row_length, self.sequence_length)
 
 
 @dataclass(frozen=True)

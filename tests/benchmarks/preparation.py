@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretraining.data.documents import Documents, load_text
+from pretraining.data.settings import TextSettings, TokenizerSettings
 from pretraining.data.tokenizer import build_tokenizer
 from pretraining.objectives.sentence_pairs import SentencePairs
 from pretraining.parsing import parse
-from pretraining.settings import TextSettings, TokenizerSettings
 
 STRETCH = 200  # words
 MIB = 1024  # kB, which /proc counts in

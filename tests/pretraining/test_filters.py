@@ -10,7 +10,7 @@ from pretraining.data import documents as documents_module
 from pretraining.data import filters
 from pretraining.data.documents import Documents
 from pretraining.data.filters import HASHES, RECALL, WORD, band_rows, filter_text, repeated, shingles, sign
-from pretraining.settings import TextSettings
+from pretraining.data.settings import TextSettings
 
 WORDS = [f"word{number}" for number in range(2000)]
 

@@ -18,8 +18,8 @@ from pretraining.data.documents import Documents
 from pretraining.data.parallel import count_processes, in_order
 from pretraining.data.prepare import PreparedText, cut, prepare_text
 from pretraining.data.sentences import sentences
+from pretraining.data.settings import TokenizerSettings
 from pretraining.data.tokenizer import build_tokenizer
-from pretraining.settings import TokenizerSettings
 
 TEXTS = [*list(topics.values())[:30], "...", "a"]
 

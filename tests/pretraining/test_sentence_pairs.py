@@ -9,8 +9,7 @@ from pretraining.data.batches import Steps
 from pretraining.data.plan import Plan, make_plan
 from pretraining.data.prepare import PreparedText
 from pretraining.data.rows import IGNORED
-from pretraining.objectives.sentence_pairs import IS_NEXT, NOT_NEXT, draw_pairs, mask_tokens
-from pretraining.settings import SentencePairsSettings
+from pretraining.objectives.sentence_pairs import IS_NEXT, NOT_NEXT, SentencePairsSettings, draw_pairs, mask_tokens
 
 
 def all_examples(objective, split="train", epoch=0):

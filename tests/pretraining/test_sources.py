@@ -17,7 +17,7 @@ from pretraining.data import sentences as splitter
 from pretraining.data import sources
 from pretraining.data.documents import Documents, hold_out, load_text
 from pretraining.data.sentences import sentences
-from pretraining.settings import TextSettings
+from pretraining.data.settings import TextSettings
 
 DOCUMENTS = [
     "It rained. Nobody came.\n\nThen, at noon, the sun.",

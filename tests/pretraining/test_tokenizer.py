@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from pretraining.data.documents import Documents
+from pretraining.data.settings import TokenizerSettings
 from pretraining.data.sources import FEATURES, as_documents
 from pretraining.data.tokenizer import (
     TRAINERS,
@@ -34,7 +35,6 @@ from pretraining.data.tokenizer import (
     sample,
     word_starts,
 )
-from pretraining.settings import TokenizerSettings
 
 KOREAN = (
     "대한민국은 민주공화국이다. 대한민국의 주권은 국민에게 있고, 모든 권력은 국민으로부터 나온다.\n"
@@ -131,7 +131,7 @@ from pydoc_data.topics import topics
 from pretraining.data.documents import Documents
 from pretraining.data.sources import FEATURES, as_documents
 from pretraining.data.tokenizer import TRAINERS, build_tokenizer
-from pretraining.settings import TokenizerSettings
+from pretraining.data.settings import TokenizerSettings
 rows = as_documents(((str(number), text) for number, text in enumerate(list(topics.values())[:12])), "the test")
 documents = Documents.of(Dataset(pa.Table.from_pylist(list(rows), FEATURES.arrow_schema)), 0)
 for kind in TRAINERS:
