@@ -114,13 +114,12 @@ def read_state(path: Path) -> State:
     return State(**json.loads((path / "state.json").read_text()))
 
 
-def load(accelerator: Accelerator, path: Path, contract: dict[str, Any]) -> State:
-    """Weights, optimizer and state of a checkpoint.
+def load(accelerator: Accelerator, path: Path, state: State, contract: dict[str, Any]) -> None:
+    """Weights and optimizer of the checkpoint that `state` was read from.
 
     Raises:
         ValueError: it was made with other settings.
     """
-    state = read_state(path)
     for name, value in contract.items():
         saved = state.contract.get(name)
         if saved != value:
@@ -129,4 +128,3 @@ def load(accelerator: Accelerator, path: Path, contract: dict[str, Any]) -> Stat
                 "another run with --name."
             )
     accelerator.load_state(str(path))
-    return state

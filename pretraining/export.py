@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,19 +14,26 @@ from transformers import PreTrainedModel
 from pretraining.objectives import Objective
 
 
-def export(accelerator: Accelerator, model: nn.Module, objective: Objective, folder: Path) -> Path:
-    """Writes `model/` (weights, code, tokenizer); every process calls this.
+def write_model(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """A model's code and configuration with these weights.
 
-    The weights go into a fresh model first: a wrapped one would save the wrapper's code, not ours.
+    They go into a fresh model first: a wrapped one would save the wrapper's code, not ours.
+
+    Args:
+        model: not wrapped.
     """
+    fresh: Any = type(model)(model.config)  # type: ignore[call-arg, arg-type]
+    fresh.load_state_dict(weights)
+    fresh.save_pretrained(folder)
+
+
+def export(accelerator: Accelerator, model: nn.Module, objective: Objective, folder: Path) -> Path:
+    """Writes `model/` (weights, code, tokenizer); every process calls this."""
     weights = accelerator.get_state_dict(model)
     final, unfinished, replaced = (folder / name for name in ("model", "model.unfinished", "model.replaced"))
     if accelerator.is_main_process:
-        unwrapped = accelerator.unwrap_model(model)
-        fresh = type(unwrapped)(unwrapped.config)
-        fresh.load_state_dict(weights)
         shutil.rmtree(unfinished, ignore_errors=True)
-        fresh.save_pretrained(unfinished)
+        write_model(accelerator.unwrap_model(model), weights, unfinished)
         objective.tokenizer.save_pretrained(unfinished)
         shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from pretraining.data.batches import Steps
+from pretraining.data.parallel import count_processes
 from pretraining.data.plan import Plan
 from pretraining.objectives import Objective
 from pretraining.settings import Settings
@@ -72,12 +73,6 @@ def make_accelerator(settings: Settings) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
-
-
-def cores() -> int:
-    """CPU cores for each of the run's processes on this machine."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -218,7 +213,9 @@ def ways(settings: Settings, device: torch.device) -> list[dict[str, str]]:
     return [way for values in product(*choices) if possible(way := dict(zip(open_to, values, strict=True)))]
 
 
-def settle(settings: Settings, objective: Objective, plan: Plan, process: PartialState) -> tuple[dict[str, Any], str]:
+def settle(
+    settings: Settings, model: PreTrainedModel, objective: Objective, plan: Plan, process: PartialState
+) -> tuple[dict[str, Any], str]:
     """What is still `auto` among a run's precision, kernel, linear layers, threads and micro-batch.
 
     Found on the run's own model and rows; a way must be 5 % faster than the one before it to be taken. All processes
@@ -228,13 +225,14 @@ def settle(settings: Settings, objective: Objective, plan: Plan, process: Partia
         All five, with the FLOPs of a token and the machine's peak in FLOP/s; and a line that tells what was tried.
     """
     train, device = settings.train, process.device
-    threads = cores() if train.threads == "auto" else train.threads
+    cores = count_processes(0)  # for each of the run's processes on this machine
+    threads = cores if train.threads == "auto" else train.threads
     torch.set_num_threads(threads)
-    probe = Probe(objective.build_model(settings.model), objective, plan, process.num_processes, device)
+    probe = Probe(model, objective, plan, process.num_processes, device)
     way, *others = ways(settings, device)
     tried = []
     rows = min(ROWS, probe.share)
-    halved = [cores() // 2] if train.threads == "auto" and device.type == "cpu" and cores() > 1 else []
+    halved = [cores // 2] if train.threads == "auto" and device.type == "cpu" and cores > 1 else []
     if others or halved:
         best = probe.seconds(rows, **way)
         tried.append(f"{' '.join(way.values())} {best * 1000:.0f} ms")

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
     Raises:
         ValueError: another tokenizer, or another architecture than the checkpoint's.
     """
-    if settings.tokenizer.path != settings.init_from:
+    assert settings.tokenizer.path and settings.init_from
+    if Path(settings.tokenizer.path) != Path(settings.init_from):
         raise ValueError(
             f"tokenizer.path is {settings.tokenizer.path}, but the weights of {settings.init_from} know their own "
             "tokenizer alone: leave tokenizer.path out."

@@ -58,7 +58,8 @@ class FullPrecisionMuon(torch.optim.Muon):
             weights = [weight for weight in group["params"] if weight.grad is not None]
             gradients: list[Any] = [weight.grad for weight in weights]
             for weight in weights:
-                self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+                if "momentum_buffer" not in self.state[weight]:
+                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
             momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's

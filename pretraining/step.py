@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pretraining.data import draws
 from pretraining.data.batches import Batch
 from pretraining.data.rows import IGNORED
+from pretraining.export import write_model
 from pretraining.objectives import Objective
 from pretraining.settings import Settings
 
@@ -91,9 +92,7 @@ def keep_bad_step(
     if accelerator.is_main_process:
         kept.mkdir(parents=True, exist_ok=True)
         unwrapped = accelerator.unwrap_model(model)
-        fresh = type(unwrapped)(unwrapped.config)
-        fresh.load_state_dict(weights)
-        fresh.save_pretrained(kept)
+        write_model(unwrapped, weights, kept)
         facts: dict[str, Any] = {
             "step": step,
             "seed": settings.seed,

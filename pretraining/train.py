@@ -79,9 +79,14 @@ def check_scale(accelerator: Accelerator, settings: Settings) -> None:
     kind = accelerator.distributed_type
     if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         return
-    for asked, name in ((settings.optim.optimizer == "muon", "optimizer: muon"), (settings.optim.ema, "ema")):
+    unproven = {
+        "optim.optimizer: muon": settings.optim.optimizer == "muon",
+        "optim.ema": settings.optim.ema,
+        "train.phases": settings.train.phases,
+    }
+    for name, asked in unproven.items():
         if asked:
-            raise ValueError(f"optim.{name} has not been shown right under {kind.value}: leave it out, or use DDP.")
+            raise ValueError(f"{name} has not been shown right under {kind.value}: leave it out, or use DDP.")
     own = -(-settings.train.rows_per_step // accelerator.num_processes)
     if kind != DistributedType.FSDP and settings.train.micro_batch != own:
         raise ValueError(
@@ -106,24 +111,27 @@ def train(settings: Settings) -> None:
     found = checkpoint.choose(folder, settings.resume)
     log = Log(process, folder, settings.log)
 
-    # Data and tokenizer of every phase; the last one's are the run's own.
+    # Data, tokenizer and model; the last phase is the run's own.
+    prepared: Objective = OBJECTIVES[settings.objective.name](settings)
+    for line in prepared.prepare(writer=process.is_local_main_process):
+        log.say(line)
     phases = settings.phases()
     ends = [end for end, _ in phases]
-    objectives: list[Objective] = [OBJECTIVES[phase.objective.name](phase) for _, phase in phases]
-    for objective in objectives:
-        for line in objective.prepare(writer=process.is_local_main_process):
-            log.say(line)
+    objectives = [prepared.during(phase) for _, phase in phases]
     state = checkpoint.read_state(found) if found else State()
     phase, objective = phases[state.phase][1], objectives[state.phase]
     plan = plan_epoch(objective, phase, state)
+    set_seed(settings.seed)
+    fresh = prepared.build_model(settings.model)
+    if settings.init_from is not None:
+        log.say(load_weights(fresh, settings.init_from, objective.tokenizer))
 
     # How to compute: settled once for a run, whatever of it is `auto`.
     settled = state.settled
     if not settled:
-        set_seed(settings.seed)
         longest = max(range(len(phases)), key=lambda i: objectives[i].row_length)
         rows = plan_epoch(objectives[longest], phases[longest][1], State())
-        settled, tried = settle(phases[longest][1], objectives[longest], rows, process)
+        settled, tried = settle(phases[longest][1], fresh, objectives[longest], rows, process)
         if tried:
             log.say(tried)
     chosen = {name: settled[name] for name in SETTLED if getattr(settings.train, name) == "auto"}
@@ -135,10 +143,6 @@ def train(settings: Settings) -> None:
     accelerator = make_accelerator(settings)
     check_scale(accelerator, settings)
 
-    set_seed(settings.seed)
-    fresh = objectives[-1].build_model(settings.model)
-    if settings.init_from is not None:
-        log.say(load_weights(fresh, settings.init_from, objective.tokenizer))
     fresh.set_attn_implementation(options.kernel)
     average = make_average(fresh, settings.optim.ema) if settings.optim.ema else None
     choose_linear(fresh, options.linear)
@@ -154,7 +158,7 @@ def train(settings: Settings) -> None:
 
     contract = make_contract(settings, objectives)
     if found:
-        state = checkpoint.load(accelerator, found, contract)
+        checkpoint.load(accelerator, found, state, contract)
         if found.resolve().parents[1] != folder.resolve():  # another run's: its best model and its name stay there
             state.best, state.run_id = {}, uuid.uuid4().hex[:12]
         log.say(f"resumed from {found}")
@@ -187,6 +191,9 @@ def train(settings: Settings) -> None:
                 state.passes += state.step_in_epoch / plan.steps
                 state.epoch, state.step_in_epoch = state.epoch + 1, 0
                 if current != state.phase:
+                    objectives[current].begin(fresh, objective)
+                    if average is not None:
+                        objectives[current].begin(average.module, objective)
                     state.phase, state.best, state.stale = current, {}, 0
                     log.say(f"step {state.step}: phase {current + 1} of {len(phases)}")
                 phase, objective = phases[current][1], objectives[current]

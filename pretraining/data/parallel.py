@@ -37,7 +37,7 @@ def _do(shard: range) -> object:
 
 
 def count_processes(processes: int) -> int:
-    """`processes`, or for 0 this machine's cores divided by the training processes on it."""
+    """`processes`, or for 0 this machine's CPU cores divided by the training processes on it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return processes or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 

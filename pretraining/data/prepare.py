@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -39,6 +39,8 @@ class PreparedText:
 
     name: str
     """A hash of all that decides the content."""
+    folder: str
+    """The tokens' own name, whatever they are cut into."""
     tokens: np.ndarray
     sentences: np.ndarray
     """Offsets of the sentences."""
@@ -64,16 +66,28 @@ class PreparedText:
         meta = read_meta(folder)
         types = {"tokens": meta["token_type"], **ARRAYS}
         arrays = {name: np.memmap(folder / f"{name}.bin", dtype=types[name], mode="r") for name in types}
-        documents = arrays["documents"]
-        chunks = cut(documents, limit, short_rate)
         return cls(
             name=f"{folder.name}-{limit}-{short_rate}",
+            folder=folder.name,
             **arrays,
-            chunks=chunks,
-            chunk_document=np.searchsorted(documents, chunks[:-1], side="right") - 1,
-            document_chunk=np.searchsorted(chunks, documents, side="left"),
+            **chunked(arrays["documents"], limit, short_rate),
             dropped=meta["dropped"],
         )
+
+    def cut(self, limit: int, short_rate: float) -> "PreparedText":
+        """The same text in other chunks."""
+        chunks: dict[str, Any] = chunked(self.documents, limit, short_rate)
+        return replace(self, name=f"{self.folder}-{limit}-{short_rate}", **chunks)
+
+
+def chunked(documents: np.ndarray, limit: int, short_rate: float) -> dict[str, np.ndarray]:
+    """The chunks that `cut` makes, the document of each, and the first of each document."""
+    chunks = cut(documents, limit, short_rate)
+    return {
+        "chunks": chunks,
+        "chunk_document": np.searchsorted(documents, chunks[:-1], side="right") - 1,
+        "document_chunk": np.searchsorted(chunks, documents, side="left"),
+    }
 
 
 def cut(documents: np.ndarray, limit: int, short_rate: float) -> np.ndarray:
@@ -192,7 +206,7 @@ def prepare_text(
     documents: Documents,
     tokenizer: "PreTrainedTokenizerBase",
     languages: list[str],
-    sequence_length: int,
+    limit: int,
     short_rate: float,
     processes: int,
     cache: Path,
@@ -202,8 +216,7 @@ def prepare_text(
 
     Args:
         languages: ISO 639-1 code of each source.
-        sequence_length: an example's most tokens; [CLS] and two [SEP] leave three less for a chunk.
-        short_rate: as in `cut`.
+        limit, short_rate: as in `cut`.
         processes: how many tokenise; what they write is the same for any number.
         cache, writer: as in `once`.
 
@@ -222,4 +235,4 @@ def prepare_text(
     def make(folder: Path) -> dict[str, Any]:
         return write(folder, documents, Tokenizer.from_str(backend), languages, processes)
 
-    return PreparedText.load(once(cache, "text", content, make, writer), sequence_length - 3, short_rate)
+    return PreparedText.load(once(cache, "text", content, make, writer), limit, short_rate)

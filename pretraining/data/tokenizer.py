@@ -1,17 +1,14 @@
 """The tokenizer: an existing one, or one trained on the run's text; and what masking asks of it."""
 
 import dataclasses
-import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
-import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -20,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pretraining.data import new_words
+from pretraining.data.cache import once
 from pretraining.data.documents import Documents
 from pretraining.data.new_words import Reader
 from pretraining.data.settings import TokenizerSettings
@@ -177,8 +175,7 @@ def build_tokenizer(
 
     Args:
         documents: only those of the training split, or validation would not be held out.
-        cache: the folder where trained and extended tokenizers are kept, under a hash of all that decides them.
-        writer: whether this process makes it; the others wait for the folder to appear, which it does whole.
+        cache, writer: as in `once`.
 
     Raises:
         ValueError: if nothing can be loaded from the path, if the vocabulary or the new words asked for are more than
@@ -191,9 +188,8 @@ def build_tokenizer(
     decisive = [dataclasses.asdict(settings), documents.fingerprint, tokenizers.__version__, code]
     if kept is not None:
         decisive += [kept.backend_tokenizer.to_str(), new_words.listed(settings)]
-    folder = cache / f"tokenizer-{hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest()}"
-    if writer and not folder.exists():
 
+    def make(folder: Path) -> dict[str, Any]:
         def read() -> Iterator[str]:
             return sample(documents, settings.sample_characters)
 
@@ -207,17 +203,10 @@ def build_tokenizer(
                     f"vocab_size is {settings.vocab_size} but this text gives {len(tokenizer)} entries: set it "
                     f"to {len(tokenizer)} or less, or give more text"
                 )
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            tokenizer.save_pretrained(Path(temporary, "tokenizer"))
-            try:
-                os.replace(Path(temporary, "tokenizer"), folder)
-            except OSError:
-                if not folder.exists():  # else another process was first, with the same
-                    raise
-    while not folder.exists():
-        time.sleep(0.2)
-    return AutoTokenizer.from_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {}
+
+    return AutoTokenizer.from_pretrained(once(cache, "tokenizer", decisive, make, writer))
 
 
 def require_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> None:

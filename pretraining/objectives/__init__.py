@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pretraining.data.rows import Example
 from pretraining.objectives.sentence_pairs import SentencePairs
+from pretraining.settings import Settings
 
 
 class Objective(Protocol):
@@ -27,7 +28,11 @@ class Objective(Protocol):
 
     def prepare(self, writer: bool) -> list[str]: ...
 
+    def during(self, phase: Settings) -> Any: ...
+
     def build_model(self, config: Any) -> PreTrainedModel: ...
+
+    def begin(self, model: Any, before: Any) -> None: ...
 
     def index(self, split: str, epoch: int) -> np.ndarray: ...
 

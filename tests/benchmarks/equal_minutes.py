@@ -45,9 +45,11 @@ from pretraining.data import draws
 from pretraining.data.batches import Batch
 from pretraining.data.documents import Documents, load_text
 from pretraining.data.filters import filter_text
+from pretraining.data.masking import mask_tokens
+from pretraining.data.parallel import count_processes
 from pretraining.data.rows import IGNORED, Example
-from pretraining.hardware import cores, synchronize
-from pretraining.objectives.sentence_pairs import SentencePairs, mask_tokens
+from pretraining.hardware import synchronize
+from pretraining.objectives.sentence_pairs import SentencePairs
 from pretraining.optim import learning_rate
 from pretraining.parsing import parse
 from pretraining.settings import OptimSettings, Settings
@@ -264,7 +266,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=[], help="files of documents, instead of the config's")
     parser.add_argument("--validation-data", nargs="+", default=[], help="held-out files; none: a share of --data")
     parser.add_argument("--minutes", type=float, help="of training, each; default: the task's")
-    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--threads", type=int, default=count_processes(0))
     parser.add_argument("--only", choices=["ours", "peer"])
     parser.add_argument("--peer-dropout", type=float, default=0.1, help="0.1 is BertConfig's")
     parser.add_argument("--peer-precision", choices=["auto", "bf16", "fp32"], default="auto")

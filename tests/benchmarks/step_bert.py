@@ -141,7 +141,7 @@ class Bert:
     def ours(self, given: dict[str, Any]) -> Contestant:
         """Ours with these settings, what is `auto` in them and in all others found by the product's own probe."""
         settings, model = self.settings.changed({"train.micro_batch": 2**31, **given}), self.model().train()
-        found, line = settle(settings, self.objective, self.steps.plan, self.process)
+        found, line = settle(settings, model, self.objective, self.steps.plan, self.process)
         if line:
             print(f"ours: {line}")
         settings = settings.changed({f"train.{name}": found[name] for name in SETTLED})

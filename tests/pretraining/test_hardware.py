@@ -71,13 +71,14 @@ def run(make_objective, monkeypatch: pytest.MonkeyPatch):
         return way * rows * (2 if rows == 1 else 1.5 if rows == 2 else 1)
 
     monkeypatch.setattr(hardware.Probe, "seconds", seconds)
-    monkeypatch.setattr(hardware, "cores", lambda: 4)
+    monkeypatch.setattr(hardware, "count_processes", lambda _: 4)
     threads = torch.get_num_threads()
 
     def settled(*more: str) -> tuple[dict, str]:
         automatic = [f"--train.{name}=auto" for name in hardware.SETTLED]
         objective = make_objective(*automatic, *more)
-        return settle(objective.run, objective, plan_epoch(objective, objective.run, State()), PartialState())
+        model = objective.build_model(objective.run.model)
+        return settle(objective.run, model, objective, plan_epoch(objective, objective.run, State()), PartialState())
 
     yield settled
     torch.set_num_threads(threads)

@@ -32,7 +32,7 @@ def counts(objective: SentencePairs, epoch: int) -> list[np.ndarray]:
     """How often the epoch has each chunk, for each source."""
     total = len(objective.data["train"])
     seen = np.bincount(objective.index("train", epoch) % total, minlength=total)
-    return [seen[objective.source("train") == number] for number in range(len(objective.weights))]
+    return [seen[objective.corpus.source("train") == number] for number in range(len(objective.corpus.weights))]
 
 
 def test_a_weight_is_the_number_of_passes(mixed):
@@ -52,7 +52,7 @@ def test_a_part_is_drawn_anew_in_each_epoch_and_is_always_the_same(mixed):
     # Each chunk is drawn in half of the epochs: 40 draws, five standard deviations.
     assert np.abs(epochs.mean(axis=0) - 0.5).max() < 5 * 0.5 / 40**0.5
     other = SentencePairs(parse(["--train.steps=1", "--seed=1"]))
-    other.data, other.weights = objective.data, objective.weights
+    other.corpus = objective.corpus
     assert not np.array_equal(objective.index("train", 3), other.index("train", 3))
 
 
@@ -61,13 +61,13 @@ def test_held_out_text_is_seen_once(mixed):
     index = objective.index("validation", 0)
     assert np.array_equal(np.sort(index), np.arange(len(objective.data["validation"])))
     few = index[: len(index) // 2]  # the first ones, which evaluation.examples takes, are from everywhere
-    assert len(np.unique(objective.source("validation")[few])) == 3
+    assert len(np.unique(objective.corpus.source("validation")[few])) == 3
 
 
 def test_every_pass_has_its_own_pairs_and_masks(mixed):
     objective = mixed(2, 1, 1)
     total = len(objective.data["train"])
-    chunks = np.flatnonzero(objective.source("train") == 0)
+    chunks = np.flatnonzero(objective.corpus.source("train") == 0)
     first, second = (objective.draw("train", 0, chunks + turn * total) for turn in range(2))
     assert 0.3 < (first.label != second.label).mean() < 0.7
     true = (first.label == 0) & (second.label == 0)
@@ -109,7 +109,7 @@ def test_the_report_tells_what_is_there(arguments: list[str], corpus: Path, tmp_
     data = objective.data["train"]
     for part in (
         f"train: {len(data.documents) - 1:,} documents, {len(data.sentences) - 1:,} sentences, ",
-        f"{len(data.tokens):,} tokens, {len(data):,} examples (median 64 tokens, ",
+        f"{len(data.tokens):,} tokens, {len(data):,} examples (median 61 tokens of text, ",
         "documents left out: 1 too short",
         "% of an epoch",
     ):

@@ -35,7 +35,7 @@ def tokenizer(text: Documents, tmp_path_factory: pytest.TempPathFactory):
 
 
 def prepared(text: Documents, tokenizer, cache: Path, length: int = 64, processes: int = 1) -> PreparedText:
-    return prepare_text(text, tokenizer, ["en"], length, 0.1, processes, cache, True)
+    return prepare_text(text, tokenizer, ["en"], length - 3, 0.1, processes, cache, True)
 
 
 def contents(cache: Path) -> dict[str, bytes]:
@@ -140,7 +140,7 @@ def test_each_source_has_its_language(text, tokenizer, tmp_path: Path, monkeypat
     several = Documents(text.dataset, text.hash, text.characters, np.arange(len(text), dtype=np.uint16) % 2)
     asked = []
     monkeypatch.setattr(prepare, "sentences", lambda text, language: asked.append(language) or sentences(text, "en"))
-    data = prepare_text(several, tokenizer, ["en", "ko"], 64, 0.1, 1, tmp_path, True)
+    data = prepare_text(several, tokenizer, ["en", "ko"], 61, 0.1, 1, tmp_path, True)
     assert asked == ["en", "ko"] * (len(TEXTS) // 2)
     assert data.sources.tolist() == several.source[: len(TEXTS) - 1].tolist()  # the last document is empty
     assert data.name != prepared(text, tokenizer, tmp_path).name

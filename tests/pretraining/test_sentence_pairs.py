@@ -6,10 +6,10 @@ import torch
 
 from pretraining.data import draws
 from pretraining.data.batches import Steps
+from pretraining.data.masking import IS_NEXT, NOT_NEXT, draw_pairs, mask_tokens
 from pretraining.data.plan import Plan, make_plan
 from pretraining.data.prepare import PreparedText
 from pretraining.data.rows import IGNORED
-from pretraining.objectives.sentence_pairs import IS_NEXT, NOT_NEXT, SentencePairsSettings, draw_pairs, mask_tokens
 
 
 def all_examples(objective, split="train", epoch=0):
@@ -91,6 +91,7 @@ def test_a_short_first_document_is_taken_from_its_start():
     """B is as long as it can be: a partner shorter than the wanted B is taken whole."""
     data = PreparedText(
         name="",
+        folder="",
         tokens=np.arange(106),
         sentences=np.array([0, 3, 6, 40, 70, 106]),
         chunks=np.array([0, 6, 56, 106]),
@@ -208,14 +209,13 @@ def test_an_empty_row_has_no_targets(objective):
 
 
 def test_whole_words_are_hidden_whole():
-    settings = SentencePairsSettings()
     ids = np.arange(40)
     starts = np.arange(40) % 4 == 0  # words of four tokens
     maskable = np.ones(40, dtype=bool)
     maskable[20:22] = False  # a special token inside what would be one word
     for seed in range(50):
         _, labels = mask_tokens(
-            ids, maskable, starts, np.random.default_rng(seed), settings, 0.3, mask_id=99, replacements=np.array([98])
+            ids, maskable, starts, np.random.default_rng(seed), 0.3, 0.8, 0.1, mask_id=99, replacements=np.array([98])
         )
         hidden = (labels != IGNORED).reshape(10, 4)
         whole = np.delete(hidden, 5, axis=0)
@@ -290,3 +290,25 @@ def test_rows_tell_a_maskless_kernel_where_examples_begin(objective, monkeypatch
         dropping.set_attn_implementation("varlen")
         dropping(**batch)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.1
+
+
+def test_positions_that_a_phase_has_not_seen_begin_as_copies(objective):
+    """Beltagy 2020, 4.1: over and over; what is trained, and every other weight, stays."""
+    model = objective.build_model(objective.run.model)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    objective.begin(model, objective.during(objective.run.changed({"objective.sequence_length": 24})))
+    table = model.get_position_embeddings().weight
+    old = before.pop("bert.embeddings.positions.weight")
+    assert torch.equal(table, old[torch.arange(len(old)) % 24]) and not torch.equal(table, old)
+    after = model.state_dict()
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+
+
+def test_a_phase_shares_the_text_and_cuts_it_anew(objective):
+    """Nothing is read or tokenised again, and each phase has its own lengths, targets and fingerprint."""
+    changes = {"objective.sequence_length": 24, "objective.next_sentence": "none"}
+    short = objective.during(objective.run.changed(changes))
+    assert short.data["train"].tokens is objective.data["train"].tokens
+    assert np.diff(short.data["train"].chunks).max() == 22 and np.diff(objective.data["train"].chunks).max() == 61
+    assert short.targets == ("labels",) and len(objective.targets) == 2
+    assert short.fingerprint != objective.fingerprint

@@ -192,7 +192,10 @@ BAD = {
     "an unknown key": (["--train.stepz=3"], "train.steps"),
     "no tokenizer there": (["--tokenizer.path={tmp}/nothing"], "nothing"),
     "one document": (['--data.files=["{tmp}/one.txt"]'], "held out"),
-    "two documents, one held out": (['--data.files=["{tmp}/one.txt","{tmp}/two.txt"]'], "NSP needs two"),
+    "two documents, one held out": (
+        ['--data.files=["{tmp}/one.txt","{tmp}/two.txt"]', "--tokenizer.kind=bpe", "--tokenizer.vocab_size=261"],
+        "NSP needs two",
+    ),
 }
 
 
@@ -290,7 +293,7 @@ def test_a_run_with_everything_that_changes_over_time_resumes_to_the_same_bits(
     """Muon, average, phases, growing batches, masking schedule, dropout: from before, at and after the phase's end."""
     whole = run_here(arguments, tmp_path, "whole", *EVERYTHING)
     said = capsys.readouterr().out
-    assert said.count("train: ") == 2 and "phase 2 of 2" in said
+    assert said.count("train: ") == 1 and "phase 2 of 2" in said
     state = json.loads((newest(whole) / "state.json").read_text())
     assert (state["step"], state["phase"], state["epoch"], state["step_in_epoch"]) == (12, 1, 1, 4)
     for step in (3, 8, 9):  # the first phase ends with step 8
