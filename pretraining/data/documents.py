@@ -1,32 +1,23 @@
 """The documents of a run: what its sources hold, in which split, from which source."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from pretraining.data.readers import texts
 from pretraining.data.settings import TextSettings
-from pretraining.data.sources import CHARACTERS, OVERHEAD, hash_text, load_source, texts
+from pretraining.data.sources import load_source
+from pretraining.data.stored import Stored, hash_text, hold_out
 
 
 @dataclass(frozen=True)
-class Documents:
-    """N documents in order; their text stays on disk, and the arrays (N,) tell what can be told without it."""
+class Documents(Stored):
+    """N documents in order; columns "name" and "text"."""
 
-    dataset: Dataset
-    """Columns "name" and "text", memory-mapped."""
-    hash: np.ndarray
-    """64 bits of the text."""
-    characters: np.ndarray
-    """Length of the text."""
     source: np.ndarray
     """Number of the source."""
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     @classmethod
     def of(cls, dataset: Dataset, source: int) -> "Documents":
@@ -39,41 +30,9 @@ class Documents:
         arrays = ([getattr(part, name) for part in parts] for name in ("hash", "characters", "source"))
         return cls(concatenate_datasets([part.dataset for part in parts]), *map(np.concatenate, arrays))
 
-    def select(self, chosen: np.ndarray) -> "Documents":
-        """The documents where `chosen` (N,) is true."""
-        rows = np.flatnonzero(chosen)
-        return Documents(self.dataset.select(rows), self.hash[rows], self.characters[rows], self.source[rows])
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the documents' text and order, the same on every machine, whatever the files are called."""
-        return hashlib.blake2b(self.hash.tobytes(), digest_size=16).hexdigest()
-
     def texts(self, shard: range | None = None) -> Iterator[str]:
         """All texts, or those of a shard."""
         return texts(self.dataset if shard is None else self.dataset.select(shard))
-
-    def shards(self) -> list[range]:
-        """Runs of documents, each of about `CHARACTERS`: what one process works on at a time."""
-        sizes = self.characters + OVERHEAD
-        number = (sizes.cumsum() - sizes) // CHARACTERS
-        bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(self)]
-        return [range(*pair) for pair in pairwise(bounds)]
-
-
-def hold_out(documents: Documents, fraction: float, hashes: np.ndarray) -> dict[str, Documents]:
-    """Hold out the documents whose hash falls into the lowest `fraction` of all possible hashes.
-
-    The hashes (N,) alone decide: equal ones never straddle the split, and a document keeps its side when others come
-    or go. Where two documents differ, each side gets at least one; with a single document, or only equal ones, or
-    `fraction` 0, validation is empty.
-    """
-    held = hashes < fraction * 2.0**64
-    if fraction > 0 and not held.any():
-        held = hashes == hashes.min()
-    if held.all():
-        held = hashes != hashes.max()
-    return {"train": documents.select(~held), "validation": documents.select(held)}
 
 
 def load_text(settings: TextSettings) -> dict[str, Documents]:

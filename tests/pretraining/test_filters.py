@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretraining.data import documents as documents_module
-from pretraining.data import filters
+from pretraining.data import filters, stored
 from pretraining.data.documents import Documents
 from pretraining.data.filters import HASHES, RECALL, WORD, band_rows, filter_text, repeated, shingles, sign
 from pretraining.data.settings import TextSettings
@@ -163,7 +162,7 @@ def test_processes_find_the_same_and_only_once(make_documents, tmp_path: Path, m
     texts = [edited(page(number // 2), number % 2 * 3) for number in range(60)]
     splits = {"train": make_documents(texts), "validation": make_documents([page(99)])}
     one = filter_text(splits, TextSettings(processes=1), tmp_path / "one", True)
-    monkeypatch.setattr(documents_module, "CHARACTERS", 10_000)
+    monkeypatch.setattr(stored, "CHARACTERS", 10_000)
     three = filter_text(splits, TextSettings(processes=3), tmp_path / "three", True)
     assert one[1] == three[1] and one[1]["train"]["near-duplicates"] == 30
     assert one[0]["train"].fingerprint == three[0]["train"].fingerprint

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretraining.data import documents, filters, prepare, sources
+from pretraining.data import documents, filters, prepare, readers
 from pretraining.objectives.sentence_pairs import SentencePairs
 from pretraining.parsing import parse
 
@@ -83,7 +83,7 @@ def test_every_pass_has_its_own_pairs_and_masks(mixed):
 def test_weights_decide_the_data_but_not_its_preparation(mixed, monkeypatch: pytest.MonkeyPatch):
     """Prepared once, a mixture is opened under other weights without a look at the text."""
     first = mixed(1, 1, 1)
-    for module in (documents, sources):
+    for module in (documents, readers):
         monkeypatch.setattr(module, "texts", None)
     monkeypatch.setattr(prepare, "tokenise", None)
     monkeypatch.setattr(filters, "sign", None)

@@ -12,8 +12,7 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from pretraining.data import documents as documents_module
-from pretraining.data import parallel, prepare
+from pretraining.data import parallel, prepare, stored
 from pretraining.data.documents import Documents
 from pretraining.data.parallel import count_processes, in_order
 from pretraining.data.prepare import PreparedText, cut, prepare_text
@@ -48,7 +47,7 @@ def contents(cache: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_processes_change_no_byte(start: str, text, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = prepared(text, tokenizer, tmp_path / "one")
-    monkeypatch.setattr(documents_module, "CHARACTERS", 20_000)
+    monkeypatch.setattr(stored, "CHARACTERS", 20_000)
     assert len(text.shards()) > 6
     prepared(text, tokenizer, tmp_path / "cut")
     before = multiprocessing.get_start_method()

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pretraining.data import readers, sources
 from pretraining.data import sentences as splitter
-from pretraining.data import sources
 from pretraining.data.documents import Documents, hold_out, load_text
 from pretraining.data.sentences import sentences
 from pretraining.data.settings import TextSettings
@@ -368,7 +368,7 @@ def test_data_sets_that_cannot_be_loaded(here: Path, monkeypatch: pytest.MonkeyP
     def offline(*_, **__):
         raise ConnectionError("no\nnetwork")
 
-    monkeypatch.setattr(sources, "load_dataset", offline)
+    monkeypatch.setattr(readers, "load_dataset", offline)
     mistake("'pydoc'", "did you mean 'pydocs'", "no network", source="pydoc")
 
 

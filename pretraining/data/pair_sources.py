@@ -1,0 +1,225 @@
+"""Sources of sentence pairs: files, Hub data sets and dates in many languages, read into one form on disk."""
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+
+from datasets import Dataset, Features, Value
+
+from pretraining.data import readers
+from pretraining.data.readers import TABLES, Columns, Row, Rows, check_text, extension, find, lines, nearest
+from pretraining.data.settings import PairSettings
+from pretraining.data.stored import hash_text, store
+
+# What decides the split, what is compared and what counts is taken while a pair is stored, as for documents.
+FEATURES = Features(
+    dict.fromkeys(("name", "source", "target", "group", "alignment"), Value("string"))
+    | dict.fromkeys(("hash", "alignment_hash", "split_hash"), Value("uint64"))
+    | {"characters": Value("int64")}
+)
+TSV = (".tsv", ".tsv.gz")
+KNOWN = (*TABLES, *TSV)  # extensions
+PLAIN = (*TSV, ".csv", ".csv.gz")  # those whose cells hold no dictionary
+HEADER = ["source", "target"]  # of a .tsv that has none
+ALIGNMENT = re.compile(r"(\d+-\d+( \d+-\d+)*)?")
+
+Cell = tuple[str, object]  # place and value
+Cells = Iterator[tuple[str, Cell, Cell, Cell | None]]  # the pair's name, source, target, word alignment
+
+
+# ---- what each format gives ----
+
+
+def _tsv(path: str, columns: Columns) -> Rows:
+    """Cells stand between tabs, and quotes are text. If no column is asked for there is no header."""
+    header = None if columns else HEADER
+    for number, line in enumerate(lines(path), 1):
+        cells = line.rstrip("\n").split("\t")
+        if cells == [""]:  # a blank line
+            continue
+        if header is None:
+            header = cells
+            readers.check_columns(columns, header, path)
+            continue
+        if len(cells) < len(header):
+            raise ValueError(f"{path}:{number} has {len(cells)} cells instead of {len(header)}: part them by tabs")
+        yield f"{path}:{number}", dict(zip(header, cells, strict=False))
+
+
+def _columns(settings: PairSettings) -> Columns:
+    if settings.columns:
+        columns = dict.fromkeys(settings.columns, "columns")
+    else:
+        columns = {settings.column: "columns to its two sides, or column"}
+    return columns | ({settings.alignment_column: "alignment_column"} if settings.alignment_column else {})
+
+
+def _translation(row: Row, name: str, settings: PairSettings) -> Iterator[Cell]:
+    """The source's and the target's cell of a row with a dictionary."""
+    value = row[settings.column]
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{name} holds {value!r:.40} instead of a dictionary of languages: write "
+            f'{{"{settings.column}": {{"en": "...", "de": "..."}}}}, or name two plain columns in columns'
+        )
+    for setting in ("source_language", "target_language"):
+        language, there = getattr(settings, setting), ", ".join(value)
+        if language is None:
+            raise ValueError(
+                f"{name} has the languages {there}: set source_language and target_language to two of them"
+            )
+        if language not in value:
+            raise ValueError(
+                f"{name} has no language {language!r}{nearest(language, value)}: set {setting} to one of {there}"
+            )
+        yield f"{name}, {language}", value[language]
+
+
+def _cells(rows: Rows, settings: PairSettings, columns: list[str]) -> Cells:
+    """A table's cells, from two columns, or where none are given from the dictionary."""
+    for name, row in rows:
+        if columns:
+            source, target = ((f"{name}, {column}", row[column]) for column in columns)
+        else:
+            source, target = _translation(row, name, settings)
+        alignment = settings.alignment_column
+        yield name, source, target, (f"{name}, {alignment}", row[alignment]) if alignment else None
+
+
+def _table(path: str, settings: PairSettings) -> Cells:
+    end = extension(path)
+    if not settings.columns and end in TSV and not settings.alignment_column:
+        return _cells(_tsv(path, {}), settings, HEADER)
+    if not settings.columns and end in PLAIN:
+        raise ValueError(f"{path} has columns but no dictionaries: set columns to its source's and its target's")
+    rows = (_tsv if end in TSV else TABLES[end])(path, _columns(settings))
+    return _cells(rows, settings, settings.columns)
+
+
+def _aligned(files: tuple[str, ...]) -> Cells:
+    """The lines of a source's file, of its target's, and if there is one of their alignments'."""
+    for number, row in enumerate(zip_longest(*map(lines, files)), 1):
+        if None in row:
+            first, *others = ((path, sum(1 for _ in lines(path))) for path in files)
+            path, count = next(other for other in others if other[1] != first[1])
+            raise ValueError(
+                f"{first[0]} has {first[1]:,} lines but {path} has {count:,}: mend them, so that each line of one "
+                "belongs to the same line of the other"
+            )
+        source, target, *alignment = ((f"{path}:{number}", line) for path, line in zip(files, row, strict=True))
+        yield source[0], source, target, alignment[0] if alignment else None
+
+
+# ---- from cells to pairs ----
+
+
+def _side(cell: Cell, setting: str) -> str:
+    place, value = cell
+    text = "" if value is None else check_text(value, place, setting).strip()
+    if not text:
+        raise ValueError(f"{place} is empty: fill it, or delete the pair on both sides")
+    return text
+
+
+def _alignment(cell: Cell | None, source: str, target: str) -> str:
+    if cell is None or cell[1] is None:
+        return ""
+    text = " ".join(check_text(cell[1], cell[0], "alignment_column").split())
+    if not ALIGNMENT.fullmatch(text):
+        raise ValueError(f"{cell[0]} holds {text!r:.40}: write word alignments as 0-0 1-2, source word - target word")
+    words = len(source.split()), len(target.split())
+    for point in text.split():
+        if any(int(word) >= count for word, count in zip(point.split("-"), words, strict=True)):
+            raise ValueError(
+                f"{cell[0]} aligns {point} but the source has {words[0]} words and the target {words[1]}: count from 0 "
+                "what stands between spaces"
+            )
+    return text
+
+
+def as_pair(name: str, source: str, target: str, alignment: str = "", group: str = "", split_by: str = "") -> Row:
+    """A pair as it is stored; `split_by` decides whether it is held out, or if empty the source does."""
+    return {
+        "name": name, "source": source, "target": target, "group": group, "alignment": alignment,
+        "hash": hash_text(f"{len(source)} {source}{target}"), "alignment_hash": hash_text(alignment),
+        "split_hash": hash_text(split_by or source), "characters": len(source) + len(target),
+    }  # fmt: skip
+
+
+def as_pairs(cells: Cells, place: str, settings: PairSettings) -> Iterator[Row]:
+    """Cells as pairs; an empty side is an error, for it is how pairs look that have slipped against one another."""
+    empty = True
+    setting = "columns" if settings.columns else "column"
+    for name, *sides, alignment in cells:
+        empty = False
+        source, target = (_side(cell, setting) for cell in sides)
+        yield as_pair(name, source, target, _alignment(alignment, source, target))
+    if empty:
+        raise ValueError(f"{place} holds no pairs: fill it, or leave it out")
+
+
+# ---- the sources ----
+
+
+def _store(pairs: Callable[[], Iterator[Row]], settings: PairSettings, *key: object) -> Dataset:
+    languages = (settings.source_language, settings.target_language)
+    return store(pairs, FEATURES, "pairs", [__file__, readers.__file__], _columns(settings), languages, *key)
+
+
+def _find(settings: PairSettings, prefix: str = "") -> list[tuple[str, ...]]:
+    """A split's files, those together that are read together: a table, or two or three that are line-aligned."""
+    if files := getattr(settings, f"{prefix}files"):
+        return [(file,) for file in find(files, f"{prefix}files", KNOWN)]
+    names = [f"{prefix}source_files", f"{prefix}target_files"]
+    if settings.alignment_files and not prefix:
+        names.append("alignment_files")
+    found = [find(getattr(settings, name), name) for name in names]
+    for name, others in zip(names, found, strict=True):
+        if len(others) != len(found[0]):
+            raise ValueError(
+                f"{names[0]} names {len(found[0])} files but {name} names {len(others)}: name as many, in the same "
+                "order"
+            )
+    return list(zip(*found, strict=True))
+
+
+def _load_files(found: list[tuple[str, ...]], settings: PairSettings) -> Dataset:
+    def pairs() -> Iterator[Row]:
+        for files in found:
+            cells = _table(*files, settings) if len(files) == 1 else _aligned(files)
+            yield from as_pairs(cells, files[0], settings)
+
+    return _store(pairs, settings, found, [readers.state(files) for files in found])
+
+
+def _load_hub(settings: PairSettings, split: str) -> Dataset:
+    source, columns = settings.source, _columns(settings)
+    dataset, place = readers.load_hub(source, settings.subset, split, columns, "dates")
+
+    def pairs() -> Iterator[Row]:
+        rows = readers.hub_rows(dataset, source, split, columns)
+        return as_pairs(_cells(rows, settings, settings.columns), place, settings)
+
+    return _store(pairs, settings, source, split, dataset._fingerprint)
+
+
+def load_source(settings: PairSettings) -> tuple[Dataset, Dataset | None]:
+    """Load a source's pairs, streamed into the cache of `datasets`; they are read again only if they changed.
+
+    Returns:
+        The pairs, and those that the settings name as held out, if they name any. Columns are those of `FEATURES`:
+        "name" (file:row or data set:split:row), "source" and "target" (never blank), "group" (a date's locale, else
+        ""), "alignment" of words ("" where there is none), "hash" and "characters" of both sides, "alignment_hash", and
+        the "split_hash" that decides whether a pair is held out.
+
+    Raises:
+        ValueError: one sentence on what is wrong with the data, where, and what to do.
+    """
+    if settings.source == "files":
+        files, held = _find(settings), _find(settings, "validation_")
+        readers.check_apart(
+            [first for first, *_ in files], [first for first, *_ in held], "files" if settings.files else "source_files"
+        )
+        return _load_files(files, settings), _load_files(held, settings) if held else None
+    held_out = settings.validation_split
+    return _load_hub(settings, settings.split), _load_hub(settings, held_out) if held_out else None

@@ -1,0 +1,77 @@
+"""The pairs of a run: what its source holds, in which split, and what is left out."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from pretraining.data.pair_sources import load_source
+from pretraining.data.settings import PairSettings
+from pretraining.data.stored import Stored, hold_out
+
+
+@dataclass(frozen=True)
+class Pairs(Stored):
+    """N pairs in order; columns "name", "source", "target", "group", "alignment"; the arrays are of both sides."""
+
+    alignment_hash: np.ndarray
+    """64 bits of the word alignment."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Pairs":
+        """All that a source has stored."""
+        names = ("hash", "characters", "alignment_hash")
+        return cls(dataset, *(dataset.data.column(name).to_numpy() for name in names))
+
+    @property
+    def fingerprint(self) -> str:
+        content = self.hash.tobytes() + self.alignment_hash.tobytes()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+    def sides(self, shard: range) -> Iterator[tuple[str, str]]:
+        """Source and target of a shard's pairs."""
+        table = self.dataset.select(shard).with_format("arrow", columns=["source", "target"])[:]
+        return zip(table["source"].to_pylist(), table["target"].to_pylist(), strict=True)
+
+    def texts(self) -> Iterator[str]:
+        """Source, then target, of every pair."""
+        for shard in self.shards():
+            for pair in self.sides(shard):
+                yield from pair
+
+
+def load_pairs(settings: PairSettings) -> tuple[dict[str, Pairs], dict[str, dict[str, int]]]:
+    """Load a source's pairs without those that repeat others.
+
+    Returns:
+        Splits "train" and "validation", and for each the number of pairs left out for each reason: those that repeat an
+        earlier pair, and training pairs that are also held out. A held-out split that is named is taken as it is, so
+        that scores on it compare. Otherwise `hold_out` makes one from the pairs' sources, so that no source stands on
+        both sides; it is empty where there is one source only, and the caller decides whether that will do.
+
+    Raises:
+        ValueError: one sentence on what is wrong with the data, where, and what to do.
+    """
+    stored, held = load_source(settings)
+    pairs = Pairs.of(stored)
+    if held is None:
+        splits = hold_out(pairs, settings.validation_fraction, stored.data.column("split_hash").to_numpy())
+    else:
+        splits = {"train": pairs, "validation": Pairs.of(held)}
+    validation = splits["validation"].hash
+    remaining: dict[str, Pairs] = {}
+    left_out: dict[str, dict[str, int]] = {}
+    for split, part in splits.items():
+        leaked = np.isin(part.hash, validation) & (split == "train")
+        repeated = np.zeros(len(part), dtype=bool)
+        if not settings.duplicates and (split == "train" or held is None):
+            repeated[:] = True
+            repeated[np.unique(part.hash, return_index=True)[1]] = False  # the first of equal ones
+        repeated &= ~leaked
+        left_out[split] = {"duplicates": int(repeated.sum()), "also held out": int(leaked.sum())}
+        remaining[split] = part.select(~(leaked | repeated))
+    if not len(remaining["train"]):
+        raise ValueError(f"all {len(pairs):,} training pairs are also held out: name other held-out pairs")
+    return remaining, left_out
