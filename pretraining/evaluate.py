@@ -21,7 +21,7 @@ def make_evaluation_plan(objective: Objective, settings: Settings) -> Plan:
     lengths = objective.lengths("validation", EPOCH, index)
     train = settings.train
     rows = train.rows_per_step
-    return make_plan(index, lengths, objective.row_length, lambda _: rows, train.window, 0, EPOCH, shuffle=False)
+    return make_plan(index, lengths, objective.row_lengths, lambda _: rows, train.window, 0, EPOCH, shuffle=False)
 
 
 @torch.no_grad()

@@ -292,8 +292,8 @@ class Settings:
             settings = dataclasses.replace(self, train=own).changed(changes)
             if isinstance(self.train.micro_batch, int) and "train.micro_batch" not in changes:
                 # Rows that are a quarter as long: four times as many.
-                assert self.objective.row_length is not None and settings.objective.row_length is not None
-                size = self.train.micro_batch * self.objective.row_length // settings.objective.row_length
+                last, this = (part.row_length or part.sequence_length for part in (self.objective, settings.objective))
+                size = self.train.micro_batch * last // this
                 settings = settings.changed({"train.micro_batch": max(1, size)})
             found.append((phase["until"], settings))
         return [*found, (1.0, self)]

@@ -57,7 +57,7 @@ def plan_epoch(objective: Objective, settings: Settings, state: State) -> Plan:
     return make_plan(
         index,
         lengths,
-        objective.row_length,
+        objective.row_lengths,
         lambda step: train.rows(first + step),
         train.window,
         settings.seed,
@@ -129,7 +129,7 @@ def train(settings: Settings) -> None:
     # How to compute: settled once for a run, whatever of it is `auto`.
     settled = state.settled
     if not settled:
-        longest = max(range(len(phases)), key=lambda i: objectives[i].row_length)
+        longest = max(range(len(phases)), key=lambda i: sum(objectives[i].row_lengths))
         rows = plan_epoch(objectives[longest], phases[longest][1], State())
         settled, tried = settle(phases[longest][1], fresh, objectives[longest], rows, process)
         if tried:
@@ -168,7 +168,7 @@ def train(settings: Settings) -> None:
     patience = settings.evaluation.patience
     log.say(
         f"model: {fresh.num_parameters():,} parameters; an epoch: {plan.steps:,} steps of {phase.train.rows_per_step} "
-        f"rows of {objective.row_length} tokens, {plan.fill:.1%} full; {accelerator.num_processes} x "
+        f"rows of {' + '.join(map(str, objective.row_lengths))} tokens, {plan.fill:.1%} full; {accelerator.num_processes} x "
         f"{torch.get_num_threads()} threads, {options.precision}, {options.kernel}, micro-batches of "
         f"{phase.train.micro_batch}, on {accelerator.device.type}"
     )

@@ -35,6 +35,10 @@ class Pairs(Stored):
         table = self.dataset.select(shard).with_format("arrow", columns=["source", "target"])[:]
         return zip(table["source"].to_pylist(), table["target"].to_pylist(), strict=True)
 
+    def column(self, name: str, shard: range) -> list[str]:
+        """One column of a shard's pairs."""
+        return self.dataset.select(shard).with_format("arrow", columns=[name])[:][name].to_pylist()
+
     def texts(self) -> Iterator[str]:
         """Source, then target, of every pair."""
         for shard in self.shards():

@@ -7,6 +7,10 @@ import numpy as np
 
 from pretraining.data import draws
 
+IMBALANCE = 3  # what a token of room on one side alone costs beside one that all sides have
+KEPT = 0.7  # of the kinds of examples are still there, or the others are forgotten
+SLACK = 0.01  # of the rows' tokens
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -63,10 +67,69 @@ def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
     return rows
 
 
+def pack_sides(lengths: np.ndarray, row_lengths: tuple[int, ...]) -> list[list[int]]:
+    """Row by row: next comes the example that leaves the least room, and room most alike on all sides.
+
+    An example lies in one row on every side, as a sentence and its translation do. A row that has room for short
+    sources and long targets alone would find few (Panigrahy 2011: bins one by one, by what is left of them).
+
+    Args:
+        lengths: tokens of each example on each side (N, S), none above `row_lengths` (S,).
+
+    Returns:
+        The indices of the examples of each row.
+    """
+    kinds, kind, counts = np.unique(lengths, axis=0, return_inverse=True, return_counts=True)
+    waiting = np.split(np.argsort(kind.ravel(), kind="stable"), counts.cumsum()[:-1])
+    rows: list[list[int]] = []
+    while len(kinds):
+        row: list[int] = []
+        room = np.array(row_lengths)
+        while True:
+            left = room - kinds
+            least = left.min(1)
+            cost = left.sum(1) + IMBALANCE * (left.max(1) - least)
+            cost[(least < 0) | (counts == 0)] = np.iinfo(cost.dtype).max
+            best = int(cost.argmin())
+            if least[best] < 0 or not counts[best]:
+                break
+            counts[best] -= 1
+            row.append(int(waiting[best][counts[best]]))
+            room = left[best]
+        rows.append(row)
+        if (counts > 0).sum() <= KEPT * len(counts):  # what is used up is not looked at again
+            some = np.flatnonzero(counts)
+            kinds, counts, waiting = kinds[some], counts[some], [waiting[i] for i in some]
+    return rows
+
+
+def choose_row_lengths(lengths: np.ndarray, row_length: int | None, window: int) -> tuple[int, ...]:
+    """Tokens of a row on each side: `row_length` on the longer one, on the others as their share is.
+
+    None: of powers of two and what lies halfway, up to four times the longest example, the shortest that leaves at most
+    SLACK more of the rows empty than the best one does; short rows are what attention computes fastest.
+
+    Args:
+        lengths: (N, S).
+    """
+    longest, mean = lengths.max(0), lengths.mean(0)
+
+    def sides(length: int) -> tuple[int, ...]:
+        return tuple(np.maximum(np.round(length * mean / mean.max()).astype(int), longest).tolist())
+
+    if row_length is not None:
+        return sides(row_length)
+    some = lengths[np.argsort(draws.mix(draws.SUBSET, np.arange(len(lengths))), kind="stable")[:window]]
+    sizes = [size for power in range(3, 20) for size in (2**power, 3 * 2 ** (power - 1))]
+    tried = [sides(size) for size in sizes if longest.max() <= size <= 4 * longest.max()]
+    fills = [some.sum() / (len(pack_sides(some, row)) * sum(row)) for row in tried]
+    return next(row for row, fill in zip(tried, fills, strict=True) if fill >= max(fills) - SLACK)
+
+
 def make_plan(
     index: np.ndarray,
     lengths: np.ndarray,
-    row_length: int,
+    row_lengths: tuple[int, ...],
     rows_per_step: Callable[[int], int],
     window: int,
     seed: int,
@@ -77,18 +140,22 @@ def make_plan(
 
     Args:
         index: the epoch's examples (N,).
-        lengths: tokens of each (N,).
+        lengths: tokens of each (N,), or on each side (N, S).
+        row_lengths: tokens of a row on each side (S,).
         rows_per_step: the rows of the epoch's step 0, 1, ...
         shuffle: False keeps the examples' order between windows (evaluation).
     """
-    assert lengths.max() <= row_length, "an example is longer than a row"
+    lengths = lengths.reshape(len(lengths), -1)
+    assert (lengths <= row_lengths).all(), "an example is longer than a row"
     order = np.arange(len(lengths))
     if shuffle:
         order = np.argsort(draws.mix(seed, epoch, draws.PERMUTATION, index), kind="stable")
     packed: list[np.ndarray] = []
     for first in range(0, len(order), window):
         members = order[first : first + window]
-        rows = [members[row] for row in pack(lengths[members], row_length)]
+        sizes = lengths[members]
+        found = pack(sizes[:, 0], *row_lengths) if len(row_lengths) == 1 else pack_sides(sizes, row_lengths)
+        rows = [members[row] for row in found]
         # Packing sorts by length: without this the first steps would be all long examples.
         places = np.argsort(draws.mix(seed, epoch, draws.ROW_ORDER, first, np.arange(len(rows))), kind="stable")
         packed.extend(rows[place] for place in places)
@@ -98,13 +165,13 @@ def make_plan(
     bounds = [0]
     while bounds[-1] < len(packed):
         bounds.append(min(bounds[-1] + rows_per_step(len(bounds) - 1), len(packed)))
-    before = np.concatenate([[0], lengths[order].cumsum()])  # tokens before each place in the order
+    before = np.concatenate([[0], lengths[order].sum(1).cumsum()])  # tokens before each place in the order
     return Plan(
         examples=index[order],
         offsets=offsets,
         bounds=np.array(bounds),
         tokens_before=before[offsets[bounds]],
-        fill=float(lengths.sum() / (len(packed) * row_length)),
+        fill=float(lengths.sum() / (len(packed) * sum(row_lengths))),
         sequences_per_row=int(sizes.max()),
     )
 

@@ -7,8 +7,9 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
@@ -18,22 +19,75 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, 
 
 from pretraining.data import new_words
 from pretraining.data.cache import once
-from pretraining.data.documents import Documents
 from pretraining.data.new_words import Reader
 from pretraining.data.settings import TokenizerSettings
 
 logger = logging.getLogger(__name__)
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# For kinds that keep the space with the word behind it: so does [MASK].
-SPACED = [*SPECIAL[:-1], AddedToken("[MASK]", lstrip=True, normalized=False, special=True)]
+
+@dataclass(frozen=True)
+class Layout:
+    """A family's special tokens, and what its tokenizer puts around a text."""
+
+    first: list[str]
+    """The first ids."""
+    last: list[str]
+    """The last ids."""
+    roles: dict[str, str]
+    """transformers' name of each."""
+    single: str
+    """Around one text; `$A` is the text."""
+    pair: str | None
+    """Around two."""
+    inputs: list[str]
+    """What the tokenizer returns."""
 
 
-def sample(documents: Documents, characters: int) -> Iterator[str]:
-    """Lines spread evenly over the documents, at most `characters` in all."""
-    total = int(documents.characters.sum())
+# Devlin 2018, released code.
+BERT = Layout(
+    first=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    last=[],
+    roles={
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    },
+    single="[CLS] $A [SEP]",
+    pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+    inputs=["input_ids", "token_type_ids", "attention_mask"],
+)
+# As Marian has it, whose padding starts the target too: tools that know Marian want it last.
+SEQ2SEQ = Layout(
+    first=["</s>", "<unk>", "<mask>"],
+    last=["<pad>"],
+    roles={"eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>", "pad_token": "<pad>"},
+    single="$A </s>",
+    pair=None,
+    inputs=["input_ids", "attention_mask"],
+)
+LAYOUTS = {"bert": BERT, "seq2seq": SEQ2SEQ}
+
+
+class Corpus(Protocol):
+    """What a tokenizer is trained on: documents, or pairs."""
+
+    @property
+    def characters(self) -> np.ndarray:
+        """Length of each item."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def texts(self) -> Iterator[str]: ...
+
+
+def sample(corpus: Corpus, characters: int) -> Iterator[str]:
+    """Lines spread evenly over the corpus, at most `characters` in all."""
+    total = int(corpus.characters.sum())
     seen = taken = 0
-    for text in documents.texts():
+    for text in corpus.texts():
         for line in text.split("\n"):
             seen += len(line) + 1
             if taken < characters and taken * total < seen * characters:  # behind the even pace
@@ -64,7 +118,12 @@ def _check_alphabet(needed: int, settings: TokenizerSettings) -> None:
         )
 
 
-def _wordpiece(settings: TokenizerSettings, read: Reader) -> PreTrainedTokenizerBase:
+def _wordpiece(settings: TokenizerSettings, read: Reader, layout: Layout) -> PreTrainedTokenizerBase:
+    if layout is not BERT:
+        raise ValueError(
+            "tokenizer.kind: wordpiece marks no spaces, so that text cannot be written: choose bpe or unigram"
+        )
+
     def train(size: int, first: list[str]) -> dict[str, int]:
         backend = BertTokenizer(do_lower_case=not settings.cased, strip_accents=False).backend_tokenizer
         trainer = trainers.WordPieceTrainer(
@@ -81,28 +140,34 @@ def _wordpiece(settings: TokenizerSettings, read: Reader) -> PreTrainedTokenizer
     # breaks ties between merges by number. A first pass, without merges, finds them; the second is told the
     # order.
     alphabet = sorted(train(0, []), key=lambda token: (token.startswith("##"), token))
-    _check_alphabet(len(SPECIAL) + len(alphabet), settings)
-    vocabulary = train(settings.vocab_size, SPECIAL + alphabet)
+    _check_alphabet(len(layout.first) + len(alphabet), settings)
+    vocabulary = train(settings.vocab_size, layout.first + alphabet)
     vocabulary = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
     return BertTokenizer(vocabulary, do_lower_case=not settings.cased, strip_accents=False)
 
 
-def _fast(backend: Tokenizer) -> PreTrainedTokenizerBase:
-    backend.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
-    )
-    pad, unk, cls, sep, mask = SPACED
+def _spaced(layout: Layout) -> list[str | AddedToken]:
+    """The first special tokens, for kinds that keep the space with the word behind it: so does the mask."""
+    mask = layout.roles["mask_token"]
+    spaced = AddedToken(mask, lstrip=True, normalized=False, special=True)
+    return [spaced if token == mask else token for token in layout.first]
+
+
+def _fast(backend: Tokenizer, layout: Layout) -> PreTrainedTokenizerBase:
+    backend.add_special_tokens(layout.last)
+    special = [(token, backend.token_to_id(token)) for token in layout.roles.values() if token in layout.single]
+    backend.post_processor = TemplateProcessing(layout.single, layout.pair, special)
+    tokens = dict(zip(layout.first, _spaced(layout), strict=True))
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=pad, unk_token=unk, cls_token=cls, sep_token=sep, mask_token=mask,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
+        tokenizer_object=backend,
+        model_input_names=layout.inputs,
+        **{role: tokens.get(token, token) for role, token in layout.roles.items()},
+    )
 
 
-def _bpe(settings: TokenizerSettings, read: Reader) -> PreTrainedTokenizerBase:
+def _bpe(settings: TokenizerSettings, read: Reader, layout: Layout) -> PreTrainedTokenizerBase:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    _check_alphabet(len(SPECIAL) + len(alphabet), settings)
+    _check_alphabet(len(layout.roles) + len(alphabet), settings)
     backend = Tokenizer(models.BPE())
     if not settings.cased:
         backend.normalizer = normalizers.Lowercase()
@@ -112,17 +177,17 @@ def _bpe(settings: TokenizerSettings, read: Reader) -> PreTrainedTokenizerBase:
     backend.pre_tokenizer = pre_tokenizers.Sequence([space, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=settings.vocab_size, min_frequency=2, special_tokens=SPACED, initial_alphabet=alphabet,
-        show_progress=False,
+        vocab_size=settings.vocab_size - len(layout.last), min_frequency=2, special_tokens=_spaced(layout),
+        initial_alphabet=alphabet, show_progress=False,
     )  # fmt: skip
     backend.train_from_iterator(read(), trainer)
-    return _fast(backend)
+    return _fast(backend, layout)
 
 
-def _unigram(settings: TokenizerSettings, read: Reader) -> PreTrainedTokenizerBase:
+def _unigram(settings: TokenizerSettings, read: Reader, layout: Layout) -> PreTrainedTokenizerBase:
     kept, read = _characters(read, max(1000, settings.vocab_size // 4))
     kept = {c if settings.cased else c.lower() for c in kept if not c.isspace()} | {"▁"}
-    _check_alphabet(len(SPECIAL) + len(kept), settings)
+    _check_alphabet(len(layout.roles) + len(kept), settings)
     backend = Tokenizer(models.Unigram())
     lower = not settings.cased
     clean = normalizers.BertNormalizer(handle_chinese_chars=False, strip_accents=False, lowercase=lower)
@@ -131,23 +196,24 @@ def _unigram(settings: TokenizerSettings, read: Reader) -> PreTrainedTokenizerBa
     split = pre_tokenizers.Split(Regex(r"▁?(?:[^▁\p{P}\p{S}]+|[^▁])|▁"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="first"), split])
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    unknown, size = layout.roles["unk_token"], settings.vocab_size - len(layout.last)
     trainer = trainers.UnigramTrainer(
-        vocab_size=settings.vocab_size, special_tokens=SPACED, unk_token="[UNK]", show_progress=False
+        vocab_size=size, special_tokens=_spaced(layout), unk_token=unknown, show_progress=False
     )
     backend.train_from_iterator(read(), trainer)
     # The trainer adds up in the order of a hash map, which differs between processes, and gives the
     # characters that it had dropped scores from the lowest up, in steps of 1e-4, in that order. Rounding, and
     # one score for all of these, leave the text alone to decide. It also overshoots a small vocab_size.
-    pieces = dict(json.loads(backend.to_str())["model"]["vocab"][len(SPECIAL) :])
+    pieces = dict(json.loads(backend.to_str())["model"]["vocab"][len(layout.first) :])
     low, characters = min(pieces.values()), sum(len(piece) == 1 for piece in pieces)
     for piece, score in pieces.items():
         dropped = len(piece) == 1 and score < low + 1e-4 * characters
         pieces[piece] = round(low if dropped else score, 6)
     ranked = sorted(pieces, key=lambda piece: (len(piece) > 1, -pieces[piece], piece))
-    chosen = sorted(ranked[: settings.vocab_size - len(SPECIAL)], key=lambda piece: (-pieces[piece], piece))
-    scored = [(token, 0.0) for token in SPECIAL] + [(piece, pieces[piece]) for piece in chosen]
-    backend.model = models.Unigram(scored, SPECIAL.index("[UNK]"))
-    return _fast(backend)
+    chosen = sorted(ranked[: size - len(layout.first)], key=lambda piece: (-pieces[piece], piece))
+    scored = [(token, 0.0) for token in layout.first] + [(piece, pieces[piece]) for piece in chosen]
+    backend.model = models.Unigram(scored, layout.first.index(unknown))
+    return _fast(backend, layout)
 
 
 TRAINERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
@@ -169,12 +235,13 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def build_tokenizer(
-    settings: TokenizerSettings, documents: Documents, cache: Path, writer: bool = True
+    settings: TokenizerSettings, corpus: Corpus, cache: Path, writer: bool = True, family: str = "bert"
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer at `settings.path`, with new words if there shall be any, or train one on the documents' text.
+    """Load the tokenizer at `settings.path`, with new words if there shall be any, or train one on the corpus' text.
 
     Args:
-        documents: only those of the training split, or validation would not be held out.
+        corpus: that of the training split alone, or validation would not be held out.
+        family: of the model, which decides the special tokens.
         cache, writer: as in `once`.
 
     Raises:
@@ -185,19 +252,19 @@ def build_tokenizer(
     if kept is not None and not settings.new_words and settings.words is None:
         return kept
     code = [Path(file).read_text(encoding="utf-8") for file in (__file__, new_words.__file__)]
-    decisive = [dataclasses.asdict(settings), documents.fingerprint, tokenizers.__version__, code]
+    decisive = [dataclasses.asdict(settings), family, corpus.fingerprint, tokenizers.__version__, code]
     if kept is not None:
         decisive += [kept.backend_tokenizer.to_str(), new_words.listed(settings)]
 
     def make(folder: Path) -> dict[str, Any]:
         def read() -> Iterator[str]:
-            return sample(documents, settings.sample_characters)
+            return sample(corpus, settings.sample_characters)
 
         if kept is not None:
             tokenizer = kept
             new_words.add(kept, new_words.choose(kept, settings, read))
         else:
-            tokenizer = TRAINERS[settings.kind](settings, read)
+            tokenizer = TRAINERS[settings.kind](settings, read, LAYOUTS[family])
             if len(tokenizer) < settings.vocab_size:
                 raise ValueError(
                     f"vocab_size is {settings.vocab_size} but this text gives {len(tokenizer)} entries: set it "

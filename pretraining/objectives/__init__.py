@@ -16,8 +16,8 @@ class Objective(Protocol):
 
     targets: tuple[str, ...]
     """The model's arguments that bear targets: each has its own loss, divided by its own count over the step."""
-    row_length: int
-    """Tokens in a packed row."""
+    row_lengths: tuple[int, ...]
+    """Tokens in a packed row, on each side that a row has."""
     metric: str
     """The measure that decides which checkpoint is best."""
     lower_is_better: bool

@@ -85,7 +85,7 @@ class SentencePairs:
 
     def configure(self, settings: Settings) -> None:
         self.run, self.settings = settings, settings.objective
-        self.row_length = self.settings.row_length
+        self.row_lengths: tuple[int, ...] = (self.settings.row_length,)
         self.pairs = self.settings.next_sentence != "none"
         self.targets: tuple[str, ...] = ("labels", "next_sentence_label") if self.pairs else ("labels",)
         self.longest = self.settings.sequence_length - (3 if self.pairs else 2)
@@ -228,10 +228,10 @@ class SentencePairs:
     def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
         """Rows of examples to the model's arguments, `sequences` places for examples in each row."""
         batch = {
-            "input_ids": pack_tokens(rows, "input_ids", self.row_length, self.tokenizer.pad_token_id),
-            "token_type_ids": pack_tokens(rows, "token_type_ids", self.row_length, 0),
-            "labels": pack_tokens(rows, "labels", self.row_length, IGNORED),
-            **layout(rows, "input_ids", self.row_length, sequences),
+            "input_ids": pack_tokens(rows, "input_ids", self.settings.row_length, self.tokenizer.pad_token_id),
+            "token_type_ids": pack_tokens(rows, "token_type_ids", self.settings.row_length, 0),
+            "labels": pack_tokens(rows, "labels", self.settings.row_length, IGNORED),
+            **layout(rows, "input_ids", self.settings.row_length, sequences),
         }
         batch["read_at"] = torch.nonzero(batch["labels"].flatten() != IGNORED).flatten()
         if self.pairs:

@@ -185,8 +185,9 @@ def held_out(settings: Settings, objective: SentencePairs, most: int) -> dict[st
                 ~objective.special[ids],
                 None,
                 draws.generator(0, 0, draws.MASK, int(number)),
-                settings.objective,
                 0.15,
+                settings.objective.mask_token_rate,
+                settings.objective.random_token_rate,
                 tokenizer.mask_token_id,
                 objective.regular,
             )

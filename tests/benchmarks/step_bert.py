@@ -99,11 +99,11 @@ class Bert:
             raise ValueError(f"{count:,} examples a round, and there are {len(every):,}: take fewer --steps.")
         index = np.argsort(draws.mix(0, draws.PERMUTATION, every), kind="stable")[:count]
         lengths = self.objective.lengths("train", 0, index)
-        row_length = self.objective.row_length
-        rows = len(pack(lengths, row_length))
+        row_lengths = self.objective.row_lengths
+        rows = len(pack(lengths, *row_lengths))
         starts = [rows * step // options.steps for step in range(options.steps + 1)]
         plan = make_plan(
-            index, lengths, row_length, lambda step: starts[step + 1] - starts[step], count, self.settings.seed, 0
+            index, lengths, row_lengths, lambda step: starts[step + 1] - starts[step], count, self.settings.seed, 0
         )
         self.steps = Steps(self.objective, "train", 0, plan, 2**31, 0, 1)
         packed = [self.steps.batch(plan.step(step), 0.0) for step in range(plan.steps)]

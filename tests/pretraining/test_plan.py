@@ -13,7 +13,7 @@ def lengths() -> np.ndarray:
 
 
 def plan_of(lengths: np.ndarray, window: int, seed: int = 0, epoch: int = 0) -> Plan:
-    return make_plan(np.arange(len(lengths)), lengths, 128, lambda _: 64, window, seed, epoch)
+    return make_plan(np.arange(len(lengths)), lengths, (128,), lambda _: 64, window, seed, epoch)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -19,7 +19,7 @@ def all_examples(objective, split="train", epoch=0):
 def plan_of(objective, split: str, rows: int) -> Plan:
     index = objective.index(split, 0)
     lengths = objective.lengths(split, 0, index)
-    return make_plan(index, lengths, 64, lambda _: rows, 4096, 0, 0, shuffle=split == "train")
+    return make_plan(index, lengths, (64,), lambda _: rows, 4096, 0, 0, shuffle=split == "train")
 
 
 @pytest.fixture(scope="module")

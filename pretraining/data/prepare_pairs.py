@@ -1,0 +1,164 @@
+"""Tokenise pairs once, cache: both sides become one flat array on disk, from which pairs are chosen when it is opened."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from pretraining.data.cache import once, read_meta
+from pretraining.data.pairs import Pairs
+from pretraining.data.parallel import in_order
+from pretraining.data.prepare import encode
+
+if TYPE_CHECKING:  # the processes that tokenise import this file, and transformers would bring them torch
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 1  # of what lies on disk: raise it when the arrays change, and old caches are left alone
+AT_A_TIME = 500  # pairs tokenised
+ARRAYS = {"offsets": "int64", "groups": "uint16", "points": "uint16", "point_offsets": "int64"}
+
+
+@dataclass(frozen=True)
+class PreparedPairs:
+    """The tokens of N pairs, source and target by turns."""
+
+    name: str
+    """A hash of all that decides the content."""
+    tokens: np.ndarray
+    offsets: np.ndarray
+    """(2 N + 1,): where source and target of each pair begin; ends with the number of tokens."""
+    groups: np.ndarray
+    """(N,): the group of each pair, a number into `group_names`."""
+    group_names: list[str]
+    points: np.ndarray
+    """(P, 2): the word alignments of all pairs, as places of a source and a target token."""
+    point_offsets: np.ndarray
+    """(N + 1,): where each pair's points begin."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "PreparedPairs":
+        meta = read_meta(folder)
+        types = {"tokens": meta["token_type"], **ARRAYS}
+        arrays = {name: open_array(folder / f"{name}.bin", kind) for name, kind in types.items()}
+        arrays["points"] = arrays["points"].reshape(-1, 2)
+        return cls(folder.name, group_names=meta["groups"], **arrays)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of source and target (N, 2)."""
+        return np.diff(self.offsets).reshape(-1, 2)
+
+    def source(self, pair: int) -> np.ndarray:
+        return self.tokens[self.offsets[2 * pair] : self.offsets[2 * pair + 1]]
+
+    def target(self, pair: int) -> np.ndarray:
+        return self.tokens[self.offsets[2 * pair + 1] : self.offsets[2 * pair + 2]]
+
+    def alignment(self, pair: int) -> np.ndarray:
+        """The pair's points (P, 2)."""
+        return self.points[self.point_offsets[pair] : self.point_offsets[pair + 1]]
+
+
+def open_array(path: Path, kind: str) -> np.ndarray:
+    """Memory-mapped, which an empty file cannot be."""
+    return np.memmap(path, dtype=kind, mode="r") if path.stat().st_size else np.empty(0, dtype=kind)
+
+
+def words_of(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
+    """For each text the number of the word, by spaces, that each token begins in."""
+    for text, encoding in zip(texts, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+        number = np.cumsum([c.isspace() for c in text])  # of the word that a character belongs to
+        # A token may begin with the space before its word.
+        yield np.array([number[min(end, len(text)) - 1] for _, end in encoding.offsets], dtype=np.int64)
+
+
+def token_points(alignment: str, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Word alignments as token alignments (P, 2): every token of one word with every token of the other.
+
+    Args:
+        alignment: "0-0 1-2".
+        source, target: the word of each token.
+    """
+    points = [
+        (s, t)
+        for point in alignment.split()
+        for a, b in [point.split("-")]
+        for s in np.flatnonzero(source == int(a))
+        for t in np.flatnonzero(target == int(b))
+    ]
+    return np.array(points, dtype=np.uint16).reshape(-1, 2)
+
+
+def tokenise(
+    pairs: Pairs, group_names: list[str], tokenizer: Tokenizer, token_type: str, shard: range
+) -> dict[str, np.ndarray]:
+    """A shard's tokens, the lengths of its sides, the groups of its pairs, their points and the number of these."""
+    sides = list(chain.from_iterable(pairs.sides(shard)))
+    tokens = [np.empty(0, dtype=token_type)]
+    lengths: list[int] = []
+    for first in range(0, len(sides), AT_A_TIME):
+        ids = encode(tokenizer, sides[first : first + AT_A_TIME])
+        lengths += map(len, ids)
+        tokens.append(np.fromiter(chain.from_iterable(ids), dtype=token_type))
+    points = [np.empty((0, 2), dtype=np.uint16)]
+    counts: list[int] = []
+    for number, alignment in enumerate(pairs.column("alignment", shard)):
+        found = points[0]
+        if alignment:
+            found = token_points(alignment, *words_of(tokenizer, sides[2 * number : 2 * number + 2]))
+        points.append(found)
+        counts.append(len(found))
+    number_of = {name: number for number, name in enumerate(group_names)}
+    return {
+        "tokens": np.concatenate(tokens),
+        "offsets": np.array(lengths),
+        "groups": np.array([number_of[name] for name in pairs.column("group", shard)], dtype=np.uint16),
+        "points": np.concatenate(points),
+        "point_offsets": np.array(counts),
+    }
+
+
+def write(folder: Path, pairs: Pairs, tokenizer: Tokenizer, processes: int) -> dict[str, Any]:
+    """Streams the pairs through the tokenizer into `folder`; memory does not grow with them."""
+    token_type = "uint16" if max(tokenizer.get_vocab().values()) < 2**16 else "int32"
+    group_names = sorted(pairs.dataset.unique("group"))
+    files = {name: (folder / f"{name}.bin").open("wb") for name in ("tokens", *ARRAYS)}
+    total = {"offsets": 0, "point_offsets": 0}
+    for name in total:
+        np.zeros(1, dtype=np.int64).tofile(files[name])
+    work = partial(tokenise, pairs, group_names, tokenizer, token_type)
+    for _, part in in_order(work, pairs.shards(), processes, "tokenising"):
+        for name, end in total.items():
+            (end + part[name].cumsum()).astype(np.int64).tofile(files[name])
+            total[name] = end + int(part[name].sum())
+        for name in ("tokens", "groups", "points"):
+            part[name].tofile(files[name])
+    for file in files.values():
+        file.close()
+    return {"token_type": token_type, "groups": group_names}
+
+
+def prepare_pairs(
+    pairs: Pairs, tokenizer: "PreTrainedTokenizerBase", processes: int, cache: Path, writer: bool
+) -> PreparedPairs:
+    """The prepared form of `pairs`, from the cache if it is there; no special token among the tokens.
+
+    Args:
+        processes: how many tokenise; what they write is the same for any number.
+        cache, writer: as in `once`.
+    """
+    backend = tokenizer.backend_tokenizer.to_str()
+    content = [VERSION, pairs.fingerprint, list(pairs.dataset.unique("group")), backend]
+
+    def make(folder: Path) -> dict[str, Any]:
+        return write(folder, pairs, Tokenizer.from_str(backend), processes)
+
+    return PreparedPairs.load(once(cache, "pairs", content, make, writer))
