@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from itertools import zip_longest
 
 from datasets import Dataset, Features, Value
 
-from pretraining.data import readers
+from pretraining.data import dates, readers
 from pretraining.data.readers import TABLES, Columns, Row, Rows, check_text, extension, find, lines, nearest
 from pretraining.data.settings import PairSettings
 from pretraining.data.stored import hash_text, store
@@ -203,18 +204,28 @@ def _load_hub(settings: PairSettings, split: str) -> Dataset:
     return _store(pairs, settings, source, split, dataset._fingerprint)
 
 
+def _load_dates() -> Dataset:
+    def pairs() -> Iterator[Row]:
+        for number, (tag, text, iso) in enumerate(dates.dates()):
+            yield as_pair(f"dates:{number}", f"{tag} {text}", iso, group=tag, split_by=iso)
+
+    return store(pairs, FEATURES, "pairs", [__file__, dates.__file__], "dates", version("babel"))
+
+
 def load_source(settings: PairSettings) -> tuple[Dataset, Dataset | None]:
     """Load a source's pairs, streamed into the cache of `datasets`; they are read again only if they changed.
 
     Returns:
         The pairs, and those that the settings name as held out, if they name any. Columns are those of `FEATURES`:
-        "name" (file:row or data set:split:row), "source" and "target" (never blank), "group" (a date's locale, else
-        ""), "alignment" of words ("" where there is none), "hash" and "characters" of both sides, "alignment_hash", and
-        the "split_hash" that decides whether a pair is held out.
+        "name" (file:row, data set:split:row or dates:number), "source" and "target" (never blank), "group" (a date's
+        locale, else ""), "alignment" of words ("" where there is none), "hash" and "characters" of both sides,
+        "alignment_hash", and the "split_hash" that decides whether a pair is held out.
 
     Raises:
         ValueError: one sentence on what is wrong with the data, where, and what to do.
     """
+    if settings.source == "dates":
+        return _load_dates(), None
     if settings.source == "files":
         files, held = _find(settings), _find(settings, "validation_")
         readers.check_apart(

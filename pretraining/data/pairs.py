@@ -52,8 +52,9 @@ def load_pairs(settings: PairSettings) -> tuple[dict[str, Pairs], dict[str, dict
     Returns:
         Splits "train" and "validation", and for each the number of pairs left out for each reason: those that repeat an
         earlier pair, and training pairs that are also held out. A held-out split that is named is taken as it is, so
-        that scores on it compare. Otherwise `hold_out` makes one from the pairs' sources, so that no source stands on
-        both sides; it is empty where there is one source only, and the caller decides whether that will do.
+        that scores on it compare. Otherwise `hold_out` makes one from the pairs' sources (`dates`: from the dates
+        themselves), so that none stands on both sides; it is empty where all are the same, and the caller decides
+        whether that will do.
 
     Raises:
         ValueError: one sentence on what is wrong with the data, where, and what to do.
