@@ -227,6 +227,16 @@ def cross_attention_mask(
     return create_bidirectional_mask(config, x, attention_mask, encoder_hidden_states=memory, **rule)
 
 
+def bounds_of(side: str, kwargs: Mapping) -> dict[str, Any]:
+    """The arguments of attention within one side of a packed batch, whose queries (`q`) and keys (`k`) are two.
+
+    Kernels that take no mask are told where the segments of both lie; where a sequence looks at itself they are one's.
+    """
+    bounds = ("cu_seq_lens", "max_length")
+    own = {f"{name}_{end}": kwargs[f"{name}_{side}"] for name in bounds for end in "qk" if f"{name}_{side}" in kwargs}
+    return {**kwargs, **own}
+
+
 def packed_positions(sequence_ids: Tensor) -> Tensor:
     """Position of each token in its own example, 0 for padding: (B, T) -> (B, T)."""
     index = torch.arange(sequence_ids.shape[1], device=sequence_ids.device).expand_as(sequence_ids)

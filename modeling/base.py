@@ -22,6 +22,7 @@ class ForwardKwargs(TypedDict, total=False):
     cu_seq_lens_q: Tensor | None
     """Packed rows under a flash kernel: the bounds of the examples, counted through the batch."""
     cu_seq_lens_k: Tensor | None
+    """The same; of an encoder-decoder `_q` are the target's and `_k` the source's."""
     max_length_q: int | None
     max_length_k: int | None
 

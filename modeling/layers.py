@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Mask, MultiHeadAttention
+from .attention import Mask, MultiHeadAttention, bounds_of
 from .dropout import Dropout
 
 
@@ -78,7 +78,7 @@ class DecoderBlock(GradientCheckpointingLayer):
         **kwargs,
     ) -> Tensor:
         kwargs["past_key_values"] = past_key_values
-        x = self.attention_residual(x, lambda y: self.attention(y, mask, **kwargs)[0])
+        x = self.attention_residual(x, lambda y: self.attention(y, mask, **bounds_of("q", kwargs))[0])
         x = self.cross_attention_residual(x, lambda y: self.cross_attention(y, memory_mask, memory, **kwargs)[0])
         return self.feed_forward_residual(x, self.feed_forward)
 

@@ -21,6 +21,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import (
     MultiHeadAttention,
+    bounds_of,
     causal_attention_mask,
     cross_attention_mask,
     packed_positions,
@@ -172,7 +173,8 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
         **kwargs: Unpack[ForwardKwargs],
     ) -> Seq2SeqModelOutput:
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, sequence_ids, **kwargs)
+            inputs = (input_ids, attention_mask, inputs_embeds, sequence_ids)
+            encoder_outputs = self.encoder(*inputs, **bounds_of("k", kwargs))
         if isinstance(encoder_outputs, tuple):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         outputs = self.decoder(

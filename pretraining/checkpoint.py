@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import nn
 
 
 @dataclass
@@ -128,3 +130,14 @@ def load(accelerator: Accelerator, path: Path, state: State, contract: dict[str,
                 "another run with --name."
             )
     accelerator.load_state(str(path))
+
+
+@torch.no_grad()
+def average(accelerator: Accelerator, model: nn.Module, paths: list[Path]) -> None:
+    """Gives the model the mean of its weights in some checkpoints (Vaswani 2017, 6.1); every process calls this."""
+    total = [torch.zeros_like(weight) for weight in model.parameters()]
+    for path in paths:
+        accelerator.load_state(str(path))
+        torch._foreach_add_(total, list(model.parameters()))
+    for weight, value in zip(model.parameters(), total, strict=True):
+        weight.copy_(value / len(paths))

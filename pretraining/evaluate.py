@@ -41,5 +41,6 @@ def evaluate(
                 for name, pair in measures.items():
                     total = torch.stack([part.double() for part in pair])
                     sums[name] = sums.get(name, torch.zeros_like(total)) + total
+        judged = objective.judge(model, plan.examples, accelerator)
     totals = {name: accelerator.reduce(total, "sum").tolist() for name, total in sums.items()}
-    return {name: total / max(count, 1) for name, (total, count) in totals.items()}
+    return {name: total / max(count, 1) for name, (total, count) in totals.items()} | judged

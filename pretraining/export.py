@@ -54,6 +54,7 @@ def write_probe(model: PreTrainedModel, inputs: dict[str, Tensor], path: Path) -
     """Inputs and what the model makes of them, on one thread: whoever reads the model back can compare bit by bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    outputs = {f"output.{name}": value.contiguous() for name, value in model(**inputs).items() if value.ndim}
+    found = model(**inputs).items()
+    outputs = {f"output.{name}": x.contiguous() for name, x in found if isinstance(x, Tensor) and x.ndim}
     torch.set_num_threads(threads)
     save_file({f"input.{name}": value for name, value in inputs.items()} | outputs, path)

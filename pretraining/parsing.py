@@ -12,8 +12,9 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from modeling import CONFIGS
 from pretraining import initial
-from pretraining.data.settings import TextSettings, TokenizerSettings
+from pretraining.data.settings import PairSettings, TextSettings, TokenizerSettings
 from pretraining.objectives.sentence_pairs import SentencePairsSettings
+from pretraining.objectives.translation import TranslationSettings
 from pretraining.settings import (
     NOT_SET_BY_HAND,
     CheckpointSettings,
@@ -24,9 +25,15 @@ from pretraining.settings import (
     TrainSettings,
 )
 
-# The objective decides which sections of data and of objective settings a run has; a family has a usual one.
-OBJECTIVES = {"sentence_pairs": (TextSettings, SentencePairsSettings)}
-FAMILIES = {"bert": "sentence_pairs"}
+# The objective decides which sections of data and of objective settings a run has.
+OBJECTIVES = {
+    "sentence_pairs": (TextSettings, SentencePairsSettings),
+    "translation": (PairSettings, TranslationSettings),
+}
+# The objectives of each family, the usual one first.
+FAMILIES = {"bert": ["sentence_pairs"], "seq2seq": ["translation"]}
+# A family's own defaults: what is written must look like text.
+DEFAULTS: dict[str, dict[str, Any]] = {"bert": {}, "seq2seq": {"tokenizer.kind": "bpe", "tokenizer.cased": True}}
 
 
 class Parser(ArgumentParser):
@@ -121,8 +128,10 @@ def parse(arguments: list[str] | None = None) -> Settings:
     arguments = sys.argv[1:] if arguments is None else arguments
     family = peek(arguments, "model.family", "bert")
     family = family if family in FAMILIES else "bert"  # the parser itself refuses it
-    objective = peek(arguments, "objective.name", FAMILIES[family])
-    parser = make_parser(family, objective if objective in OBJECTIVES else FAMILIES[family])
+    usual = FAMILIES[family][0]
+    objective = peek(arguments, "objective.name", usual)
+    parser = make_parser(family, objective if objective in FAMILIES[family] else usual)
+    parser.set_defaults(DEFAULTS[family])
     checkpoint = peek(arguments, "init_from", "null")
     try:
         start = None if checkpoint == "null" else initial.read_config(checkpoint, CONFIGS[family])

@@ -180,8 +180,8 @@ class CheckpointSettings:
     """Steps between checkpoints; 0: only at the end."""
     keep: int = 2
     """Newest checkpoints kept, besides the best one."""
-    export: Literal["last", "best"] = "last"
-    """Which weights become the run's model."""
+    export: Literal["last", "best", "average"] = "last"
+    """Which weights become the run's model; average: the mean of the newest `keep` checkpoints (Vaswani 2017, 6.1)."""
 
     def __post_init__(self) -> None:
         between("checkpoint.every", self.every, 0)

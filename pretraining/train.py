@@ -168,9 +168,9 @@ def train(settings: Settings) -> None:
     patience = settings.evaluation.patience
     log.say(
         f"model: {fresh.num_parameters():,} parameters; an epoch: {plan.steps:,} steps of {phase.train.rows_per_step} "
-        f"rows of {' + '.join(map(str, objective.row_lengths))} tokens, {plan.fill:.1%} full; {accelerator.num_processes} x "
-        f"{torch.get_num_threads()} threads, {options.precision}, {options.kernel}, micro-batches of "
-        f"{phase.train.micro_batch}, on {accelerator.device.type}"
+        f"rows of {' + '.join(map(str, objective.row_lengths))} tokens, {plan.fill:.1%} full; "
+        f"{accelerator.num_processes} x {torch.get_num_threads()} threads, {options.precision}, {options.kernel}, "
+        f"micro-batches of {phase.train.micro_batch}, on {accelerator.device.type}"
     )
     if options.minutes is not None:
         log.say("the budget is in minutes: two such runs are never equal, and a resumed one is not exact")
@@ -294,12 +294,24 @@ def train(settings: Settings) -> None:
         step = int(state.best["step"])
         told = {name: value for name, value in state.best.items() if name.startswith("eval_")}
         accelerator.load_state(str(folder / "checkpoints" / f"step-{step}"))
+    elif settings.checkpoint.export == "average":
+        newest = checkpoint.find(folder)[-settings.checkpoint.keep :]
+        checkpoint.average(accelerator, evaluated, newest)
+        log.say(f"the mean of {', '.join(path.name for path in newest)}")
+        assert isinstance(phase.train.micro_batch, int)
+        held = evaluate(evaluated, objective, held_out, phase.train.micro_batch, accelerator)
+        told = {f"eval_{name}": value for name, value in held.items()}
+    evaluated.eval()
+    with accelerator.autocast():
+        judged = objective.judge(evaluated, held_out.examples, accelerator, thorough=True)
+    told = told | {f"eval_{name}": value for name, value in judged.items()}
     exported = export(accelerator, evaluated, objective, folder)
     if accelerator.is_main_process:
         opened = open_exported(exported, type(fresh))
         probe = Steps(objective, "validation", 0, held_out, micro_batch=4, rank=0, ranks=1)[0, 0.0][0]
         inputs = {name: value for name, value in probe.items() if name not in (*objective.targets, "read_at")}
         write_probe(opened, inputs, folder / "probe.safetensors")
+        (folder / "results.json").write_text(json.dumps({"step": step, **told}, indent=1))
         log.say(f"\n{state.step:,} steps, {state.tokens:,} tokens, {state.seconds:.0f} s of training")
         report(log, step, told, objective.samples(opened, settings.evaluation.samples), exported)
     accelerator.wait_for_everyone()
@@ -326,7 +338,7 @@ def report(log: Log, step: int, measures: dict[str, float], samples: list[str], 
     """The last words of a run: how good the exported weights are, what they do, where they are, how to open them."""
     log.say(f"held out, the weights of step {step:,}:")
     for name, value in measures.items():
-        log.say(f"  {name.removeprefix('eval_'):14} {value:.4f}")
+        log.say(f"  {name.removeprefix('eval_'):18} {value:.4f}")
     for sample in samples:
         log.say(f"  {sample}")
     log.say(

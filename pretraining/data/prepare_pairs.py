@@ -1,4 +1,4 @@
-"""Tokenise pairs once, cache: both sides become one flat array on disk, from which pairs are chosen when it is opened."""
+"""Tokenise pairs once, cache: both sides become one flat array on disk, source and target by turns."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -126,10 +126,15 @@ def tokenise(
     }
 
 
+def names_of(pairs: Pairs) -> list[str]:
+    """The groups of all pairs."""
+    return sorted(set(pairs.column("group", range(len(pairs)))))
+
+
 def write(folder: Path, pairs: Pairs, tokenizer: Tokenizer, processes: int) -> dict[str, Any]:
     """Streams the pairs through the tokenizer into `folder`; memory does not grow with them."""
     token_type = "uint16" if max(tokenizer.get_vocab().values()) < 2**16 else "int32"
-    group_names = sorted(pairs.dataset.unique("group"))
+    group_names = names_of(pairs)
     files = {name: (folder / f"{name}.bin").open("wb") for name in ("tokens", *ARRAYS)}
     total = {"offsets": 0, "point_offsets": 0}
     for name in total:
@@ -156,7 +161,7 @@ def prepare_pairs(
         cache, writer: as in `once`.
     """
     backend = tokenizer.backend_tokenizer.to_str()
-    content = [VERSION, pairs.fingerprint, list(pairs.dataset.unique("group")), backend]
+    content = [VERSION, pairs.fingerprint, names_of(pairs), backend]
 
     def make(folder: Path) -> dict[str, Any]:
         return write(folder, pairs, Tokenizer.from_str(backend), processes)

@@ -110,6 +110,8 @@ class PairSettings:
     """The Hub data set's held-out split; none: `validation_fraction` of the pairs."""
     validation_fraction: float = 0.05
     """Share of pairs held out, chosen by a hash of their source (`dates`: of the date); 0: none."""
+    processes: int = 0
+    """Processes that prepare pairs; 0: cores divided by the training processes on this machine."""
     duplicates: bool = False
     """Keep pairs that repeat an earlier one word for word; a held-out split that is named keeps them anyway."""
 
@@ -117,6 +119,7 @@ class PairSettings:
         if not 0 <= self.validation_fraction < 1:
             fraction = self.validation_fraction
             raise ValueError(f"data.validation_fraction is {fraction}: it must be at least 0 and less than 1.")
+        between("data.processes", self.processes, 0)
         if len(self.columns) not in (0, 2):
             raise ValueError(f"data.columns is {self.columns}: it must be the source's and the target's column.")
         if bool(self.source_language) != bool(self.target_language):

@@ -3,11 +3,13 @@
 from typing import Any, Protocol
 
 import numpy as np
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pretraining.data.rows import Example
 from pretraining.objectives.sentence_pairs import SentencePairs
+from pretraining.objectives.translation import Translation
 from pretraining.settings import Settings
 
 
@@ -44,9 +46,13 @@ class Objective(Protocol):
 
     def tokens(self, batch: dict[str, Tensor]) -> int: ...
 
+    def judge(
+        self, model: nn.Module, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
+    ) -> dict[str, float]: ...
+
     def evaluate(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]: ...
 
     def samples(self, model: nn.Module, count: int) -> list[str]: ...
 
 
-OBJECTIVES = {"sentence_pairs": SentencePairs}
+OBJECTIVES: dict[str, Any] = {"sentence_pairs": SentencePairs, "translation": Translation}

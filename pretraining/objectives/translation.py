@@ -1,26 +1,134 @@
-"""Translation of pairs with teacher forcing (Vaswani 2017): the decoder sees the right target and predicts its next token.
+"""Translation of pairs with teacher forcing (Vaswani 2017): from the right target so far to its next token.
 
-An example is a pair; it lies in one packed row on both sides. What a model writes by itself is judged at evaluations.
+An example is a pair; it lies in one packed row on both sides.
 """
 
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration
 from pretraining.data import draws
 from pretraining.data.pairs import load_pairs
 from pretraining.data.parallel import count_processes
-from pretraining.data.plan import choose_row_lengths
-from pretraining.data.prepare_pairs import PreparedPairs, prepare_pairs
-from pretraining.data.rows import IGNORED, Example
+from pretraining.data.prepare_pairs import prepare_pairs
+from pretraining.data.rows import Example
 from pretraining.data.settings import between
 from pretraining.data.tokenizer import build_tokenizer, require_tokens
-from pretraining.objectives.seq2seq import Seq2Seq
-from pretraining.settings import Settings
+from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
+
+
+@dataclass
+class TranslationSettings(Seq2SeqSettings):
+    """Pairs: a source, and the target to be written for it."""
+
+    name: Literal["translation"] = "translation"
+    """The objective."""
+    max_ratio: float = 9.0
+    """Pairs of which one side has more than so many times the other's tokens are left out; 0: none are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between("objective.max_ratio", self.max_ratio, 0)
+
+
+class Translation(Seq2Seq):
+    """The objective of pairs."""
+
+    def prepare(self, writer: bool) -> list[str]:
+        """Loads or makes tokenizer and prepared pairs.
+
+        Args:
+            writer: whether this process makes what is not in the cache yet; the others wait for it.
+
+        Returns:
+            Lines that tell what was found.
+
+        Raises:
+            ValueError: whatever is wrong with the files, the pairs or the tokenizer.
+        """
+        cache, options = Path(self.run.cache).expanduser(), self.run.data
+        pairs, self.left_out = load_pairs(options)
+        if not len(pairs["validation"]):
+            raise ValueError(
+                f"Nothing is held out for evaluation ({len(pairs['train'])} pairs in all): name "
+                "data.validation_files, or set data.validation_fraction."
+            )
+        self.tokenizer = build_tokenizer(self.run.tokenizer, pairs["train"], cache, writer, "seq2seq")
+        require_tokens(self.tokenizer, ("pad_token", "eos_token"))
+        processes = count_processes(options.processes)
+        self.data = {
+            split: prepare_pairs(part, self.tokenizer, processes, cache, writer) for split, part in pairs.items()
+        }
+        self.fingerprint = f"{self.data['train'].name} {self.data['validation'].name}"
+        self.open()
+        lines = [f"pairs {options.source}, fingerprint {pairs['train'].fingerprint}"]
+        return lines + [self.describe(split) for split in self.data]
+
+    def open(self) -> None:
+        self.kept = {split: self.choose(split) for split in self.data}
+        super().open()
+
+    def choose(self, split: str) -> np.ndarray:
+        """The pairs of a split that are neither too long nor too unlike in length.
+
+        Raises:
+            ValueError: none is left.
+        """
+        lengths = self.data[split].lengths
+        long = lengths.max(1) >= self.settings.sequence_length  # and an end token
+        unlike = lengths.max(1) > self.settings.max_ratio * np.maximum(lengths.min(1), 1)
+        reasons = {
+            f"longer than {self.settings.sequence_length} tokens": long,
+            f"more than {self.settings.max_ratio:g} times as long as their other side": unlike
+            & ~long
+            & bool(self.settings.max_ratio),
+        }
+        self.left_out[split] |= {reason: int(found.sum()) for reason, found in reasons.items()}
+        kept = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
+        if not len(kept):
+            why = " and ".join(f"{found.sum():,} are {reason}" for reason, found in reasons.items() if found.any())
+            raise ValueError(
+                f"Nothing of the {split} split is left, of whose {len(lengths):,} pairs {why}: set "
+                "objective.sequence_length or objective.max_ratio higher."
+            )
+        return kept
+
+    def describe(self, split: str) -> str:
+        """What the split has, how long its sides are, and what was left out and why."""
+        kept, lengths = self.kept[split], self.data[split].lengths[self.kept[split]]
+        (source, target), most = lengths.mean(0), lengths.max(0)
+        line = (
+            f"{split}: {len(kept):,} pairs, {lengths.sum():,} tokens, {source:.1f} in a source (at most {most[0]}), "
+            f"{target:.1f} in a target ({most[1]})"
+        )
+        if found := [f"{count:,} {reason}" for reason, count in self.left_out[split].items() if count]:
+            line += f"; pairs left out: {', '.join(found)}"
+        return line
+
+    def index(self, split: str, epoch: int) -> np.ndarray:
+        """The pairs of the split (N,); held-out ones in a drawn order, so that the first are from everywhere."""
+        kept = self.kept[split]
+        if split == "train":
+            return kept
+        return kept[np.argsort(draws.mix(self.seed(split), epoch, draws.SUBSET, kept), kind="stable")]
+
+    def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
+        """Tokens of source and target of pairs `index` (N,), their end tokens included: (N, 2)."""
+        return self.data[split].lengths[index] + 1
+
+    def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
+        """Pairs `index`, each side with its end token."""
+        data, end = self.data[split], [self.tokenizer.eos_token_id]
+        return [
+            {
+                "input_ids": np.concatenate([data.source(pair), end]).astype(np.int64),
+                "labels": np.concatenate([data.target(pair), end]).astype(np.int64),
+            }
+            for pair in index.tolist()
+        ]
+
+    def group(self, number: int) -> str:
+        data = self.data["validation"]
+        return data.group_names[data.groups[number]]

@@ -1,0 +1,211 @@
+"""What translation and denoising share: a source and a target in one packed row, and texts that a model writes."""
+
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration
+from pretraining.data.plan import choose_row_lengths
+from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
+from pretraining.data.settings import between
+from pretraining.metrics import METRICS, ExactMatch, TextMetric
+from pretraining.settings import Settings
+
+AT_A_TIME = 64  # texts written; those that are finished leave the batch
+
+
+@dataclass
+class Seq2SeqSettings:
+    """Lengths, and how a model's own writing is judged."""
+
+    sequence_length: int = 128
+    """Longest source or target in tokens, their end token included."""
+    row_length: int | None = None
+    """Tokens in a packed row, on the side that has more of them; null: as the data's lengths ask for."""
+    metric: Literal["loss", "bleu", "chrf", "exact_match"] = "loss"
+    """The measure that decides which checkpoint is best."""
+    written: int = 256
+    """Held-out examples of which, at each evaluation, the model writes the target by itself, greedily; 0: none."""
+    beams: int = 4
+    """Beams with which the exported model writes all held-out targets at the end, and by default ever after."""
+    length_penalty: float = 1.0
+    """Of a beam: its log-probability is divided by its length to this power."""
+
+    def __post_init__(self) -> None:
+        between("objective.sequence_length", self.sequence_length, 4)
+        between("objective.row_length", self.row_length or self.sequence_length, self.sequence_length)
+        between("objective.written", self.written, 0)
+        between("objective.beams", self.beams, 1)
+        if self.metric != "loss" and not self.written:
+            raise ValueError(f"objective.metric is {self.metric}, of what the model writes: set objective.written.")
+
+
+def compare(found: list[tuple[str, str, str]], kind: type[TextMetric]) -> float:
+    """A measure of what was written, from (group, written, reference)."""
+    _, written, references = zip(*found, strict=True)
+    return kind().score(written, references)
+
+
+class Seq2Seq:
+    """The part of an objective that does not ask where examples come from.
+
+    An example has `input_ids` and `labels`, both with their end token.
+    """
+
+    targets = ("labels",)
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, settings: Settings):
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        self.run, self.settings = settings, settings.objective
+        self.metric = self.settings.metric
+        self.lower_is_better = self.metric == "loss"
+
+    def during(self, phase: Settings) -> Self:
+        """The same data under the settings of one of the run's phases."""
+        other = copy(self)
+        other.configure(phase)
+        other.open()
+        return other
+
+    def open(self) -> None:
+        """Chooses the examples, and the rows that suit them."""
+        index = self.index("train", 0)
+        lengths = self.lengths("train", 0, index)
+        self.row_lengths = choose_row_lengths(lengths, self.settings.row_length, self.run.train.window)
+        held = self.lengths("validation", 0, self.index("validation", 0))
+        self.row_lengths = tuple(np.maximum(self.row_lengths, held.max(0)).tolist())
+
+    def index(self, split: str, epoch: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
+        raise NotImplementedError
+
+    def group(self, number: int) -> str:
+        """What kind of held-out example it is; empty: there are no kinds."""
+        return ""
+
+    def seed(self, split: str) -> int:
+        """The run's, but one for all runs on held-out data: models that differ in their seed are asked the same."""
+        return self.run.seed if split == "train" else 0
+
+    def build_model(self, config: KeelSeq2SeqConfig) -> PreTrainedModel:
+        """The model with fresh weights, its vocabulary the tokenizer's; it starts a target with padding, as Marian."""
+        config.vocab_size = len(self.tokenizer)
+        config.pad_token_id = config.decoder_start_token_id = self.tokenizer.pad_token_id
+        config.eos_token_id = self.tokenizer.eos_token_id
+        self.tokenizer.model_max_length = config.max_position_embeddings
+        model = KeelSeq2SeqForConditionalGeneration(config)
+        defaults: Any = model.generation_config
+        defaults.max_length = self.settings.sequence_length
+        defaults.num_beams, defaults.length_penalty = self.settings.beams, self.settings.length_penalty
+        return model
+
+    def begin(self, model: PreTrainedModel, before: Any) -> None:
+        """Nothing changes between phases: sinusoids know every position."""
+
+    def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
+        """Rows of examples to the model's arguments, `sequences` places for examples in each row."""
+        source, target = self.row_lengths
+        pad = self.tokenizer.pad_token_id
+        memory, written = layout(rows, "input_ids", source, sequences), layout(rows, "labels", target, sequences)
+        labels = pack_tokens(rows, "labels", target, IGNORED)
+        before = labels.roll(1, 1)  # each token's predecessor; an example's first one follows padding
+        return {
+            "input_ids": pack_tokens(rows, "input_ids", source, pad),
+            "decoder_input_ids": before.masked_fill((written["position_ids"] == 0) | (labels == IGNORED), pad),
+            "labels": labels,
+            "sequence_ids": memory["sequence_ids"],
+            "decoder_sequence_ids": written["sequence_ids"],
+            "cu_seq_lens_q": written["cu_seq_lens_q"],
+            "cu_seq_lens_k": memory["cu_seq_lens_k"],
+        }
+
+    def tokens(self, batch: dict[str, Tensor]) -> int:
+        """Tokens of a batch that are no padding, on both sides."""
+        return int((batch["sequence_ids"] != 0).sum() + (batch["decoder_sequence_ids"] != 0).sum())
+
+    def evaluate(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each measure's sum and count over the batch; the loss is without label smoothing, in nats a token."""
+        labels = batch["labels"]
+        count = (labels != IGNORED).sum()
+        out = model(**batch, num_items_in_batch={"labels": torch.ones((), device=labels.device)})
+        return {"loss": (out.loss, count), "token_accuracy": ((out.logits.argmax(-1) == labels).sum(), count)}
+
+    def write(self, model: PreTrainedModel, sources: list[np.ndarray], beams: int) -> list[str]:
+        """The texts that the model writes for sources, their end token included."""
+        device, pad = next(model.parameters()).device, self.tokenizer.pad_token_id
+        texts = [""] * len(sources)
+        order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))  # alike in length, little padding
+        options: Any = {"num_beams": beams, "length_penalty": self.settings.length_penalty}
+        for first in range(0, len(order), AT_A_TIME):
+            some = order[first : first + AT_A_TIME]
+            ids = np.full((len(some), len(sources[some[0]])), pad, dtype=np.int64)
+            for row, i in zip(ids, some, strict=True):
+                row[: len(sources[i])] = sources[i]
+            inputs = torch.from_numpy(ids).to(device)
+            mask = (inputs != pad).long()
+            limit = self.settings.sequence_length + 1  # the start token
+            out: Any = model.generate(input_ids=inputs, attention_mask=mask, max_length=limit, **options)  # type: ignore[operator]
+            for i, text in zip(some, self.tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
+                texts[i] = text.strip()
+        return texts
+
+    def text(self, ids: np.ndarray) -> str:
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
+
+    @torch.no_grad()
+    def judge(
+        self, model: nn.Module, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
+    ) -> dict[str, float]:
+        """What the model writes for held-out examples by itself, compared with their targets, all processes together.
+
+        Args:
+            index: the held-out examples.
+            thorough: all of them, by beam search, and each group's exact matches; else a few, greedily.
+        """
+        if not self.settings.written:
+            return {}
+        index = index if thorough else index[: self.settings.written]
+        own = index[accelerator.process_index :: accelerator.num_processes]
+        examples = self.examples("validation", 0, own)
+        beams = self.settings.beams if thorough else 1
+        unwrapped = accelerator.unwrap_model(model)
+        kernel = unwrapped.config._attn_implementation
+        unwrapped.set_attn_implementation("sdpa")  # one that takes padding
+        written = self.write(unwrapped, [example["input_ids"] for example in examples], beams)
+        unwrapped.set_attn_implementation(kernel)
+        references = [self.text(example["labels"]) for example in examples]
+        groups = [self.group(int(number)) for number in own]
+        found = gather_object(list(zip(groups, written, references, strict=True)))
+        measures = {name: compare(found, kind) for name, kind in METRICS.items()}
+        if thorough:
+            for group in sorted({group for group, *_ in found} - {""}):
+                measures[f"exact_match {group}"] = compare([row for row in found if row[0] == group], ExactMatch)
+        return measures
+
+    @torch.no_grad()
+    def samples(self, model: Any, count: int) -> list[str]:
+        """Held-out sources, what the model makes of them, and what was right."""
+        examples = self.examples("validation", 0, self.index("validation", 0)[:count])
+        kernel = model.config._attn_implementation
+        model.set_attn_implementation("sdpa")
+        written = self.write(model, [example["input_ids"] for example in examples], 1)
+        model.set_attn_implementation(kernel)
+        return [
+            f"{self.text(example['input_ids'])}\n    written: {text}\n    right:   {self.text(example['labels'])}"
+            for example, text in zip(examples, written, strict=True)
+        ]
