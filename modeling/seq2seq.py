@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -29,6 +29,7 @@ from .attention import (
 )
 from .base import ForwardKwargs, KeelTextPreTrainedModel
 from .configuration import KeelSeq2SeqConfig
+from .decoding import plain_search
 from .embeddings import TokenEmbeddings
 from .heads import Counts, smoothed_loss
 from .layers import DecoderBlock, EncoderBlock, Stack
@@ -230,6 +231,16 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         old, size = self.final_logits_bias, embeddings.weight.shape[0]
         self.final_logits_bias = nn.functional.pad(old[:, :size], (0, max(0, size - old.shape[1])))
         return embeddings
+
+    @torch.no_grad()
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args, **kwargs
+    ) -> Any:
+        """As in transformers, whose search it is too unless the options ask for no more than greedy or beam search."""
+        search = None if args else plain_search(self, inputs, generation_config, kwargs)
+        if search is None:
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+        return search()
 
     @can_return_tuple
     def forward(
