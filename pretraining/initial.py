@@ -1,6 +1,7 @@
 """From which weights does a run start? From those of a checkpoint, ours or native, made to fit the run."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ from pretraining.data.tokenizer import load_tokenizer
 from pretraining.settings import NOT_SET_BY_HAND, Settings
 
 # What changes nothing that the checkpoint has learnt.
-FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "initializer", "initializer_range"}
+FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "label_smoothing"}
+FREE |= {"initializer", "initializer_range"}
 
 
 def read_config(checkpoint: str, ours: type[PreTrainedConfig]) -> PreTrainedConfig:
@@ -64,6 +66,11 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
             f"tokenizer.path is {settings.tokenizer.path}, but the weights of {settings.init_from} know their own "
             "tokenizer alone: leave tokenizer.path out."
         )
+    if settings.family == "seq2seq" and (settings.tokenizer.new_words or settings.tokenizer.words):
+        raise ValueError(
+            "tokenizer.new_words and tokenizer.words would come behind <pad>, with which the tokenizer of an "
+            "encoder-decoder ends: leave them out."
+        )
     theirs = architecture(start)
     for name, value in architecture(settings.model).items():
         longer = name == "model.max_position_embeddings" and value > theirs[name]
@@ -102,7 +109,7 @@ def open_checkpoint(checkpoint: str, ours: type[PreTrainedModel]) -> tuple[PreTr
         raise ValueError(f"init_from: no weights can be read from {checkpoint!r} ({reason}).") from error
     opened, found = loaded
     for state, keys in (("lacks", "missing_keys"), ("has", "unexpected_keys")):
-        body = [name for name in found[keys] if "embeddings." in name or "encoder." in name]
+        body = [name for name in found[keys] if re.search(r"embeddings\.|encoder\.|decoder\.stack", name)]
         if body:
             raise ValueError(
                 f"init_from: {checkpoint} {state} {min(body)}, unlike any {opener.__name__}: give a checkpoint whose "

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from modeling import CONFIGS
 from pretraining import initial
 from pretraining.data.settings import PairSettings, TextSettings, TokenizerSettings
+from pretraining.objectives.denoising import DenoisingSettings
 from pretraining.objectives.sentence_pairs import SentencePairsSettings
 from pretraining.objectives.translation import TranslationSettings
 from pretraining.settings import (
@@ -29,9 +30,10 @@ from pretraining.settings import (
 OBJECTIVES = {
     "sentence_pairs": (TextSettings, SentencePairsSettings),
     "translation": (PairSettings, TranslationSettings),
+    "denoising": (TextSettings, DenoisingSettings),
 }
 # The objectives of each family, the usual one first.
-FAMILIES = {"bert": ["sentence_pairs"], "seq2seq": ["translation"]}
+FAMILIES = {"bert": ["sentence_pairs"], "seq2seq": ["translation", "denoising"]}
 # A family's own defaults: what is written must look like text.
 DEFAULTS: dict[str, dict[str, Any]] = {"bert": {}, "seq2seq": {"tokenizer.kind": "bpe", "tokenizer.cased": True}}
 

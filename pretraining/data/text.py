@@ -102,12 +102,14 @@ def prepare(
     short_rate: float,
     cache: Path,
     writer: bool,
+    family: str = "bert",
 ) -> Text:
     """Reads, filters and tokenises the text, in so far as the cache does not have it.
 
     Args:
         limit, short_rate: as in `Text.cut`.
         cache, writer: as in `cache.once`.
+        family: of the model, which decides the tokenizer's special tokens.
 
     Raises:
         ValueError: whatever is wrong with the files, the text or the tokenizer.
@@ -119,7 +121,7 @@ def prepare(
             "data.validation_files, or cut the text into more documents (data.document: blank_line)."
         )
     documents, left_out = filter_text(documents, settings, cache, writer)
-    tokenizer = build_tokenizer(tokenizer_settings, documents["train"], cache, writer)
+    tokenizer = build_tokenizer(tokenizer_settings, documents["train"], cache, writer, family)
     languages = [source.language for source in settings.sources]
     processes = count_processes(settings.processes)
     splits = {

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pretraining.data.rows import Example
+from pretraining.objectives.denoising import Denoising
 from pretraining.objectives.sentence_pairs import SentencePairs
 from pretraining.objectives.translation import Translation
 from pretraining.settings import Settings
@@ -55,4 +56,4 @@ class Objective(Protocol):
     def samples(self, model: nn.Module, count: int) -> list[str]: ...
 
 
-OBJECTIVES: dict[str, Any] = {"sentence_pairs": SentencePairs, "translation": Translation}
+OBJECTIVES: dict[str, Any] = {"sentence_pairs": SentencePairs, "translation": Translation, "denoising": Denoising}

@@ -1,0 +1,99 @@
+"""Denoising of plain text: spans infilled and sentences put in order (BART, Lewis 2019; T5, Raffel 2019).
+
+An example is a chunk of text, damaged as `data/noise.py` draws it from (seed, epoch, index).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pretraining.data import draws
+from pretraining.data.noise import count_spans, hide_spans, permute
+from pretraining.data.rows import Example
+from pretraining.data.settings import between
+from pretraining.data.text import Text, prepare
+from pretraining.data.tokenizer import require_tokens
+from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
+
+
+@dataclass
+class DenoisingSettings(Seq2SeqSettings):
+    """Plain text, damaged; the model writes what it was."""
+
+    name: Literal["denoising"] = "denoising"
+    """The objective."""
+    written: int = 0
+    noise_rate: float = 0.3
+    """Share of the tokens that are hidden (BART 0.3, T5 0.15)."""
+    mean_span: float = 3.0
+    """Tokens of a hidden span in the mean; each span becomes one mask."""
+    permute_sentences: bool = True
+    """Shuffle the sentences of the damaged text."""
+    target: Literal["text", "spans"] = "text"
+    """What is to be written: the whole text (BART), or the hidden spans, each behind a mask (T5)."""
+    short_sequence_rate: float = 0.1
+    """Share of the chunks cut to a random shorter length."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("noise_rate", "short_sequence_rate"):
+            between(f"objective.{name}", getattr(self, name), 0, 1)
+        between("objective.mean_span", self.mean_span, 1)
+
+
+class Denoising(Seq2Seq):
+    """The objective of plain text."""
+
+    corpus: Text
+
+    def prepare(self, writer: bool) -> list[str]:
+        """Loads or makes tokenizer and prepared text; arguments, lines and errors as in `SentencePairs.prepare`."""
+        cache, options = Path(self.run.cache).expanduser(), self.settings
+        limit, short_rate = options.sequence_length - 1, options.short_sequence_rate
+        self.corpus = prepare(self.run.data, self.run.tokenizer, limit, short_rate, cache, writer, "seq2seq")
+        self.tokenizer = self.corpus.tokenizer
+        require_tokens(self.tokenizer, ("pad_token", "eos_token", "mask_token"))
+        self.open()
+        return self.corpus.describe(limit, self.run.seed)
+
+    def open(self) -> None:
+        self.corpus = self.corpus.cut(self.settings.sequence_length - 1, self.settings.short_sequence_rate)
+        self.fingerprint = self.corpus.fingerprint
+        super().open()
+
+    def index(self, split: str, epoch: int) -> np.ndarray:
+        """The examples that the split has in this epoch: (N,)."""
+        return self.corpus.index(split, epoch, self.seed(split))
+
+    def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
+        """Tokens of the damaged text and of what is to be written, their end tokens included: (N, 2)."""
+        data = self.corpus.splits[split]
+        tokens = np.diff(data.chunks)[index % len(data)]
+        hidden, spans = count_spans(tokens, self.settings.noise_rate, self.settings.mean_span)
+        target = tokens if self.settings.target == "text" else hidden + spans
+        return np.stack([tokens - hidden + spans, target], 1) + 1
+
+    def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
+        """Examples `index` as this epoch damages them, each side with its end token."""
+        data, options = self.corpus.splits[split], self.settings
+        end = [self.tokenizer.eos_token_id]
+        examples: list[Example] = []
+        for number in index.tolist():
+            start, stop = data.chunks[number % len(data)], data.chunks[number % len(data) + 1]
+            ids = np.array(data.tokens[start:stop], dtype=np.int64)
+            random = draws.generator(self.seed(split), epoch, draws.MASK, number)
+            damaged = ids
+            if options.permute_sentences:
+                first, last = np.searchsorted(data.sentences, (start, stop), side="left")
+                starts = data.sentences[first:last] - start
+                damaged = permute(ids, starts[starts > 0], random)
+            damaged, spans = hide_spans(damaged, options.noise_rate, options.mean_span, self.mask_id, random)
+            target = ids if options.target == "text" else spans
+            examples.append({"input_ids": np.concatenate([damaged, end]), "labels": np.concatenate([target, end])})
+        return examples
+
+    @property
+    def mask_id(self) -> int:
+        return self.tokenizer.mask_token_id
