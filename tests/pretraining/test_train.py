@@ -72,7 +72,7 @@ RESUMABLE += ["--evaluation.every=6", "--checkpoint.keep=100", "--log.every=3"]
 
 def test_a_run_leaves_everything_behind(reference: Path):
     present = {path.name for path in reference.iterdir()}
-    assert present == {"checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "model", "probe.safetensors"}
+    assert present == {"checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "model", "probe.safetensors", "results.json"}
     assert (reference / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert not list(reference.rglob("*unfinished*"))
 
