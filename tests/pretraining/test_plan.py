@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pretraining.data import draws
-from pretraining.data.plan import Plan, make_plan, pack, share
+from pretraining.data.plan import Plan, choose_row_lengths, make_plan, pack, pack_sides, share
 
 
 @pytest.fixture
@@ -78,3 +78,35 @@ def test_draws_are_uniform_independent_of_order_and_differ_by_purpose():
         assert abs(np.corrcoef(values, other)[0, 1]) < 0.01
     assert draws.uniform(7, 0, draws.SPLIT, 5) == values[5]
     assert set(np.unique(draws.below(3, 0, index))) == {0, 1, 2}
+
+
+# ---- pairs: two sides ----
+
+
+@pytest.fixture
+def sides() -> np.ndarray:
+    """Of pairs like those of spoken language: a target is 0.85 to 1.2 times its source."""
+    random = np.random.default_rng(0)
+    source = random.lognormal(2.95, 0.6, 20_000).clip(4, 80)
+    return np.stack([source, source * random.uniform(0.85, 1.2, len(source))], 1).astype(np.int64)
+
+
+@pytest.mark.parametrize("lengths", [(96, 96), (100, 128)])
+def test_a_pair_lies_in_one_row_that_is_too_long_on_no_side(sides: np.ndarray, lengths: tuple[int, int]):
+    rows = pack_sides(sides[:5000], lengths)
+    assert sorted(example for row in rows for example in row) == list(range(5000))
+    assert (np.stack([sides[row].sum(0) for row in rows]) <= lengths).all()
+
+
+def test_measured_rows_of_pairs_are_at_least_97_percent_full(sides: np.ndarray):
+    lengths = choose_row_lengths(sides, None, 8192)
+    plan = make_plan(np.arange(len(sides)), sides, lengths, lambda _: 16, 8192, 0, 0)
+    assert plan.fill >= 0.97
+    assert plan.tokens_before[-1] == sides.sum()
+    assert (np.array(lengths) >= sides.max(0)).all() and max(lengths) <= 4 * sides.max()
+
+
+def test_a_given_row_length_is_that_of_the_longer_side(sides: np.ndarray):
+    sides = sides * [1, 2]
+    source, target = choose_row_lengths(sides, 400, 8192)
+    assert target == 400 and source == pytest.approx(400 * sides.mean(0)[0] / sides.mean(0)[1], abs=1)

@@ -20,6 +20,7 @@ from pretrain import main
 from pretraining.hardware import SETTLED
 
 ROOT = Path(__file__).parents[2]
+FILES = {"config.yaml", "curves.png", "metrics.jsonl", "probe.safetensors", "results.json"}
 TIMES = {"seconds", "tokens_per_second", "mfu"}
 
 
@@ -72,7 +73,7 @@ RESUMABLE += ["--evaluation.every=6", "--checkpoint.keep=100", "--log.every=3"]
 
 def test_a_run_leaves_everything_behind(reference: Path):
     present = {path.name for path in reference.iterdir()}
-    assert present == {"checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "model", "probe.safetensors", "results.json"}
+    assert present == {"checkpoints", "model", *FILES}
     assert (reference / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert not list(reference.rglob("*unfinished*"))
 

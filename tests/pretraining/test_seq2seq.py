@@ -1,0 +1,287 @@
+"""Translation and denoising: examples, packed rows, judgement, and runs that resume to the same bits."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sacrebleu
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from transformers import BertTokenizer, MarianMTModel
+
+from modeling import KeelSeq2SeqForConditionalGeneration
+from modeling.convert import to_native
+from pretrain import main
+from pretraining.data.plan import make_plan
+from pretraining.data.prepare_pairs import token_points, words_of
+from pretraining.data.rows import IGNORED
+from pretraining.metrics import Bleu, ExactMatch
+from pretraining.objectives import OBJECTIVES
+from pretraining.objectives.seq2seq import Seq2Seq
+from pretraining.parsing import parse
+
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Numbers in words and in digits: a TSV file of 900 pairs."""
+    path = tmp_path_factory.mktemp("pairs") / "numbers.tsv"
+    random = np.random.default_rng(0)
+    numbers = [random.integers(10, size=random.integers(1, 9)) for _ in range(900)]
+    lines = ("\t".join((" ".join(NUMBERS[d] for d in n), "".join(map(str, n)))) for n in numbers)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def arguments(pairs: Path, cache: Path, corpus: Path):
+    """Command-line arguments of a tiny run of one of the objectives."""
+
+    def make(objective: str) -> list[str]:
+        data = [f'--data.files=["{pairs}"]']
+        if objective == "denoising":
+            data = [f'--data.files=["{corpus}/*.txt"]', "--data.validation_fraction=0.1"]
+        return [
+            f"--cache={cache}",
+            "--model.family=seq2seq",
+            f"--objective.name={objective}",
+            "--data.source=files",
+            *data,
+            f"--tokenizer.vocab_size={320 if objective == 'translation' else 1500}",
+            "--model.hidden_size=32",
+            "--model.encoder_layers=1",
+            "--model.decoder_layers=1",
+            "--model.num_attention_heads=2",
+            "--model.intermediate_size=64",
+            "--model.max_position_embeddings=64",
+            "--objective.sequence_length=32",
+            "--objective.row_length=64",
+            "--train.rows_per_step=8",
+            "--train.micro_batch=8",
+            "--train.precision=fp32",
+            "--train.kernel=sdpa",
+            "--train.linear=torch",
+            "--train.threads=1",
+            "--optim.learning_rate=1e-3",
+            "--optim.warmup=2",
+            "--evaluation.examples=40",
+            "--log.every=1",
+            "--log.trackers=[]",
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="module", params=["translation", "denoising"])
+def objective(request: pytest.FixtureRequest, arguments) -> Seq2Seq:
+    settings = parse([*arguments(request.param), "--train.steps=1"])
+    made = OBJECTIVES[request.param](settings)
+    made.prepare(writer=True)
+    return made
+
+
+def rows_of(objective: Seq2Seq, count: int) -> list[list[dict[str, np.ndarray]]]:
+    """The examples of the epoch's first rows."""
+    index = objective.index("train", 0)
+    lengths = objective.lengths("train", 0, index)
+    plan = make_plan(index, lengths, objective.row_lengths, lambda _: count, 64, 0, 0)
+    return [objective.examples("train", 0, row) for row in plan.step(0)]
+
+
+def test_lengths_are_those_of_the_examples(objective: Seq2Seq):
+    for split in ("train", "validation"):
+        index = objective.index(split, 2)
+        examples = objective.examples(split, 2, index)
+        found = [[len(example["input_ids"]), len(example["labels"])] for example in examples]
+        assert np.array_equal(objective.lengths(split, 2, index), found)
+        assert np.max(found) <= 32 and (np.max(found, axis=0) <= objective.row_lengths).all()
+        end = objective.tokenizer.eos_token_id
+        assert all(example[side][-1] == end for example in examples for side in ("input_ids", "labels"))
+
+
+def test_packed_examples_get_the_loss_that_they_get_alone(objective: Seq2Seq):
+    """In fp64, and against a native Marian that knows no packing, fed one example at a time."""
+    model = objective.build_model(objective.run.model).double().eval()
+    native = to_native(model)
+    assert isinstance(native, MarianMTModel)
+    rows = rows_of(objective, 4)
+    batch = objective.collate(rows, max(map(len, rows)))
+    total = model(**batch, num_items_in_batch={"labels": 1}).loss
+    alone = 0.0
+    for example in (example for row in rows for example in row):
+        source, target = (torch.from_numpy(example[name])[None] for name in ("input_ids", "labels"))
+        alone += native(input_ids=source, labels=target).loss.item() * target.numel()
+    assert total.item() == pytest.approx(alone, rel=1e-9)
+    assert objective.tokens(batch) == sum(len(side) for row in rows for example in row for side in example.values())
+
+
+def test_rows_without_examples_have_no_targets(objective: Seq2Seq):
+    batch = objective.collate([[], []], 3)
+    assert (batch["labels"] == IGNORED).all() and objective.tokens(batch) == 0
+
+
+def test_the_loss_is_plain_at_evaluations_and_smoothed_in_training(objective: Seq2Seq):
+    model = objective.build_model(objective.run.model).eval()
+    model.config.label_smoothing = 0.1
+    rows = rows_of(objective, 2)
+    batch = objective.collate(rows, max(map(len, rows)))
+    with torch.no_grad():
+        (total, count), (right, _) = objective.evaluate(model, batch).values()
+        out = model(**batch)
+    logits, labels = out.logits[batch["labels"] != IGNORED], batch["labels"][batch["labels"] != IGNORED]
+    plain = torch.nn.functional.cross_entropy(logits, labels)
+    assert float(total / count) == pytest.approx(float(plain), rel=1e-5)
+    assert int(right) == int((logits.argmax(-1) == labels).sum())
+
+
+def test_what_is_written_is_judged_against_all_targets(objective: Seq2Seq, monkeypatch: pytest.MonkeyPatch):
+    index = objective.index("validation", 0)[:8]
+    model = objective.build_model(objective.run.model)
+    right = [objective.text(example["labels"]) for example in objective.examples("validation", 0, index)]
+    asked: list[int] = []
+
+    def write(self, model, sources, beams):
+        asked.append(beams)
+        return [*right[:-1], "something else"][-len(sources) :]
+
+    monkeypatch.setattr(type(objective), "write", write)
+    objective.settings.written = 8
+    accelerator = Accelerator(cpu=True)
+    found = objective.judge(model, index, accelerator)
+    assert found["exact_match"] == 7 / 8
+    assert found["bleu"] == Bleu().score([*right[:-1], "something else"], right)
+    objective.settings.written = 0
+    assert objective.judge(model, index, accelerator) == {} and asked == [1]
+
+
+def test_metrics_are_those_of_sacrebleu():
+    written, right = ["The dog sat on a mat .", "hello"], ["The dog sat on the mat .", "hello"]
+    assert Bleu().score(written, right) == sacrebleu.corpus_bleu(written, [right]).score
+    assert (
+        Bleu()
+        .compute(predictions=written, references=right)["signature"]
+        .startswith("nrefs:1|case:mixed|eff:no|tok:13a")
+    )
+    assert ExactMatch().score(written, right) == 0.5
+
+
+def test_word_alignments_become_those_of_tokens(objective: Seq2Seq):
+    backend = objective.tokenizer.backend_tokenizer
+    sides = ["seven eight", "78 nine"]
+    words = list(words_of(backend, sides))
+    tokens = [backend.encode(side, add_special_tokens=False).tokens for side in sides]
+    spelt = [
+        "".join(token for token, word in zip(*side, strict=True) if word == 1)
+        for side in zip(tokens, words, strict=True)
+    ]
+    assert [text.strip("Ġ ") for text in spelt] == ["eight", "nine"]
+    points = token_points("0-1 1-0", *words)
+    assert {(int(words[0][s]), int(words[1][t])) for s, t in points} == {(0, 1), (1, 0)}
+    count = [[int((side == word).sum()) for word in (0, 1)] for side in words]
+    assert len(points) == count[0][0] * count[1][1] + count[0][1] * count[1][0]
+
+
+def test_pairs_that_are_too_long_or_too_unlike_are_left_out_and_counted(arguments, tmp_path: Path):
+    path = tmp_path / "odd.tsv"
+    good = "".join(f"one two three {i}\t{i} {i} {i}\n" for i in range(300))
+    path.write_text(f"{good}{'one two three four five ' * 20}\t1\n{'seven ' * 4}\t7\n")
+    objective = OBJECTIVES["translation"](
+        parse([*arguments("translation"), "--train.steps=1", f'--data.files=["{path}"]', "--tokenizer.vocab_size=290"])
+    )
+    lines = objective.prepare(writer=True)
+    said = " ".join(lines)
+    assert "1 longer than 32 tokens" in said and "1 more than 9 times as long as their other side" in said
+    assert sum(map(len, objective.kept.values())) == 300
+
+
+BAD = {
+    "beyond the position table": (["--objective.sequence_length=65", "--objective.row_length=null"], "position table"),
+    "no pair is alike": (["--objective.max_ratio=0.5"], "Nothing of the train split is left"),
+    "wordpiece cannot write": (["--tokenizer.kind=wordpiece"], "choose bpe or unigram"),
+    "another family's objective": (["--objective.name=sentence_pairs"], "sentence_pairs"),
+    "a measure that is not taken": (["--objective.metric=bleu", "--objective.written=0"], "objective.written"),
+    "nothing held out": (["--data.validation_fraction=0"], "Nothing is held out"),
+    "a tokenizer without an end": (["--tokenizer.path={tmp}/bert"], "eos_token"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_input_is_one_sentence(case: str, arguments, tmp_path: Path, capsys: pytest.CaptureFixture):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one"]
+    BertTokenizer({word: i for i, word in enumerate(words)}).save_pretrained(tmp_path / "bert")
+    more, expected = BAD[case]
+    wrong = [argument.replace("{tmp}", str(tmp_path)) for argument in more]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments("translation"), "--train.steps=1", f"--runs={tmp_path}/runs", *wrong])
+    error = capsys.readouterr().err
+    assert ended.value.code in (1, 2) and expected in error and "Traceback" not in error
+    assert not (tmp_path / "runs").exists()
+
+
+def lines_of(folder: Path) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in found]
+
+
+@pytest.mark.parametrize("name", ["translation", "denoising"])
+def test_a_run_resumes_to_the_same_bits_and_is_the_same_however_it_is_cut(name: str, arguments, tmp_path: Path):
+    """Across the border of an epoch, dropout and smoothing on, the mean of the last checkpoints exported."""
+    run = [*arguments(name), "--train.steps=8", "--checkpoint.every=2", "--checkpoint.keep=3", "--evaluation.every=4"]
+    run += ["--checkpoint.export=average", "--model.label_smoothing=0.1", f"--runs={tmp_path}", "--objective.written=4"]
+    run += ["--train.rows_per_step=60", "--train.micro_batch=60"] if name == "translation" else []
+    main([*run, "--name=whole"])
+    whole = tmp_path / "whole"
+    shutil.copytree(whole / "checkpoints/step-4", tmp_path / "part/checkpoints/step-4")
+    main([*run, "--name=part"])
+    for file in ("model.safetensors", "optimizer.bin"):
+        path = f"checkpoints/step-8/{file}"
+        assert (whole / path).read_bytes() == (tmp_path / "part" / path).read_bytes(), file
+    assert (whole / "results.json").read_text() == (tmp_path / "part/results.json").read_text()
+    assert [line for line in lines_of(whole) if line["step"] > 4] == lines_of(tmp_path / "part")
+
+    exact = ["--model.hidden_dropout_prob=0", "--train.steps=3", "--checkpoint.export=last"]
+    main([*run, *exact, "--name=one"])
+    main([*run, *exact, "--name=four", "--train.micro_batch=7"])
+    for one, other in zip(lines_of(tmp_path / "one"), lines_of(tmp_path / "four"), strict=True):
+        assert {k: v for k, v in one.items() if "loss" in k} == pytest.approx(
+            {k: v for k, v in other.items() if "loss" in k}, rel=1e-4
+        )
+
+
+def test_the_mean_of_checkpoints_is_exported(arguments, tmp_path: Path):
+    run = [*arguments("translation"), "--train.steps=6", "--checkpoint.every=2", "--checkpoint.keep=2"]
+    main([*run, "--checkpoint.export=average", f"--runs={tmp_path}", "--name=mean"])
+    parts = [load_file(tmp_path / f"mean/checkpoints/step-{step}/model.safetensors") for step in (4, 6)]
+    model = KeelSeq2SeqForConditionalGeneration.from_pretrained(tmp_path / "mean/model")
+    for name, weight in model.named_parameters():
+        assert torch.allclose(weight, (parts[0][name] + parts[1][name]) / 2, atol=1e-7), name
+
+
+def test_translation_goes_on_from_denoising(arguments, tmp_path: Path, pairs: Path):
+    """The same architecture and tokenizer; its first evaluation is that of the weights it starts from."""
+    main([*arguments("denoising"), "--train.steps=2", f"--runs={tmp_path}", "--name=first"])
+    more = ["--train.steps=2", f"--runs={tmp_path}", "--name=second", f"--init_from={tmp_path}/first/model"]
+    without = [
+        part for part in arguments("translation") if not part.startswith(("--model.h", "--model.i", "--model.n"))
+    ]
+    main([*[part for part in without if "vocab_size" not in part], *more])
+    first, second = (json.loads((tmp_path / name / "model/config.json").read_text()) for name in ("first", "second"))
+    assert first["vocab_size"] == second["vocab_size"] == 1500
+    assert lines_of(tmp_path / "second")[0]["step"] == 0
+
+
+def test_learns_to_read_numbers(arguments, tmp_path: Path):
+    """Held-out numbers come out digit by digit: far above what guessing gives."""
+    more = [
+        "--train.steps=250",
+        "--optim.optimizer=muon",
+        "--optim.learning_rate=1e-2",
+        "--model.hidden_dropout_prob=0",
+    ]
+    main([*arguments("translation"), *more, f"--runs={tmp_path}", "--name=numbers", "--log.every=50"])
+    results = json.loads((tmp_path / "numbers/results.json").read_text())
+    assert results["eval_exact_match"] > 0.5, results
