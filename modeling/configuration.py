@@ -95,7 +95,11 @@ class KeelBertConfig(KeelConfig):
 
 
 class KeelSeq2SeqConfig(KeelConfig):
-    """The encoder-decoder Transformer (Vaswani 2017): the defaults are its base size."""
+    """The encoder-decoder Transformer (Vaswani 2017): the defaults are its base size.
+
+    Raises:
+        ValueError: there is no decoder layer `alignment_layer`.
+    """
 
     model_type = "keel-seq2seq"
     keys_to_ignore_at_inference = ["past_key_values"]
@@ -127,6 +131,10 @@ class KeelSeq2SeqConfig(KeelConfig):
     """Multiply token embeddings by sqrt(hidden_size) (Vaswani 2017, 3.4)."""
     label_smoothing: float | int = 0.0
     """Share of the target spread over the vocabulary while training (Vaswani 2017, 5.4)."""
+    alignment_layer: int | None = None
+    """Decoder layer, the first is 0, whose first head over the source is taught word alignments (Garg 2019, 3.2)."""
+    alignment_weight: float | int = 0.05
+    """Weight of the alignments' loss beside the tokens' (Garg 2019, 4.2)."""
     is_encoder_decoder: bool = True
     use_cache: bool = True
     pad_token_id: int | None = 36999
@@ -141,6 +149,13 @@ class KeelSeq2SeqConfig(KeelConfig):
             "AutoModelForSeq2SeqLM": "seq2seq.KeelSeq2SeqForConditionalGeneration",
         }
     )
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.alignment_layer is not None and not 0 <= self.alignment_layer < self.decoder_layers:
+            raise ValueError(
+                f"alignment_layer={self.alignment_layer}, but the decoder's layers are 0 to {self.decoder_layers - 1}."
+            )
 
 
 class KeelViTConfig(KeelConfig):

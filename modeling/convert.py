@@ -3,9 +3,9 @@
 Marian's sinusoids are all sines, then all cosines; ours alternate. So the residual stream (every vector that a block
 reads or adds to) is permuted: the columns of what reads it, the rows of what writes it.
 
-Left behind, since they change only training: our `label_smoothing` and `initializer`. Native `ViTModel` pools by a
-dense layer, ours by the class token alone: ours becomes `ViTModel(add_pooling_layer=False)`, whose pooler_output is
-None and whose last_hidden_state[:, 0] is our pooler_output.
+Left behind, since they change only training: our `label_smoothing`, `initializer` and what is taught of alignments.
+Native `ViTModel` pools by a dense layer, ours by the class token alone: it becomes `ViTModel(add_pooling_layer=False)`,
+whose pooler_output is None and whose last_hidden_state[:, 0] is our pooler_output.
 """
 
 import re

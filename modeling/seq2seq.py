@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import nll_loss
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_outputs import (
@@ -31,7 +32,7 @@ from .base import ForwardKwargs, KeelTextPreTrainedModel
 from .configuration import KeelSeq2SeqConfig
 from .decoding import plain_search
 from .embeddings import TokenEmbeddings
-from .heads import Counts, smoothed_loss
+from .heads import Counts, divided, smoothed_loss
 from .layers import DecoderBlock, EncoderBlock, Stack
 
 # The logit of padding, which is never a target: its probability is exactly zero in every dtype, and yet finite, so
@@ -242,6 +243,32 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
         return search()
 
+    def aligned(self, outputs: Seq2SeqModelOutput) -> Tensor:
+        """How much each target token looks at each source token (B, T, S): the head that is taught alignments.
+
+        Raises:
+            ValueError: there is no such head, or the kernel tells no attention weights.
+        """
+        if self.config.alignment_layer is None:
+            raise ValueError("alignment_layer is null: this model has no head that is taught word alignments.")
+        if not outputs.cross_attentions:
+            raise ValueError(
+                f"attn_implementation {self.config._attn_implementation} tells no attention weights, and alignments "
+                "are some: choose eager."
+            )
+        return outputs.cross_attentions[self.config.alignment_layer][:, 0]
+
+    @torch.no_grad()
+    def align(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Soft alignments of given targets (B, T, S): row t says from where in the source target token t was taken.
+
+        Args:
+            input_ids: (B, S).
+            labels: (B, T), the target tokens, -100 for padding.
+        """
+        start = self.prepare_decoder_input_ids_from_labels(labels)
+        return self.aligned(self.model(input_ids, attention_mask, start, output_attentions=True, use_cache=False))
+
     @can_return_tuple
     def forward(
         self,
@@ -254,6 +281,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        alignment_labels: Tensor | None = None,
         use_cache: bool | None = None,
         sequence_ids: Tensor | None = None,
         decoder_sequence_ids: Tensor | None = None,
@@ -264,8 +292,12 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         Args:
             labels: (B, T), the target tokens, -100 for none; they stand for `decoder_input_ids` where those are not
                 given.
-            num_items_in_batch: what the loss is divided by, as `heads.divided` says.
+            alignment_labels: (B, T), the source token that each of them is aligned with, -100 for none; under the
+                `eager` kernel alone, whose attention weights are what is taught.
+            num_items_in_batch: what the losses are divided by, as `heads.divided` says.
         """
+        if alignment_labels is not None:
+            kwargs["output_attentions"] = True
         if labels is not None:
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -289,6 +321,11 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         if labels is not None:
             smoothing = self.config.label_smoothing if self.training else 0.0
             loss = smoothed_loss(logits, labels, self.config.pad_token_id, smoothing, num_items_in_batch)
+        if loss is not None and alignment_labels is not None:
+            seen = self.aligned(outputs).clamp(min=torch.finfo(logits.dtype).tiny).log()
+            taught = nll_loss(seen.flatten(0, 1), alignment_labels.flatten(), reduction="sum")
+            taught = divided(taught, alignment_labels, "alignment_labels", num_items_in_batch, labels)
+            loss = loss + self.config.alignment_weight * taught
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,

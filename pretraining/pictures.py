@@ -1,7 +1,8 @@
-"""Curves of a run, as PNG."""
+"""Curves of a run and maps of attention, as PNG."""
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 PANELS = {"loss": "loss", "accuracy": "accuracy", "learning_rate": "learning rate", "tokens_per_second": "tokens/s"}
@@ -26,6 +27,32 @@ def draw_curves(lines: list[dict], path: Path) -> None:
         axes.grid(alpha=0.3)
         if len(names) > 1:
             axes.legend(fontsize="small")
+    save(figure, path)
+
+
+def draw_attention(layers: list[np.ndarray], queries: list[str], keys: list[str], title: str, path: Path) -> None:
+    """One panel for each layer (rows) and head (columns): dark where a query looks at a key.
+
+    Args:
+        layers: attention weights of each layer (H, T, S).
+        queries, keys: the T and S tokens.
+    """
+    heads = len(layers[0])
+    width, height = 1.0 + 0.16 * len(keys), 1.0 + 0.16 * len(queries)
+    figure = Figure(figsize=(width * heads + 1, height * len(layers) + 0.6), layout="constrained")
+    figure.suptitle(f"{title}: each row says where its token looks")
+    panels = figure.subplots(len(layers), heads, squeeze=False, sharex=True, sharey=True)
+    for layer, (row, weights) in enumerate(zip(panels, layers, strict=True)):
+        for head, (axes, map_) in enumerate(zip(row, weights, strict=True)):
+            axes.imshow(map_, cmap="Blues", vmin=0, vmax=1, aspect="equal")
+            axes.set_title(f"layer {layer}, head {head}", fontsize=8)
+            axes.set_xticks(range(len(keys)), keys, rotation=90, fontsize=7)
+            axes.set_yticks(range(len(queries)), queries, fontsize=7)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Whole or not at all."""
     unfinished = path.with_suffix(".unfinished")
     figure.savefig(unfinished, format="png", dpi=110)
     unfinished.replace(path)

@@ -59,7 +59,7 @@ class Seq2Seq:
     An example has `input_ids` and `labels`, both with their end token.
     """
 
-    targets = ("labels",)
+    targets: tuple[str, ...] = ("labels",)
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, settings: Settings):
@@ -142,7 +142,8 @@ class Seq2Seq:
         """Each measure's sum and count over the batch; the loss is without label smoothing, in nats a token."""
         labels = batch["labels"]
         count = (labels != IGNORED).sum()
-        out = model(**batch, num_items_in_batch={"labels": torch.ones((), device=labels.device)})
+        inputs = {name: value for name, value in batch.items() if name != "alignment_labels"}
+        out = model(**inputs, num_items_in_batch={"labels": torch.ones((), device=labels.device)})
         return {"loss": (out.loss, count), "token_accuracy": ((out.logits.argmax(-1) == labels).sum(), count)}
 
     def write(self, model: PreTrainedModel, sources: list[np.ndarray], beams: int) -> list[str]:

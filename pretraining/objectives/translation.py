@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pretraining.data import draws
 from pretraining.data.pairs import load_pairs
 from pretraining.data.parallel import count_processes
 from pretraining.data.prepare_pairs import prepare_pairs
-from pretraining.data.rows import Example
+from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
 from pretraining.data.settings import between
 from pretraining.data.tokenizer import build_tokenizer, require_tokens
 from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
@@ -31,6 +33,20 @@ class TranslationSettings(Seq2SeqSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         between("objective.max_ratio", self.max_ratio, 0)
+
+
+def one_each(points: np.ndarray, tokens: int, random: np.random.Generator) -> np.ndarray:
+    """For each target token one of the source tokens that it is aligned with, each as likely; -100 for none: (T,).
+
+    In the mean over epochs the loss is that of Garg 2019, 3.2, whose target is spread over all of them.
+
+    Args:
+        points: places of source and target tokens (P, 2).
+    """
+    labels = np.full(tokens, IGNORED, dtype=np.int64)
+    shuffled = points[random.permutation(len(points))]
+    labels[shuffled[:, 1]] = shuffled[:, 0]  # of several the last one stays
+    return labels
 
 
 class Translation(Seq2Seq):
@@ -61,10 +77,28 @@ class Translation(Seq2Seq):
         self.data = {
             split: prepare_pairs(part, self.tokenizer, processes, cache, writer) for split, part in pairs.items()
         }
+        self.check_alignments()
         self.fingerprint = f"{self.data['train'].name} {self.data['validation'].name}"
         self.open()
         lines = [f"pairs {options.source}, fingerprint {pairs['train'].fingerprint}"]
         return lines + [self.describe(split) for split in self.data]
+
+    def check_alignments(self) -> None:
+        """Raises ValueError where word alignments are to be learnt and there are none, or none can be seen."""
+        model = self.run.model
+        if model.alignment_layer is None:
+            return
+        if not len(self.data["train"].points):
+            raise ValueError(
+                f"model.alignment_layer is {model.alignment_layer}, but no pair has a word alignment: name "
+                "data.alignment_files or data.alignment_column, or leave model.alignment_layer out."
+            )
+        if self.run.train.kernel != "eager":
+            raise ValueError(
+                f"model.alignment_layer is {model.alignment_layer}, which needs attention weights, and train.kernel is "
+                f"{self.run.train.kernel}: set train.kernel to eager."
+            )
+        self.targets = ("labels", "alignment_labels")
 
     def open(self) -> None:
         self.kept = {split: self.choose(split) for split in self.data}
@@ -121,13 +155,27 @@ class Translation(Seq2Seq):
     def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
         """Pairs `index`, each side with its end token."""
         data, end = self.data[split], [self.tokenizer.eos_token_id]
-        return [
+        examples = [
             {
                 "input_ids": np.concatenate([data.source(pair), end]).astype(np.int64),
                 "labels": np.concatenate([data.target(pair), end]).astype(np.int64),
             }
             for pair in index.tolist()
         ]
+        if len(self.targets) > 1:
+            for pair, example in zip(index.tolist(), examples, strict=True):
+                random = draws.generator(self.seed(split), epoch, draws.ALIGN, pair)
+                example["alignment_labels"] = one_each(data.alignment(pair), len(example["labels"]), random)
+        return examples
+
+    def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
+        batch = super().collate(rows, sequences)
+        if len(self.targets) > 1:  # of the example, now of the row
+            labels = pack_tokens(rows, "alignment_labels", self.row_lengths[1], IGNORED)
+            starts = layout(rows, "input_ids", self.row_lengths[0], sequences)["sequence_starts"]
+            first = starts.gather(1, (batch["decoder_sequence_ids"] - 1).clamp(min=0))
+            batch["alignment_labels"] = torch.where(labels == IGNORED, labels, labels + first)
+        return batch
 
     def group(self, number: int) -> str:
         data = self.data["validation"]

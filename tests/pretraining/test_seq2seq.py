@@ -15,6 +15,7 @@ from transformers import BertTokenizer, MarianMTModel
 from modeling import KeelSeq2SeqForConditionalGeneration
 from modeling.convert import to_native
 from pretrain import main
+from pretraining import attention_maps
 from pretraining.data.plan import make_plan
 from pretraining.data.prepare_pairs import token_points, words_of
 from pretraining.data.rows import IGNORED
@@ -285,3 +286,81 @@ def test_learns_to_read_numbers(arguments, tmp_path: Path):
     main([*arguments("translation"), *more, f"--runs={tmp_path}", "--name=numbers", "--log.every=50"])
     results = json.loads((tmp_path / "numbers/results.json").read_text())
     assert results["eval_exact_match"] > 0.5, results
+
+
+def test_a_head_learns_the_alignments_that_it_is_taught(arguments, tmp_path: Path):
+    """Numbers whose words come in the order of their digits; the head finds each digit's word on held-out ones."""
+    random = np.random.default_rng(1)
+    rows = []
+    for _ in range(600):
+        digits = random.integers(10, size=random.integers(2, 7))
+        points = " ".join(f"{i}-{i}" for i in range(len(digits)))
+        rows.append("\t".join((" ".join(NUMBERS[d] for d in digits), " ".join(map(str, digits)), points)))
+    path = tmp_path / "aligned.tsv"
+    path.write_text("\n".join(["words\tdigits\tpoints", *rows]) + "\n")
+    more = [f'--data.files=["{path}"]', "--data.columns=[words, digits]", "--data.alignment_column=points"]
+    more += ["--model.alignment_layer=0", "--model.alignment_weight=1", "--train.kernel=eager", "--train.steps=120"]
+    more += ["--optim.optimizer=muon", "--optim.learning_rate=1e-2", "--tokenizer.vocab_size=290"]
+    run = [*arguments("translation"), *more, "--model.hidden_dropout_prob=0", f"--runs={tmp_path}"]
+    main([*run, "--name=aligned", "--log.every=40"])
+    model = KeelSeq2SeqForConditionalGeneration.from_pretrained(tmp_path / "aligned/model", attn_implementation="eager")
+    objective = OBJECTIVES["translation"](parse(run))
+    objective.prepare(writer=True)
+    right = []
+    for pair in objective.index("validation", 0)[:20]:
+        (example,) = objective.examples("validation", 0, np.array([pair]))
+        source, target = (torch.from_numpy(example[name])[None] for name in ("input_ids", "labels"))
+        found = model.align(source, target)
+        assert torch.allclose(found.sum(-1), torch.ones_like(found.sum(-1)), atol=1e-5)
+        points = {tuple(point) for point in objective.data["validation"].alignment(pair).tolist()}
+        right += [(int(s), t) in points for t, s in enumerate(found[0].argmax(-1)[:-1])]
+    assert np.mean(right) > 0.8
+
+    with pytest.raises(ValueError, match="choose eager"):
+        model.set_attn_implementation("sdpa")
+        model.align(source, target)
+    for wrong, expected in (
+        (["--train.kernel=sdpa"], "set train.kernel to eager"),
+        (["--data.alignment_column=null"], "no pair has"),
+    ):
+        objective = OBJECTIVES["translation"](parse([*run, *wrong]))
+        with pytest.raises(ValueError, match=expected):
+            objective.prepare(writer=True)
+
+
+def test_alignments_of_packed_pairs_are_those_of_each_alone(arguments, tmp_path: Path):
+    path = tmp_path / "aligned.tsv"
+    rows = [f"one two {NUMBERS[i % 10]}\t{i} 2\t0-1 1-0 2-0" for i in range(300)]
+    path.write_text("\n".join(["words\tdigits\tpoints", *rows]) + "\n")
+    more = [f'--data.files=["{path}"]', "--data.columns=[words, digits]", "--data.alignment_column=points"]
+    more += ["--model.alignment_layer=0", "--train.kernel=eager", "--tokenizer.vocab_size=280", "--train.steps=1"]
+    objective = OBJECTIVES["translation"](parse([*arguments("translation"), *more]))
+    objective.prepare(writer=True)
+    model = objective.build_model(objective.run.model).double().eval()
+    model.set_attn_implementation("eager")
+    rows_ = rows_of(objective, 3)
+    batch = objective.collate(rows_, max(map(len, rows_)))
+    packed = model(**batch, num_items_in_batch={"labels": 1, "alignment_labels": 1}).loss
+    alone = 0.0
+    for example in (example for row in rows_ for example in row):
+        single = {name: torch.from_numpy(value)[None] for name, value in example.items()}
+        alone += model(**single, num_items_in_batch={"labels": 1, "alignment_labels": 1}).loss.item()
+    assert packed.item() == pytest.approx(alone, rel=1e-9)
+    assert (batch["alignment_labels"] != IGNORED).any()
+
+
+def test_attention_maps_are_drawn_from_a_checkpoint(arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every panel shows what the model looked at: rows that add up to 1, over the tokens that stand beside them."""
+    main([*arguments("translation"), "--train.steps=2", f"--runs={tmp_path}", "--name=drawn"])
+    seen: list[tuple] = []
+    draw = attention_maps.draw_attention
+    monkeypatch.setattr(attention_maps, "draw_attention", lambda *all: (seen.append(all), draw(*all)))
+    _, paths = attention_maps.draw_maps(tmp_path / "drawn/model", "seven eight nine", tmp_path)
+    assert [path.name for path in paths] == [f"attention-{name}.png" for name in ("encoder", "decoder", "cross")]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    for layers, queries, keys, *_ in seen:
+        assert len(layers) == 1 and layers[0].shape == (2, len(queries), len(keys))
+        assert np.allclose(layers[0].sum(-1), 1, atol=1e-5)
+    assert seen[0][1] == seen[0][2] == seen[2][2] and "".join(seen[0][1]).startswith("_seven")
+    with pytest.raises(ValueError, match="no encoder-decoder of ours"):
+        attention_maps.draw_maps(tmp_path, "seven", tmp_path)

@@ -1,0 +1,77 @@
+"""Draw where a translation looked: python -m pretraining.attention_maps runs/NAME/model "A dog runs on the beach." """
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from modeling import KeelSeq2SeqForConditionalGeneration
+from pretraining.data.tokenizer import load_tokenizer
+from pretraining.pictures import draw_attention
+
+MAPS = {
+    "encoder": ("encoder_attentions", "source at source"),
+    "decoder": ("decoder_attentions", "target at target"),
+    "cross": ("cross_attentions", "target at source"),
+}
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """Each token as it reads; a space before it as an underscore."""
+    return [str(tokenizer.decode([token])).replace(" ", "_") or repr(token) for token in ids]
+
+
+@torch.no_grad()
+def draw_maps(folder: Path, text: str, out: Path) -> tuple[str, list[Path]]:
+    """Translates a text with a checkpoint, and draws every layer's and head's attention while doing so.
+
+    Returns:
+        The translation, and the pictures `attention-{encoder,decoder,cross}.png`.
+
+    Raises:
+        ValueError: the folder holds no checkpoint of ours, or the text is beyond the model's positions.
+    """
+    try:
+        model = KeelSeq2SeqForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"no encoder-decoder of ours can be read from {folder} ({reason}): give a run's model/."
+        ) from error
+    tokenizer = load_tokenizer(str(folder))
+    source = tokenizer(text, return_tensors="pt").input_ids
+    written: Any = model.generate(input_ids=source)
+    target = written[:, 1:]  # behind the start token
+    outputs = model(input_ids=source, labels=target, output_attentions=True)
+    before = model.prepare_decoder_input_ids_from_labels(target)
+    tokens = {
+        "encoder": (source, source),
+        "decoder": (before, before),
+        "cross": (target, source),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    for name, (field, title) in MAPS.items():
+        queries, keys = (pieces(tokenizer, ids[0].tolist()) for ids in tokens[name])
+        paths.append(out / f"attention-{name}.png")
+        draw_attention([layer[0].numpy() for layer in outputs[field]], queries, keys, title, paths[-1])
+    return str(tokenizer.decode(target[0], skip_special_tokens=True)).strip(), paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="runs/NAME/model")
+    parser.add_argument("text", help="a source to translate")
+    parser.add_argument("--out", type=Path, help="the pictures' folder; default: the run's")
+    options = parser.parse_args()
+    try:
+        translation, paths = draw_maps(options.model, options.text, options.out or options.model.parent)
+    except ValueError as error:
+        parser.error(str(error))
+    print(translation, *paths, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
