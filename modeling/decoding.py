@@ -63,8 +63,8 @@ class Decoder:
         self.ancestry: Tensor | None = None  # (N, L K): a token of place l and beam k is in column l K + k
         if beams > 1:  # what comes is a token's own beam's
             strangers = torch.eye(beams, device=memory.device) == 0
-            strange = source.new_zeros(beams, beams).masked_fill(strangers, never)
-            self.ancestry = strange.repeat(size, ROOM)
+            self.strange = source.new_zeros(beams, beams).masked_fill(strangers, never)
+            self.ancestry = self.strange.repeat(size, ROOM)
         self.look()
 
     def look(self) -> None:
@@ -80,8 +80,8 @@ class Decoder:
         if self.length == self.past.shape[2]:
             self.past = torch.cat([self.past, torch.empty_like(self.past)], 2)
             if self.ancestry is not None:
-                to_come = self.ancestry[: self.beams, -self.beams :]
-                self.ancestry = torch.cat([self.ancestry, to_come.repeat(len(x) // self.beams, self.length)], 1)
+                to_come = self.strange.repeat(len(x) // self.beams, self.length)
+                self.ancestry = torch.cat([self.ancestry, to_come], 1)
             self.look()
         self.length += 1
         mask = None
@@ -245,6 +245,13 @@ def beam_search(
     return found[:, :num_return_sequences, :longest], scores[:, :num_return_sequences]
 
 
+def padded_right(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Sources (B, S) and their masks, padding on the left moved to the right: positions count from the first column."""
+    first = (attention_mask != 0).int().argmax(1, keepdim=True)
+    index = (torch.arange(input_ids.shape[1], device=input_ids.device) + first) % input_ids.shape[1]
+    return input_ids.gather(1, index), attention_mask.gather(1, index)
+
+
 # What plain means. An option that is not named here, and is not at transformers' default, is left to transformers.
 OPTIONS = {
     *("max_length", "max_new_tokens", "num_beams", "num_return_sequences", "length_penalty", "early_stopping"),
@@ -294,8 +301,11 @@ def plain_search(
     )
 
     def search() -> Tensor:
-        memory = model.model.encoder(input_ids, attention_mask).last_hidden_state
-        decoder = Decoder(model, memory, attention_mask, beams)
+        source, mask = input_ids, attention_mask
+        if mask is not None:
+            source, mask = padded_right(source, mask)
+        memory = model.model.encoder(source, mask).last_hidden_state
+        decoder = Decoder(model, memory, mask, beams)
         starts = torch.full((len(memory),), start, device=memory.device)
         last = torch.tensor(ends, dtype=torch.long, device=memory.device)
         if beams == 1:
