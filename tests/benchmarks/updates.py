@@ -1,4 +1,4 @@
-"""One update in plain torch: of ours on packed rows, and of transformers' BERT on the same examples, padded."""
+"""One update in plain torch: of ours on packed rows, and of transformers' models on the same examples, padded."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from pretraining.data.batches import Batch
-from pretraining.data.rows import IGNORED, Example
+from pretraining.data.rows import IGNORED, Example, pack_tokens
 from pretraining.hardware import DTYPES
 from pretraining.objectives import Objective
 from pretraining.step import seed_of
@@ -68,3 +68,12 @@ def padded(objective: Objective, examples: list[Example], length: int | None = N
     rows = {name: value[:, :length].contiguous() for name, value in {**tokens, "attention_mask": mask}.items()}
     pairs = {name: value.flatten() for name, value in batch.items() if name == "next_sentence_label"}
     return rows | pairs
+
+
+def padded_pairs(objective: Objective, examples: list[Example]) -> Batch:
+    """Pairs as transformers' Marian takes them, one a row, both sides as long as their longest: (B, S), (B, T)."""
+    pad, rows = objective.tokenizer.pad_token_id, [[example] for example in examples]
+    source, target = (max(len(example[side]) for example in examples) for side in ("input_ids", "labels"))
+    ids = pack_tokens(rows, "input_ids", source, pad)
+    labels = pack_tokens(rows, "labels", target, IGNORED)
+    return {"input_ids": ids, "attention_mask": (ids != pad).long(), "labels": labels}
