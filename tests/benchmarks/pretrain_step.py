@@ -1,18 +1,21 @@
 """Tokens/s of a pretraining step, ours against transformers', by turns in one process.
 
-    python -m tests.benchmarks.pretrain_step --family bert [--threads 1 2] [--rounds 5] [--steps 4] [--size mini|base]
-        [--device cpu|cuda] [--dropout 0.1] [--sequence-length 128] [--section.key value of pretrain.py ...]
+    python -m tests.benchmarks.pretrain_step --family bert|seq2seq [--threads 1 2] [--rounds 5] [--steps 4]
+        [--size mini|base] [--device cpu|cuda] [--dropout 0.1] [--section.key value of pretrain.py ...]
 
-bert: MLM and NSP on pairs out of Python's documentation, cut so that 35 to 50 % of a batch padded to 128 is padding,
-the same examples for everybody, on the device beforehand. A round is `--steps` updates (forward, backward, clipping,
-AdamW) of
+bert: MLM and NSP on pairs out of Python's documentation, cut so that 35 to 50 % of a batch padded to 128
+(`--sequence-length`) is padding. seq2seq: pairs of random tokens, as long as sentences are: sources lognormal
+(2.95, 0.6), 4 to 80 tokens, targets 0.85 to 1.2 times as many; dropout as transformers' Marian has it, with none on the
+attention. The same examples for everybody, on the device beforehand. A round is `--steps` updates (forward, backward,
+clipping, AdamW) of
 
 - ours: packed rows, in the precision, attention and linear layers that pretrain.py's own probe settles on, dropout by
   the same rate as everybody's; and the same in exact fp32, where that is another;
-- stock: `BertForPreTraining` at its defaults: fp32, SDPA, padded batches, AdamW;
+- stock: `BertForPreTraining` or `MarianMTModel` at its defaults: fp32, SDPA, random batches padded to their longest,
+  AdamW;
 - best: the fastest of what transformers offers: fp32 or bf16, SDPA or eager attention, as it is or compiled (that in
-  the faster precision alone), fused AdamW. The table says which it was: where a CPU has no bf16 products,
-  that is fp32.
+  the faster precision alone), fused AdamW; seq2seq: on pairs that are alike in length, as many tokens an update as
+  ours. The table says which it was: where a CPU has no bf16 products, that is fp32.
 
 Tokens/s count real tokens, padding not. Medians and quartiles of the rounds after one that warms up; a ratio is that of
 one round. MFU: the operations that the losses need (`useful_flops` of the family; the same for everybody) over those
@@ -29,13 +32,15 @@ import torch
 
 from pretraining.hardware import measure_peak, synchronize
 from tests.benchmarks.rounds import alternate, cell, print_table, ratios, spread
-from tests.benchmarks.step_bert import Bert, Contestant
+from tests.benchmarks.step import Contestant, Family
+from tests.benchmarks.step_bert import Bert
+from tests.benchmarks.step_seq2seq import Seq2Seq
 
-FAMILIES = {"bert": Bert}
+FAMILIES: dict[str, type[Any]] = {"bert": Bert, "seq2seq": Seq2Seq}
 NAMES = {"ours": "ours", "ours_fp32": "ours, fp32", "stock": "transformers, stock", "best": "transformers, best"}
 
 
-def race(family: Bert, threads: int, rounds: int) -> dict[str, Any]:
+def race(family: Family, threads: int, rounds: int) -> dict[str, Any]:
     """All contestants with this many threads: a table, and its figures."""
     torch.set_num_threads(threads)
     contestants = family.contestants(threads)
@@ -104,12 +109,12 @@ def main() -> None:
     parser.add_argument("--family", choices=list(FAMILIES), default="bert")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="updates of a round")
-    parser.add_argument("--examples", type=int, default=32, help="examples of an update")
+    parser.add_argument("--steps", type=int, help="updates of a round; default: bert 4, seq2seq 16")
+    parser.add_argument("--examples", type=int, help="examples of an update; default: bert 32, seq2seq 64")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--size", choices=["mini", "base"], default="mini")
-    parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--sequence-length", type=int, default=128, help="of bert")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile in transformers' probe"
     )
@@ -117,12 +122,15 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here.")
     torch.set_num_threads(options.threads[0])
-    family = FAMILIES[options.family](options, more)
+    kind = FAMILIES[options.family]
+    options.steps = options.steps or kind.default_steps
+    options.examples = options.examples or kind.default_examples
+    family = kind(options, more)
     print(family.about)
     results = {str(threads): race(family, threads, options.rounds) for threads in options.threads}
     first = results[str(options.threads[0])]
     facts = {name: getattr(options, name) for name in ("family", "device", "size", "dropout", "rounds", "steps")}
-    print(json.dumps({**first, **facts, "padding": family.padding, **(results if len(results) > 1 else {})}))
+    print(json.dumps({**first, **facts, **family.padding, **(results if len(results) > 1 else {})}))
 
 
 if __name__ == "__main__":

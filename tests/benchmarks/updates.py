@@ -1,15 +1,17 @@
-"""One update in plain torch: of ours on packed rows, and of transformers' BERT on the same examples, padded."""
+"""One update in plain torch: of ours on packed rows, and of transformers' models on the same examples, padded."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from pretraining.data.batches import Batch
-from pretraining.data.rows import IGNORED, Example
+from pretraining.data.rows import IGNORED, Example, pack_tokens
 from pretraining.hardware import DTYPES
 from pretraining.objectives import Objective
 from pretraining.step import seed_of
@@ -45,14 +47,28 @@ def update(
     return total
 
 
-def update_peer(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, precision: str) -> None:
-    """Forward, backward, clipping to norm 1 and AdamW, as transformers' examples and its Trainer do them."""
+def update_peer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, precision: str, smoothing: float = 0.0
+) -> None:
+    """Forward, backward, clipping to norm 1 and AdamW, as transformers' examples and its Trainer do them.
+
+    Args:
+        smoothing: of the labels, as Trainer does it: over the whole vocabulary, padding among it.
+    """
     with autocast(next(model.parameters()).device, precision):
-        loss = model(**batch).loss
+        loss = smoothed(model, batch, smoothing) if smoothing else model(**batch).loss
     loss.backward()
     clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def smoothed(model: Any, batch: Batch, smoothing: float) -> Tensor:
+    """The loss of a native seq2seq model, which has none with smoothing of its own."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    logits = model(**inputs, use_cache=False).logits.float()
+    return cross_entropy(logits.flatten(0, -2), batch["labels"].flatten(), label_smoothing=smoothing)
 
 
 def padded(objective: Objective, examples: list[Example], length: int | None = None) -> Batch:
@@ -68,3 +84,12 @@ def padded(objective: Objective, examples: list[Example], length: int | None = N
     rows = {name: value[:, :length].contiguous() for name, value in {**tokens, "attention_mask": mask}.items()}
     pairs = {name: value.flatten() for name, value in batch.items() if name == "next_sentence_label"}
     return rows | pairs
+
+
+def padded_pairs(objective: Objective, examples: list[Example]) -> Batch:
+    """Pairs as transformers' Marian takes them, one a row, both sides as long as their longest: (B, S), (B, T)."""
+    pad, rows = objective.tokenizer.pad_token_id, [[example] for example in examples]
+    source, target = (max(len(example[side]) for example in examples) for side in ("input_ids", "labels"))
+    ids = pack_tokens(rows, "input_ids", source, pad)
+    labels = pack_tokens(rows, "labels", target, IGNORED)
+    return {"input_ids": ids, "attention_mask": (ids != pad).long(), "labels": labels}
