@@ -81,7 +81,7 @@ class Seq2Seq:
         """Chooses the examples, and the rows that suit them."""
         index = self.index("train", 0)
         lengths = self.lengths("train", 0, index)
-        self.row_lengths = choose_row_lengths(lengths, self.settings.row_length, self.run.train.window)
+        self.row_lengths = choose_row_lengths(lengths, self.settings.row_length)
         held = self.lengths("validation", 0, self.index("validation", 0))
         self.row_lengths = tuple(np.maximum(self.row_lengths, held.max(0)).tolist())
 
