@@ -28,8 +28,8 @@ from .attention import (
 )
 from .base import ForwardKwargs, KeelTextPreTrainedModel
 from .configuration import KeelSeq2SeqConfig
-from .decoding import plain_search
 from .embeddings import TokenEmbeddings
+from .generation import plain_search
 from .heads import Counts, smoothed_loss
 from .layers import DecoderBlock, EncoderBlock, Stack
 
