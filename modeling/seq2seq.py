@@ -30,8 +30,8 @@ from .attention import (
 )
 from .base import ForwardKwargs, KeelTextPreTrainedModel
 from .configuration import KeelSeq2SeqConfig
-from .decoding import plain_search
 from .embeddings import TokenEmbeddings
+from .generation import plain_search
 from .heads import Counts, divided, smoothed_loss
 from .layers import DecoderBlock, EncoderBlock, Stack
 

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerationMixin, MaxLengthCriteria
 from transformers.modeling_outputs import BaseModelOutput
 
-from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration, decoding
+from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration, decoding, generation
 from modeling.convert import to_native
 
 END, PAD, WIDTH = 0, 39, 12
@@ -26,6 +26,7 @@ SEARCHES = [
     {},
     {"eos_token_id": [END, 5, 7]},
     {"eos_token_id": None},
+    {"synced_gpus": False},  # as transformers' trainer passes it
     *({"num_beams": 4, "early_stopping": early} for early in (True, False, "never")),
     *({"num_beams": 4, "length_penalty": p, "early_stopping": "never"} for p in (-1.0, 0.0, 0.6, 2.0)),
     *({"num_beams": 4, "length_penalty": p} for p in (0.6, 2.0)),
@@ -75,7 +76,9 @@ def only(monkeypatch, theirs: bool):
     def refuse(*args, **kwargs):
         raise AssertionError("the wrong search")
 
-    searches = ((decoding, "Decoder"),) if theirs else ((GenerationMixin, "_sample"), (GenerationMixin, "_beam_search"))
+    searches = (
+        ((generation, "Decoder"),) if theirs else ((GenerationMixin, "_sample"), (GenerationMixin, "_beam_search"))
+    )
     with monkeypatch.context() as patch:
         for owner, name in searches:
             patch.setattr(owner, name, refuse)
