@@ -103,6 +103,11 @@ class SentencePairs:
         Raises:
             ValueError: whatever is wrong with the files, the text or the tokenizer.
         """
+        if self.pairs and self.run.model.type_vocab_size < 2:
+            raise ValueError(
+                f"model.type_vocab_size is {self.run.model.type_vocab_size}, and a pair has two segments: set it to 2, "
+                "or objective.next_sentence to none."
+            )
         cache, short_rate = Path(self.run.cache).expanduser(), self.settings.short_sequence_rate
         text = prepare(self.run.data, self.run.tokenizer, self.longest, short_rate, cache, writer)
         self.tokenizer = text.tokenizer

@@ -191,6 +191,7 @@ BAD = {
     "a vocabulary beyond the corpus": (["--tokenizer.vocab_size=100000"], "vocab"),
     "a sequence beyond the table": (["--objective.sequence_length=65"], "model.max_position_embeddings"),
     "an unknown key": (["--train.stepz=3"], "train.steps"),
+    "one segment for pairs": (["--model.type_vocab_size=1"], "two segments"),
     "no tokenizer there": (["--tokenizer.path={tmp}/nothing"], "nothing"),
     "one document": (['--data.files=["{tmp}/one.txt"]'], "held out"),
     "two documents, one held out": (
