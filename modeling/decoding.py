@@ -39,7 +39,7 @@ def affine(*linears: nn.Linear) -> Affine:
 
 
 class Layer(NamedTuple):
-    """What a step needs of a decoder block: with one sentence, calling modules would take a fifth of its time."""
+    """What a step needs of a decoder block: with one sentence, module calls are a fifth of what is not arithmetic."""
 
     own: Affine  # queries, keys and values: (3 D, D)
     own_output: Affine
