@@ -19,8 +19,10 @@ MAPS = {
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """Each token as it reads; a space before it as an underscore."""
-    return [str(tokenizer.decode([token])).replace(" ", "_") or repr(token) for token in ids]
+    """Each token as it reads; an underscore where a word begins."""
+    names = tokenizer.convert_ids_to_tokens(ids)
+    texts = (str(tokenizer.decode([token])).strip() for token in ids)
+    return ["_" * name.startswith(("Ġ", "▁")) + text or name for name, text in zip(names, texts, strict=True)]
 
 
 @torch.no_grad()

@@ -24,6 +24,8 @@ def write_model(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> N
     """
     fresh: Any = type(model)(model.config)  # type: ignore[call-arg, arg-type]
     fresh.load_state_dict(weights)
+    if fresh.can_generate():
+        fresh.generation_config = model.generation_config
     fresh.save_pretrained(folder)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 PANELS = {"loss": "loss", "accuracy": "accuracy", "learning_rate": "learning rate", "tokens_per_second": "tokens/s"}
@@ -30,6 +31,22 @@ def draw_curves(lines: list[dict], path: Path) -> None:
     save(figure, path)
 
 
+def fonts_for(text: str) -> tuple[list[str], set[str]]:
+    """Installed font families that have the characters of a text, and the characters that none of them has."""
+    families, missing = ["DejaVu Sans"], set(text)  # matplotlib's own font comes first, and then whatever helps
+    entries = sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name != families[0], entry.name))
+    for entry in entries:
+        if not missing:
+            break
+        if entry.name.startswith("Last Resort"):  # matplotlib's own: a box for every character
+            continue
+        has = font_manager.get_font(entry.fname).get_charmap()
+        if found := {c for c in missing if ord(c) in has}:
+            families.append(entry.name)
+            missing -= found
+    return list(dict.fromkeys(families)), missing
+
+
 def draw_attention(layers: list[np.ndarray], queries: list[str], keys: list[str], title: str, path: Path) -> None:
     """One panel for each layer (rows) and head (columns): dark where a query looks at a key.
 
@@ -37,6 +54,9 @@ def draw_attention(layers: list[np.ndarray], queries: list[str], keys: list[str]
         layers: attention weights of each layer (H, T, S).
         queries, keys: the T and S tokens.
     """
+    families, missing = fonts_for("".join(queries + keys))
+    spelt = str.maketrans({c: f"U+{ord(c):04X}" for c in missing})
+    queries, keys = ([token.translate(spelt) for token in tokens] for tokens in (queries, keys))
     heads = len(layers[0])
     width, height = 1.0 + 0.16 * len(keys), 1.0 + 0.16 * len(queries)
     figure = Figure(figsize=(width * heads + 1, height * len(layers) + 0.6), layout="constrained")
@@ -46,8 +66,8 @@ def draw_attention(layers: list[np.ndarray], queries: list[str], keys: list[str]
         for head, (axes, map_) in enumerate(zip(row, weights, strict=True)):
             axes.imshow(map_, cmap="Blues", vmin=0, vmax=1, aspect="equal")
             axes.set_title(f"layer {layer}, head {head}", fontsize=8)
-            axes.set_xticks(range(len(keys)), keys, rotation=90, fontsize=7)
-            axes.set_yticks(range(len(queries)), queries, fontsize=7)
+            axes.set_xticks(range(len(keys)), keys, rotation=90, fontsize=7, family=families)
+            axes.set_yticks(range(len(queries)), queries, fontsize=7, family=families)
     save(figure, path)
 
 

@@ -175,7 +175,7 @@ def _bpe(settings: TokenizerSettings, read: Reader, layout: Layout) -> PreTraine
     # could do that too, but would do it behind each [MASK] as well.
     space = pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([space, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    backend.decoder = decoders.ByteLevel()
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])  # that first space again
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocab_size - len(layout.last), min_frequency=2, special_tokens=_spaced(layout),
         initial_alphabet=alphabet, show_progress=False,

@@ -10,7 +10,7 @@ import sacrebleu
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertTokenizer, MarianMTModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertTokenizer, MarianMTModel
 
 from modeling import KeelSeq2SeqForConditionalGeneration
 from modeling.convert import to_native
@@ -23,6 +23,7 @@ from pretraining.metrics import Bleu, ExactMatch
 from pretraining.objectives import OBJECTIVES
 from pretraining.objectives.seq2seq import Seq2Seq
 from pretraining.parsing import parse
+from pretraining.pictures import fonts_for
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -290,6 +291,17 @@ def test_learns_to_read_numbers(trained: Path):
     assert results["eval_exact_match"] > 0.5, results
 
 
+def test_whoever_opens_it_writes_as_it_was_judged(trained: Path):
+    """Beams and length are the checkpoint's own; no space comes before the first word."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(trained / "model")
+    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    assert (model.generation_config.num_beams, model.generation_config.max_length) == (2, 32)
+    written = tokenizer.decode(
+        model.generate(**tokenizer("seven eight", return_tensors="pt"))[0], skip_special_tokens=True
+    )
+    assert written == written.strip() != ""
+
+
 @pytest.mark.parametrize("beams", [1, 4])
 def test_keel_transformers_and_ctranslate2_write_the_same(beams: int, trained: Path, tmp_path: Path):
     """From one checkpoint: by our own search, by transformers' on the native Marian, and by CTranslate2 on that."""
@@ -392,5 +404,7 @@ def test_attention_maps_are_drawn_from_a_checkpoint(arguments, tmp_path: Path, m
         assert len(layers) == 1 and layers[0].shape == (2, len(queries), len(keys))
         assert np.allclose(layers[0].sum(-1), 1, atol=1e-5)
     assert seen[0][1] == seen[0][2] == seen[2][2] and "".join(seen[0][1]).startswith("_seven")
+    families, missing = fonts_for("a\U0010fffd")  # one that no font has is spelt as its code point, not as a box
+    assert families and missing == {"\U0010fffd"}
     with pytest.raises(ValueError, match="no encoder-decoder of ours"):
         attention_maps.draw_maps(tmp_path, "seven", tmp_path)
