@@ -106,7 +106,9 @@ class KeelSeq2SeqConfig(KeelConfig):
     attribute_map = {"num_hidden_layers": "encoder_layers"}
 
     vocab_size: int = 37000
-    """Entries of the token table that encoder, decoder and output share."""
+    """Entries of each token table."""
+    share_encoder_decoder_embeddings: bool = True
+    """One token table for encoder, decoder and output; False: the encoder has its own, of a vocabulary of its own."""
     hidden_size: int = 512
     num_attention_heads: int = 8
     intermediate_size: int = 2048

@@ -126,6 +126,7 @@ MARIAN = Family(
     fields=LABELS
     | TOKENS
     | same("encoder_layers decoder_layers scale_embedding is_encoder_decoder use_cache decoder_start_token_id")
+    | same("share_encoder_decoder_embeddings")
     | {
         "vocab_size": ("vocab_size", "decoder_vocab_size"),
         "hidden_size": ("d_model",),
@@ -143,11 +144,10 @@ MARIAN = Family(
         "type_vocab_size": (0, "marian has no segments"),
         "layer_norm_eps": (1e-5, "marian's LayerNorm adds 1e-05"),
         "qkv_bias": (True, "marian's query, key and value projections have biases"),
-        "tie_word_embeddings": (True, "marian's source, target and output share one table"),
+        "tie_word_embeddings": (True, "marian's target and output share one table"),
     },
     native={
-        "share_encoder_decoder_embeddings": (True, "keel-seq2seq has one table for source and target"),
-        "tie_word_embeddings": (True, "keel-seq2seq has one table for source, target and output"),
+        "tie_word_embeddings": (True, "keel-seq2seq has one table for target and output"),
         "activation_dropout": (0, "keel-seq2seq has no dropout inside its feed-forward layers"),
         "encoder_layerdrop": (0, "keel-seq2seq drops no layers"),
         "decoder_layerdrop": (0, "keel-seq2seq drops no layers"),
@@ -313,7 +313,8 @@ def to_native(model: PreTrainedModel) -> PreTrainedModel:
         weights |= {name: table for name, table in model.named_buffers() if name.endswith("positions.weight")}
         weights = permuted(weights, sines_then_cosines(config.hidden_size))
     weights = renamed(weights, family.names)
-    for copy, original in family.copies.items():
+    one_table = family is not MARIAN or config.share_encoder_decoder_embeddings
+    for copy, original in family.copies.items() if one_table else ():  # a Marian of two has no third
         found = [name for name in weights if name.endswith(original)]
         weights |= {name.removesuffix(original) + copy: weights[name] for name in found}
     if isinstance(model, KeelViTForMaskedImageModeling):

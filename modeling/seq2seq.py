@@ -51,6 +51,12 @@ class KeelSeq2SeqPreTrainedModel(KeelTextPreTrainedModel):
     base_model_prefix = "model"
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^final_logits_bias$"]
 
+    def _resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """Of every table; transformers would see to the encoder's alone."""
+        for embeddings in self.token_embeddings():
+            self._get_resized_embeddings(embeddings.tokens, *args, **kwargs)
+        return super()._resize_token_embeddings(*args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -141,12 +147,14 @@ class KeelSeq2SeqDecoder(KeelSeq2SeqPreTrainedModel):
 
 
 class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
-    """Encoder and decoder over one token table."""
+    """Encoder and decoder, over one token table or two."""
 
     _tied_weights_keys = {"decoder.embeddings.tokens.weight": "encoder.embeddings.tokens.weight"}
 
     def __init__(self, config: KeelSeq2SeqConfig):
         super().__init__(config)
+        if not config.share_encoder_decoder_embeddings:
+            self._tied_weights_keys = {}
         self.encoder = KeelSeq2SeqEncoder(config)
         self.decoder = KeelSeq2SeqDecoder(config)
         self.post_init()
@@ -156,7 +164,8 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
 
     def set_input_embeddings(self, value: Any) -> None:
         self.encoder.embeddings.tokens = value
-        self.decoder.embeddings.tokens = value
+        if self.config.share_encoder_decoder_embeddings:
+            self.decoder.embeddings.tokens = value
 
     @can_return_tuple
     def forward(
@@ -204,7 +213,7 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
 
 
 class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, GenerationMixin):
-    """Predicts the next target token; the output matrix is the token table (Vaswani 2017, 3.4)."""
+    """Predicts the next target token; the output matrix is the decoder's token table (Vaswani 2017, 3.4)."""
 
     final_logits_bias: Tensor
     _tied_weights_keys = {
@@ -214,6 +223,8 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
 
     def __init__(self, config: KeelSeq2SeqConfig):
         super().__init__(config)
+        if not config.share_encoder_decoder_embeddings:
+            self._tied_weights_keys = {"lm_head.weight": "model.decoder.embeddings.tokens.weight"}
         self.model = KeelSeq2SeqModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.register_buffer("final_logits_bias", self.never_padding())

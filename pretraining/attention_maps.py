@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from modeling import KeelSeq2SeqForConditionalGeneration
-from pretraining.data.tokenizer import load_tokenizer
+from pretraining.data.tokenizer import TARGET, load_tokenizer
 from pretraining.pictures import draw_attention
 
 MAPS = {
@@ -42,24 +42,23 @@ def draw_maps(folder: Path, text: str, out: Path) -> tuple[str, list[Path]]:
         raise ValueError(
             f"no encoder-decoder of ours can be read from {folder} ({reason}): give a run's model/."
         ) from error
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = target_tokenizer = load_tokenizer(str(folder))
+    if not model.config.share_encoder_decoder_embeddings:
+        target_tokenizer = load_tokenizer(str(folder), TARGET)
     source = tokenizer(text, return_tensors="pt").input_ids
     written: Any = model.generate(input_ids=source)
     target = written[:, 1:]  # behind the start token
     outputs = model(input_ids=source, labels=target, output_attentions=True)
     before = model.prepare_decoder_input_ids_from_labels(target)
-    tokens = {
-        "encoder": (source, source),
-        "decoder": (before, before),
-        "cross": (target, source),
-    }
+    read = pieces(tokenizer, source[0].tolist())
+    heard, said = (pieces(target_tokenizer, ids[0].tolist()) for ids in (before, target))
+    tokens = {"encoder": (read, read), "decoder": (heard, heard), "cross": (said, read)}
     out.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for name, (field, title) in MAPS.items():
-        queries, keys = (pieces(tokenizer, ids[0].tolist()) for ids in tokens[name])
         paths.append(out / f"attention-{name}.png")
-        draw_attention([layer[0].numpy() for layer in outputs[field]], queries, keys, title, paths[-1])
-    return str(tokenizer.decode(target[0], skip_special_tokens=True)).strip(), paths
+        draw_attention([layer[0].numpy() for layer in outputs[field]], *tokens[name], title, paths[-1])
+    return str(target_tokenizer.decode(target[0], skip_special_tokens=True)).strip(), paths
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from modeling import KeelSeq2SeqConfig
 from modeling.convert import FAMILIES, TO_NATIVE, from_native, keel_config, keel_names
 from pretraining.data.tokenizer import load_tokenizer
 from pretraining.settings import NOT_SET_BY_HAND, Settings
@@ -54,6 +55,11 @@ def architecture(config: PreTrainedConfig) -> dict[str, Any]:
     return {f"model.{name}": getattr(config, name) for name in names if name not in NOT_SET_BY_HAND}
 
 
+def is_separate(config: PreTrainedConfig) -> bool:
+    """Whether source and target have a vocabulary each."""
+    return isinstance(config, KeelSeq2SeqConfig) and not config.share_encoder_decoder_embeddings
+
+
 def check(settings: Settings, start: PreTrainedConfig) -> None:
     """Takes from the checkpoint what no setting names, and refuses settings that contradict it.
 
@@ -70,6 +76,11 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
         raise ValueError(
             "tokenizer.new_words and tokenizer.words would come behind <pad>, with which the tokenizer of an "
             "encoder-decoder ends: leave them out."
+        )
+    if settings.tokenizer.separate != is_separate(start):
+        raise ValueError(
+            f"tokenizer.separate is {settings.tokenizer.separate}, but {settings.init_from} has "
+            f"{'two vocabularies' if is_separate(start) else 'one vocabulary'}: leave it out, the checkpoint decides."
         )
     theirs = architecture(start)
     for name, value in architecture(settings.model).items():

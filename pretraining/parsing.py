@@ -138,7 +138,9 @@ def parse(arguments: list[str] | None = None) -> Settings:
     try:
         start = None if checkpoint == "null" else initial.read_config(checkpoint, CONFIGS[family])
         if start is not None:
-            parser.set_defaults({"tokenizer.path": checkpoint, **initial.architecture(start)})
+            separate = initial.is_separate(start)
+            theirs = {"tokenizer.path": checkpoint, "tokenizer.separate": separate, **initial.architecture(start)}
+            parser.set_defaults(theirs)
         given = parser.parse_args(arguments)
         given.tokenizer.path = given.tokenizer.path or given.init_from
         resolved = parser.dump(given, skip_none=False)

@@ -245,6 +245,11 @@ class Settings:
                 f"objective.sequence_length={longest} is beyond the model's position table: "
                 f"set model.max_position_embeddings to at least {longest}."
             )
+        if self.tokenizer.separate and self.objective.name != "translation":
+            raise ValueError(
+                f"tokenizer.separate is for pairs, and objective.name is {self.objective.name}, which reads and writes "
+                "one kind of text: leave it out, and start from no checkpoint that has it."
+            )
 
         self.phases()
 
@@ -303,6 +308,7 @@ class Settings:
 NOT_SET_BY_HAND = {field.name for field in dataclasses.fields(PreTrainedConfig)} | {
     "auto_map",
     "vocab_size",
+    "share_encoder_decoder_embeddings",
     "pad_token_id",
     "bos_token_id",
     "eos_token_id",

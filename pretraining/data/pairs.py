@@ -46,6 +46,27 @@ class Pairs(Stored):
                 yield from pair
 
 
+@dataclass(frozen=True)
+class Side:
+    """The sources or the targets of pairs: what a tokenizer of their own is trained on."""
+
+    pairs: Pairs
+    name: str
+    """The column."""
+
+    @property
+    def characters(self) -> np.ndarray:
+        return np.fromiter(map(len, self.texts()), dtype=np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.name} {self.pairs.fingerprint}"
+
+    def texts(self) -> Iterator[str]:
+        for shard in self.pairs.shards():
+            yield from self.pairs.column(self.name, shard)
+
+
 def load_pairs(settings: PairSettings) -> tuple[dict[str, Pairs], dict[str, dict[str, int]]]:
     """Load a source's pairs without those that repeat others.
 

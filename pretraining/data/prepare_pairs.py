@@ -1,6 +1,5 @@
 """Tokenise pairs once, cache: both sides become one flat array on disk, source and target by turns."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -72,12 +71,12 @@ def open_array(path: Path, kind: str) -> np.ndarray:
     return np.memmap(path, dtype=kind, mode="r") if path.stat().st_size else np.empty(0, dtype=kind)
 
 
-def words_of(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
-    """For each text the number of the word, by spaces, that each token begins in."""
-    for text, encoding in zip(texts, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
-        number = np.cumsum([c.isspace() for c in text])  # of the word that a character belongs to
-        # A token may begin with the space before its word.
-        yield np.array([number[min(end, len(text)) - 1] for _, end in encoding.offsets], dtype=np.int64)
+def words_of(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The number of the word, by spaces, that each token of a text begins in."""
+    number = np.cumsum([c.isspace() for c in text])  # of the word that a character belongs to
+    # A token may begin with the space before its word.
+    offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+    return np.array([number[min(end, len(text)) - 1] for _, end in offsets], dtype=np.int64)
 
 
 def token_points(alignment: str, source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -98,14 +97,16 @@ def token_points(alignment: str, source: np.ndarray, target: np.ndarray) -> np.n
 
 
 def tokenise(
-    pairs: Pairs, group_names: list[str], tokenizer: Tokenizer, token_type: str, shard: range
+    pairs: Pairs, group_names: list[str], tokenizers: list[Tokenizer], token_type: str, shard: range
 ) -> dict[str, np.ndarray]:
     """A shard's tokens, the lengths of its sides, the groups of its pairs, their points and the number of these."""
-    sides = list(chain.from_iterable(pairs.sides(shard)))
+    sides = list(pairs.sides(shard))
     tokens = [np.empty(0, dtype=token_type)]
     lengths: list[int] = []
     for first in range(0, len(sides), AT_A_TIME):
-        ids = encode(tokenizer, sides[first : first + AT_A_TIME])
+        texts = zip(*sides[first : first + AT_A_TIME], strict=True)  # all sources, all targets
+        tokenised = [encode(tokenizer, list(side)) for tokenizer, side in zip(tokenizers, texts, strict=True)]
+        ids = list(chain.from_iterable(zip(*tokenised, strict=True)))
         lengths += map(len, ids)
         tokens.append(np.fromiter(chain.from_iterable(ids), dtype=token_type))
     points = [np.empty((0, 2), dtype=np.uint16)]
@@ -113,7 +114,7 @@ def tokenise(
     for number, alignment in enumerate(pairs.column("alignment", shard)):
         found = points[0]
         if alignment:
-            found = token_points(alignment, *words_of(tokenizer, sides[2 * number : 2 * number + 2]))
+            found = token_points(alignment, *map(words_of, tokenizers, sides[number]))
         points.append(found)
         counts.append(len(found))
     number_of = {name: number for number, name in enumerate(group_names)}
@@ -131,15 +132,16 @@ def names_of(pairs: Pairs) -> list[str]:
     return sorted(set(pairs.column("group", range(len(pairs)))))
 
 
-def write(folder: Path, pairs: Pairs, tokenizer: Tokenizer, processes: int) -> dict[str, Any]:
-    """Streams the pairs through the tokenizer into `folder`; memory does not grow with them."""
-    token_type = "uint16" if max(tokenizer.get_vocab().values()) < 2**16 else "int32"
+def write(folder: Path, pairs: Pairs, tokenizers: list[Tokenizer], processes: int) -> dict[str, Any]:
+    """Streams the pairs through their sides' tokenizers into `folder`; memory does not grow with them."""
+    largest = max(number for tokenizer in tokenizers for number in tokenizer.get_vocab().values())
+    token_type = "uint16" if largest < 2**16 else "int32"
     group_names = names_of(pairs)
     files = {name: (folder / f"{name}.bin").open("wb") for name in ("tokens", *ARRAYS)}
     total = {"offsets": 0, "point_offsets": 0}
     for name in total:
         np.zeros(1, dtype=np.int64).tofile(files[name])
-    work = partial(tokenise, pairs, group_names, tokenizer, token_type)
+    work = partial(tokenise, pairs, group_names, tokenizers, token_type)
     for _, part in in_order(work, pairs.shards(), processes, "tokenising"):
         for name, end in total.items():
             (end + part[name].cumsum()).astype(np.int64).tofile(files[name])
@@ -152,18 +154,19 @@ def write(folder: Path, pairs: Pairs, tokenizer: Tokenizer, processes: int) -> d
 
 
 def prepare_pairs(
-    pairs: Pairs, tokenizer: "PreTrainedTokenizerBase", processes: int, cache: Path, writer: bool
+    pairs: Pairs, tokenizers: "list[PreTrainedTokenizerBase]", processes: int, cache: Path, writer: bool
 ) -> PreparedPairs:
     """The prepared form of `pairs`, from the cache if it is there; no special token among the tokens.
 
     Args:
+        tokenizers: the sources' and the targets'.
         processes: how many tokenise; what they write is the same for any number.
         cache, writer: as in `once`.
     """
-    backend = tokenizer.backend_tokenizer.to_str()
-    content = [VERSION, pairs.fingerprint, names_of(pairs), backend]
+    backends = [tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers]
+    content = [VERSION, pairs.fingerprint, names_of(pairs), *dict.fromkeys(backends)]
 
     def make(folder: Path) -> dict[str, Any]:
-        return write(folder, pairs, Tokenizer.from_str(backend), processes)
+        return write(folder, pairs, [Tokenizer.from_str(backend) for backend in backends], processes)
 
     return PreparedPairs.load(once(cache, "pairs", content, make, writer))

@@ -150,6 +150,9 @@ class TokenizerSettings:
     """A folder or Hub name of an existing tokenizer; none: train one."""
     kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
     """The subword model to train."""
+    separate: bool = False
+    """Of pairs: a vocabulary for the sources and another for the targets, of one size; at `path` the latter is in
+    target/."""
     vocab_size: int = 8192
     """Number of entries, special tokens included."""
     cased: bool = False

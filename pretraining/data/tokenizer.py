@@ -68,6 +68,7 @@ SEQ2SEQ = Layout(
     inputs=["input_ids", "attention_mask"],
 )
 LAYOUTS = {"bert": BERT, "seq2seq": SEQ2SEQ}
+TARGET = "target"  # the folder, in a model's own, of the tokenizer of targets that have a vocabulary of their own
 
 
 class Corpus(Protocol):
@@ -219,10 +220,10 @@ def _unigram(settings: TokenizerSettings, read: Reader, layout: Layout) -> PreTr
 TRAINERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub name; a ValueError where there is none."""
+def load_tokenizer(path: str, part: str = "") -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub name, or of the folder `part` in it; a ValueError where there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, subfolder=part)
         if not len(regular_ids(tokenizer)):  # what transformers makes of a BERT model's folder without a vocabulary
             raise ValueError("it has no vocabulary")
         return tokenizer
@@ -230,12 +231,17 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"no tokenizer can be loaded from {path!r} ({reason}): it must be a folder with "
-            "tokenizer.json, or a Hub name"
+            f"{Path(part, 'tokenizer.json')}, or a Hub name"
         ) from error
 
 
 def build_tokenizer(
-    settings: TokenizerSettings, corpus: Corpus, cache: Path, writer: bool = True, family: str = "bert"
+    settings: TokenizerSettings,
+    corpus: Corpus,
+    cache: Path,
+    writer: bool = True,
+    family: str = "bert",
+    part: str = "",
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer at `settings.path`, with new words if there shall be any, or train one on the corpus' text.
 
@@ -243,12 +249,13 @@ def build_tokenizer(
         corpus: that of the training split alone, or validation would not be held out.
         family: of the model, which decides the special tokens.
         cache, writer: as in `once`.
+        part: the folder at `settings.path` that the tokenizer is in.
 
     Raises:
         ValueError: if nothing can be loaded from the path, if the vocabulary or the new words asked for are more than
             the text gives, or if the vocabulary is smaller than the text's alphabet.
     """
-    kept = None if settings.path is None else load_tokenizer(settings.path)
+    kept = None if settings.path is None else load_tokenizer(settings.path, part)
     if kept is not None and not settings.new_words and settings.words is None:
         return kept
     code = [Path(file).read_text(encoding="utf-8") for file in (__file__, new_words.__file__)]

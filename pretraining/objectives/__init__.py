@@ -28,6 +28,8 @@ class Objective(Protocol):
     """A hash of the prepared data, of both splits; there after `prepare`."""
     tokenizer: PreTrainedTokenizerBase
     """Saved beside the model."""
+    target_tokenizer: PreTrainedTokenizerBase | None
+    """Of targets with a vocabulary of their own; saved in a folder there."""
 
     def prepare(self, writer: bool) -> list[str]: ...
 

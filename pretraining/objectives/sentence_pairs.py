@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling import KeelBertConfig, KeelBertForMaskedLM, KeelBertForPreTraining
 from pretraining.data import draws
@@ -80,6 +80,7 @@ class SentencePairs:
     """The objective of BERT."""
 
     metric, lower_is_better = "mlm_loss", True
+    target_tokenizer: PreTrainedTokenizerBase | None = None
 
     def __init__(self, settings: Settings):
         self.configure(settings)

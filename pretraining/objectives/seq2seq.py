@@ -61,6 +61,7 @@ class Seq2Seq:
 
     targets: tuple[str, ...] = ("labels",)
     tokenizer: PreTrainedTokenizerBase
+    target_tokenizer: PreTrainedTokenizerBase | None = None
 
     def __init__(self, settings: Settings):
         self.configure(settings)
@@ -94,6 +95,12 @@ class Seq2Seq:
     def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
         raise NotImplementedError
 
+    @property
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
+        """Each side's; ids of padding and end, and the number of entries, are the same."""
+        target = self.tokenizer if self.target_tokenizer is None else self.target_tokenizer
+        return {"input_ids": self.tokenizer, "labels": target}
+
     def group(self, number: int) -> str:
         """What kind of held-out example it is; empty: there are no kinds."""
         return ""
@@ -107,7 +114,9 @@ class Seq2Seq:
         config.vocab_size = len(self.tokenizer)
         config.pad_token_id = config.decoder_start_token_id = self.tokenizer.pad_token_id
         config.eos_token_id = self.tokenizer.eos_token_id
-        self.tokenizer.model_max_length = config.max_position_embeddings
+        config.share_encoder_decoder_embeddings = self.target_tokenizer is None
+        for tokenizer in self.tokenizers.values():
+            tokenizer.model_max_length = config.max_position_embeddings
         model = KeelSeq2SeqForConditionalGeneration(config)
         defaults: Any = model.generation_config
         defaults.max_length = self.settings.sequence_length
@@ -161,12 +170,13 @@ class Seq2Seq:
             mask = (inputs != pad).long()
             limit = self.settings.sequence_length + 1  # the start token
             out: Any = model.generate(input_ids=inputs, attention_mask=mask, max_length=limit, **options)  # type: ignore[operator]
-            for i, text in zip(some, self.tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
-                texts[i] = text.strip()
+            for i, written in zip(some, out, strict=True):
+                texts[i] = self.text("labels", written)
         return texts
 
-    def text(self, ids: np.ndarray) -> str:
-        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
+    def text(self, side: str, ids: np.ndarray | Tensor) -> str:
+        """What tokens of a side ("input_ids" or "labels") say."""
+        return str(self.tokenizers[side].decode(ids.tolist(), skip_special_tokens=True)).strip()
 
     @torch.no_grad()
     def judge(
@@ -189,7 +199,7 @@ class Seq2Seq:
         unwrapped.set_attn_implementation("sdpa")  # one that takes padding
         written = self.write(unwrapped, [example["input_ids"] for example in examples], beams)
         unwrapped.set_attn_implementation(kernel)
-        references = [self.text(example["labels"]) for example in examples]
+        references = [self.text("labels", example["labels"]) for example in examples]
         groups = [self.group(int(number)) for number in own]
         found = gather_object(list(zip(groups, written, references, strict=True)))
         measures = {name: compare(found, kind) for name, kind in METRICS.items()}
@@ -207,6 +217,7 @@ class Seq2Seq:
         written = self.write(model, [example["input_ids"] for example in examples], 1)
         model.set_attn_implementation(kernel)
         return [
-            f"{self.text(example['input_ids'])}\n    written: {text}\n    right:   {self.text(example['labels'])}"
+            f"{source}\n    written: {text}\n    right:   {target}"
             for example, text in zip(examples, written, strict=True)
+            for source, target in [[self.text(side, example[side]) for side in self.tokenizers]]
         ]

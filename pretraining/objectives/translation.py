@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from pretraining.data import draws
-from pretraining.data.pairs import load_pairs
+from pretraining.data.pairs import Pairs, Side, load_pairs
 from pretraining.data.parallel import count_processes
 from pretraining.data.prepare_pairs import prepare_pairs
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
 from pretraining.data.settings import between
-from pretraining.data.tokenizer import build_tokenizer, require_tokens
+from pretraining.data.tokenizer import TARGET, build_tokenizer, require_tokens
 from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
 
 
@@ -71,17 +71,32 @@ class Translation(Seq2Seq):
                 f"Nothing is held out for evaluation ({len(pairs['train'])} pairs in all): name "
                 "data.validation_files, or set data.validation_fraction."
             )
-        self.tokenizer = build_tokenizer(self.run.tokenizer, pairs["train"], cache, writer, "seq2seq")
-        require_tokens(self.tokenizer, ("pad_token", "eos_token"))
-        processes = count_processes(options.processes)
-        self.data = {
-            split: prepare_pairs(part, self.tokenizer, processes, cache, writer) for split, part in pairs.items()
-        }
+        self.build_tokenizers(pairs["train"], cache, writer)
+        tokenizers, processes = list(self.tokenizers.values()), count_processes(options.processes)
+        self.data = {split: prepare_pairs(part, tokenizers, processes, cache, writer) for split, part in pairs.items()}
         self.check_alignments()
         self.fingerprint = f"{self.data['train'].name} {self.data['validation'].name}"
         self.open()
         lines = [f"pairs {options.source}, fingerprint {pairs['train'].fingerprint}"]
         return lines + [self.describe(split) for split in self.data]
+
+    def build_tokenizers(self, pairs: Pairs, cache: Path, writer: bool) -> None:
+        """Loads or trains one tokenizer for both sides of the training pairs, or one for each; raises as `prepare`."""
+        options = self.run.tokenizer
+        if options.separate:
+            self.tokenizer = build_tokenizer(options, Side(pairs, "source"), cache, writer, "seq2seq")
+            self.target_tokenizer = build_tokenizer(options, Side(pairs, "target"), cache, writer, "seq2seq", TARGET)
+        else:
+            self.tokenizer = build_tokenizer(options, pairs, cache, writer, "seq2seq")
+        source, target = self.tokenizers.values()
+        for tokenizer in (source, target):
+            require_tokens(tokenizer, ("pad_token", "eos_token"))
+        numbers = [(len(each), each.eos_token_id, each.pad_token_id) for each in (source, target)]
+        if numbers[0] != numbers[1]:
+            raise ValueError(
+                "tokenizer.separate: the numbers of entries, the ids of the end and of padding are {} of the sources' "
+                "tokenizer and {} of the targets': both must have the same.".format(*numbers)
+            )
 
     def check_alignments(self) -> None:
         """Raises ValueError where word alignments are to be learnt and there are none, or none can be seen."""

@@ -248,17 +248,19 @@ def test_padding_is_never_trained(tiny, label_smoothing):
 
 
 @pytest.mark.parametrize("size", [48, 64])
-@pytest.mark.parametrize("head", [*TEXT, "KeelBertForPreTraining"])
-def test_new_tokens_keep_ties(tiny, head, size, tmp_path):
-    model = tiny(head)
+@pytest.mark.parametrize(
+    ("head", "shared"), [*((head, True) for head in [*TEXT, "KeelBertForPreTraining"]), (TEXT[1], False)]
+)
+def test_new_tokens_keep_ties(tiny, head, shared, size, tmp_path):
+    model = tiny(head, **({} if shared else {"share_encoder_decoder_embeddings": False}))
     before = model(**inputs(model))[0]
     model.resize_token_embeddings(size)
     torch.manual_seed(0)
     model.save_pretrained(tmp_path)
     loaded = getattr(modeling, head).from_pretrained(tmp_path, dtype=torch.float64)
     for one in (model, loaded):
-        table = one.get_input_embeddings().weight
-        assert one.get_output_embeddings().weight is table and table.shape == (size, 16)
+        read, table = (embeddings.weight for embeddings in (one.get_input_embeddings(), one.get_output_embeddings()))
+        assert read.shape == table.shape == (size, 16) and (read is table) == shared
         if one.config.is_encoder_decoder:
             assert one.model.decoder.embeddings.tokens.weight is table
         after = one.eval()(**inputs(one))[0]

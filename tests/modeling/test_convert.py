@@ -59,7 +59,8 @@ GRADIENTS: dict[str, list[tuple[str, str, int | None]]] = {
         ("encoder.blocks.0.feed_forward_residual.norm.bias", "encoder.layer.0.output.LayerNorm.bias", None),
     ],
     "Marian": [
-        ("encoder.embeddings.tokens.weight", "shared.weight", 1),
+        ("encoder.embeddings.tokens.weight", "encoder.embed_tokens.weight", 1),
+        ("decoder.embeddings.tokens.weight", "decoder.embed_tokens.weight", 1),
         ("encoder.stack.blocks.1.feed_forward.down.weight", "encoder.layers.1.fc2.weight", 0),
         ("decoder.stack.blocks.0.cross_attention.key.weight", "decoder.layers.0.encoder_attn.k_proj.weight", 1),
         ("decoder.stack.blocks.1.attention.output.bias", "decoder.layers.1.self_attn.out_proj.bias", 0),
@@ -225,7 +226,9 @@ HEADS: list[tuple[str, dict, dict]] = [
     ("BertForMultipleChoice", {}, text(2, 3, 9) | {"labels": CLASSES}),
     ("MarianModel", {}, SOURCE | TARGET),
     ("MarianModel", {"scale_embedding": False}, SOURCE | TARGET),
+    ("MarianModel", {"share_encoder_decoder_embeddings": False}, SOURCE | TARGET),
     ("MarianMTModel", {}, SOURCE | {"labels": some(ids(2, 7))}),
+    ("MarianMTModel", {"share_encoder_decoder_embeddings": False}, SOURCE | {"labels": some(ids(2, 7))}),
     ("MarianMTModel", {}, SOURCE | TARGET | {"labels": some(ids(2, 7))}),
     ("MarianMTModel", {}, EMBEDDED_PAIR | {"labels": some(ids(2, 7))}),
     ("ViTModel", {}, image(12)),
@@ -398,7 +401,8 @@ def test_configuration(family):
     }
     fields |= {"pad_token_id": 7, "bos_token_id": 8, "eos_token_id": 9} if family != "ViT" else {"num_channels": 1}
     fields |= {"classifier_dropout": 0.6, "type_vocab_size": 3} if family == "Bert" else {}
-    fields |= {"decoder_start_token_id": 5, "use_cache": False} if family == "Marian" else {}
+    more = {"decoder_start_token_id": 5, "use_cache": False, "share_encoder_decoder_embeddings": False}
+    fields |= more if family == "Marian" else {}
     keel = keel_model(name[family], torch.bfloat16, **fields).train()
     native = to_native(keel)
     again = from_native(native)
@@ -470,7 +474,7 @@ def test_what_has_no_native_form_is_refused(name, field, value):
     ("name", "field", "value"),
     [
         ("BertForMaskedLM", "is_decoder", True),
-        ("MarianMTModel", "share_encoder_decoder_embeddings", False),
+        ("MarianMTModel", "decoder_vocab_size", 70),
         ("MarianMTModel", "tie_word_embeddings", False),
         ("MarianMTModel", "activation_dropout", 0.1),
         ("MarianMTModel", "encoder_layerdrop", 0.1),

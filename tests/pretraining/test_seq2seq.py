@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertTokenizer, MarianMTModel
 
-from modeling import KeelSeq2SeqForConditionalGeneration
+from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration
 from modeling.convert import to_native
 from pretrain import main
 from pretraining import attention_maps
@@ -41,19 +41,21 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def arguments(pairs: Path, cache: Path, corpus: Path):
-    """Command-line arguments of a tiny run of one of the objectives."""
+    """Command-line arguments of a tiny run of one of the objectives, or of translation with separate vocabularies."""
 
-    def make(objective: str) -> list[str]:
-        data = [f'--data.files=["{pairs}"]']
-        if objective == "denoising":
-            data = [f'--data.files=["{corpus}/*.txt"]', "--data.validation_fraction=0.1"]
+    def make(kind: str) -> list[str]:
+        text = [f'--data.files=["{corpus}/*.txt"]', "--data.validation_fraction=0.1"]
+        data = {
+            "translation": [f'--data.files=["{pairs}"]', "--tokenizer.vocab_size=320"],
+            "separate": [f'--data.files=["{pairs}"]', "--tokenizer.vocab_size=266", "--tokenizer.separate=true"],
+            "denoising": [*text, "--tokenizer.vocab_size=1500"],
+        }
         return [
             f"--cache={cache}",
             "--model.family=seq2seq",
-            f"--objective.name={objective}",
+            f"--objective.name={'denoising' if kind == 'denoising' else 'translation'}",
             "--data.source=files",
-            *data,
-            f"--tokenizer.vocab_size={320 if objective == 'translation' else 1500}",
+            *data[kind],
             "--model.hidden_size=32",
             "--model.encoder_layers=1",
             "--model.decoder_layers=1",
@@ -78,10 +80,10 @@ def arguments(pairs: Path, cache: Path, corpus: Path):
     return make
 
 
-@pytest.fixture(scope="module", params=["translation", "denoising"])
+@pytest.fixture(scope="module", params=["translation", "separate", "denoising"])
 def objective(request: pytest.FixtureRequest, arguments) -> Seq2Seq:
     settings = parse([*arguments(request.param), "--train.steps=1"])
-    made = OBJECTIVES[request.param](settings)
+    made = OBJECTIVES[settings.objective.name](settings)
     made.prepare(writer=True)
     return made
 
@@ -143,7 +145,7 @@ def test_the_loss_is_plain_at_evaluations_and_smoothed_in_training(objective: Se
 def test_what_is_written_is_judged_against_all_targets(objective: Seq2Seq, monkeypatch: pytest.MonkeyPatch):
     index = objective.index("validation", 0)[:8]
     model = objective.build_model(objective.run.model)
-    right = [objective.text(example["labels"]) for example in objective.examples("validation", 0, index)]
+    right = [objective.text("labels", example["labels"]) for example in objective.examples("validation", 0, index)]
     asked: list[int] = []
 
     def write(self, model, sources, beams):
@@ -172,10 +174,12 @@ def test_metrics_are_those_of_sacrebleu():
 
 
 def test_word_alignments_become_those_of_tokens(objective: Seq2Seq):
-    backend = objective.tokenizer.backend_tokenizer
+    backends = [tokenizer.backend_tokenizer for tokenizer in objective.tokenizers.values()]
     sides = ["seven eight", "78 nine"]
-    words = list(words_of(backend, sides))
-    tokens = [backend.encode(side, add_special_tokens=False).tokens for side in sides]
+    words = list(map(words_of, backends, sides))
+    tokens = [
+        backend.encode(side, add_special_tokens=False).tokens for backend, side in zip(backends, sides, strict=True)
+    ]
     spelt = [
         "".join(token for token, word in zip(*side, strict=True) if word == 1)
         for side in zip(tokens, words, strict=True)
@@ -208,6 +212,13 @@ BAD = {
     "a measure that is not taken": (["--objective.metric=bleu", "--objective.written=0"], "objective.written"),
     "nothing held out": (["--data.validation_fraction=0"], "Nothing is held out"),
     "a tokenizer without an end": (["--tokenizer.path={tmp}/bert"], "eos_token"),
+    "one tokenizer for two vocabularies": (
+        ["--tokenizer.path={tmp}/bert", "--tokenizer.separate=true"],
+        "a folder with target/tokenizer.json",
+    ),
+    "two of unlike sizes": (["--tokenizer.path={tmp}/unlike", "--tokenizer.separate=true"], "both must have the same"),
+    "two, from a checkpoint of one": (["--init_from={tmp}/one", "--tokenizer.separate=true"], "has one vocabulary"),
+    "one, from a checkpoint of two": (["--init_from={tmp}/two", "--tokenizer.separate=false"], "has two vocabularies"),
 }
 
 
@@ -215,6 +226,11 @@ BAD = {
 def test_wrong_input_is_one_sentence(case: str, arguments, tmp_path: Path, capsys: pytest.CaptureFixture):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one"]
     BertTokenizer({word: i for i, word in enumerate(words)}).save_pretrained(tmp_path / "bert")
+    for folder, more in (("unlike", []), ("unlike/target", ["two"])):
+        unlike = BertTokenizer({word: i for i, word in enumerate(words + more)}, eos_token="[SEP]")
+        unlike.save_pretrained(tmp_path / folder)
+    for folder, shared in (("one", True), ("two", False)):
+        KeelSeq2SeqConfig(share_encoder_decoder_embeddings=shared).save_pretrained(tmp_path / folder)
     more, expected = BAD[case]
     wrong = [argument.replace("{tmp}", str(tmp_path)) for argument in more]
     with pytest.raises(SystemExit) as ended:
@@ -224,17 +240,25 @@ def test_wrong_input_is_one_sentence(case: str, arguments, tmp_path: Path, capsy
     assert not (tmp_path / "runs").exists()
 
 
+def test_one_text_has_one_vocabulary(arguments, tmp_path: Path, capsys: pytest.CaptureFixture):
+    KeelSeq2SeqConfig(share_encoder_decoder_embeddings=False).save_pretrained(tmp_path)
+    for wrong in ("--tokenizer.separate=true", f"--init_from={tmp_path}"):
+        with pytest.raises(SystemExit):
+            parse([*arguments("denoising"), "--train.steps=1", wrong])
+        assert "tokenizer.separate is for pairs" in capsys.readouterr().err
+
+
 def lines_of(folder: Path) -> list[dict]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in found]
 
 
-@pytest.mark.parametrize("name", ["translation", "denoising"])
+@pytest.mark.parametrize("name", ["translation", "separate", "denoising"])
 def test_a_run_resumes_to_the_same_bits_and_is_the_same_however_it_is_cut(name: str, arguments, tmp_path: Path):
     """Across the border of an epoch, dropout and smoothing on, the mean of the last checkpoints exported."""
     run = [*arguments(name), "--train.steps=8", "--checkpoint.every=2", "--checkpoint.keep=3", "--evaluation.every=4"]
     run += ["--checkpoint.export=average", "--model.label_smoothing=0.1", f"--runs={tmp_path}", "--objective.written=4"]
-    run += ["--train.rows_per_step=60", "--train.micro_batch=60"] if name == "translation" else []
+    run += ["--train.rows_per_step=60", "--train.micro_batch=60"] if name != "denoising" else []
     main([*run, "--name=whole"])
     whole = tmp_path / "whole"
     shutil.copytree(whole / "checkpoints/step-4", tmp_path / "part/checkpoints/step-4")
@@ -276,19 +300,49 @@ def test_translation_goes_on_from_denoising(arguments, tmp_path: Path, pairs: Pa
     assert lines_of(tmp_path / "second")[0]["step"] == 0
 
 
+def learn(arguments: list[str], runs: Path) -> Path:
+    """A run that has learnt to read numbers: held-out ones come out digit by digit, far above what guessing gives."""
+    more = ["--train.steps=250", "--optim.optimizer=muon", "--optim.learning_rate=1e-2", "--objective.beams=2"]
+    main([*arguments, *more, "--model.hidden_dropout_prob=0", f"--runs={runs}", "--log.every=50"])
+    results = json.loads((runs / "run/results.json").read_text())
+    assert results["eval_exact_match"] > 0.5, results
+    return runs / "run"
+
+
 @pytest.fixture(scope="module")
 def trained(arguments, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has learnt to read numbers."""
-    folder = tmp_path_factory.mktemp("runs")
-    more = ["--train.steps=250", "--optim.optimizer=muon", "--optim.learning_rate=1e-2", "--objective.beams=2"]
-    main([*arguments("translation"), *more, "--model.hidden_dropout_prob=0", f"--runs={folder}", "--log.every=50"])
-    return folder / "run"
+    return learn(arguments("translation"), tmp_path_factory.mktemp("runs"))
 
 
-def test_learns_to_read_numbers(trained: Path):
-    """Held-out numbers come out digit by digit: far above what guessing gives."""
-    results = json.loads((trained / "results.json").read_text())
-    assert results["eval_exact_match"] > 0.5, results
+def test_each_side_may_have_a_vocabulary_of_its_own(arguments, tmp_path: Path):
+    """Learnt, opened with both tokenizers, drawn, and gone on from: the tokenizers stay, and what was known."""
+    folder = learn(arguments("separate"), tmp_path)
+    model = KeelSeq2SeqForConditionalGeneration.from_pretrained(folder / "model").eval()
+    source, target = (AutoTokenizer.from_pretrained(folder / path) for path in ("model", "model/target"))
+    assert len(source) == len(target) == model.config.vocab_size and source.pad_token_id == target.pad_token_id
+    for tokenizer, text, kind in ((source, "seven eight", str.isalpha), (target, "78", str.isdigit)):
+        learnt = {token for token in tokenizer.get_vocab() if len(token) > 1} - {*tokenizer.all_special_tokens}
+        assert learnt and all(kind(token.strip("Ġ")) for token in learnt)
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).strip() == text
+    read, written = (side.embeddings.tokens.weight for side in (model.model.encoder, model.model.decoder))
+    assert model.lm_head.weight is written and not torch.equal(read, written)
+    random = np.random.default_rng(5)
+    numbers = [random.integers(10, size=random.integers(1, 9)) for _ in range(40)]
+    inputs = source([" ".join(NUMBERS[d] for d in n) for n in numbers], return_tensors="pt", padding=True)
+    found = model.generate(**inputs)
+    assert torch.equal(found, to_native(model).generate(**inputs))
+    texts = [text.strip() for text in target.batch_decode(found, skip_special_tokens=True)]
+    assert np.mean([text == "".join(map(str, n)) for text, n in zip(texts, numbers, strict=True)]) > 0.5
+    text = " ".join(NUMBERS[d] for d in numbers[0])
+    assert attention_maps.draw_maps(folder / "model", text, tmp_path)[0] == texts[0]
+
+    data = [part for part in arguments("separate") if not part.startswith(("--model.", "--tokenizer."))]
+    data += ["--model.family=seq2seq", f"--runs={tmp_path}", f"--init_from={folder}/model", "--train.steps=1"]
+    main([*data, "--name=second"])
+    for path in ("tokenizer.json", "target/tokenizer.json"):
+        assert (tmp_path / "second/model" / path).read_bytes() == (folder / "model" / path).read_bytes()
+    known = json.loads((folder / "results.json").read_text())["eval_loss"]
+    assert lines_of(tmp_path / "second")[0]["eval_loss"] == pytest.approx(known, rel=1e-4)
 
 
 def test_whoever_opens_it_writes_as_it_was_judged(trained: Path):

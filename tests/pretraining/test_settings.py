@@ -50,6 +50,7 @@ def test_the_command_line_overrides_files_in_order(tmp_path: Path):
 
 
 MISTAKES = {
+    "two vocabularies for one text": (["--train.steps=1", "--tokenizer.separate=true"], "separate is for pairs"),
     "an unknown key": (["--train.step=3"], "no setting train.step; the nearest is train.steps"),
     "an unknown key in a file": (
         ["--config={tmp}/key.yaml"],
