@@ -29,7 +29,7 @@ def test_shipped_configurations_are_valid_and_say_what_they_gave(path: Path):
     assert settings.name == path.stem
     header = path.read_text().split("\nname:")[0]
     said = " ".join(header.replace("#", " ").split())
-    assert "pretrain.py" in said and ("held out" in said or "Not run by us" in said)
+    assert "pretrain.py" in said and ("Measured on" in said or "Not run by us" in said)
 
 
 def test_printed_settings_are_the_same_settings(tmp_path: Path, capsys: pytest.CaptureFixture):
