@@ -105,16 +105,17 @@ def pack_sides(lengths: np.ndarray, row_lengths: tuple[int, ...]) -> list[list[i
     return rows
 
 
-def choose_row_lengths(lengths: np.ndarray, row_length: int | None) -> tuple[int, ...]:
+def choose_row_lengths(lengths: np.ndarray, longest: np.ndarray, row_length: int | None) -> tuple[int, ...]:
     """Tokens of a row on each side: `row_length` on the longer one, on the others as their share is, or a bit more.
 
     None: of powers of two and what lies halfway, up to four times the longest example, the shortest that leaves at most
     SLACK more of the rows empty than the best one does; short rows are what attention computes fastest.
 
     Args:
-        lengths: (N, S).
+        lengths: of the examples that are packed (N, S).
+        longest: of other examples, for which rows must have room too (S,).
     """
-    longest, mean = lengths.max(0), lengths.mean(0)
+    longest, mean = np.maximum(lengths.max(0), longest), lengths.mean(0)
     some = lengths[np.argsort(draws.mix(draws.SUBSET, np.arange(len(lengths))), kind="stable")[:SAMPLE]]
     sizes = [size for power in range(3, 20) for size in (2**power, 3 * 2 ** (power - 1))]
     sizes = [row_length] if row_length else [size for size in sizes if longest.max() <= size <= 4 * longest.max()]

@@ -75,9 +75,12 @@ class PreparedText:
         )
 
     def cut(self, limit: int, short_rate: float) -> "PreparedText":
-        """The same text in other chunks."""
+        """The same text in chunks of at most `limit` tokens, a share `short_rate` of them shorter by design."""
+        name = f"{self.folder}-{limit}-{short_rate}"
+        if name == self.name:
+            return self
         chunks: dict[str, Any] = chunked(self.documents, limit, short_rate)
-        return replace(self, name=f"{self.folder}-{limit}-{short_rate}", **chunks)
+        return replace(self, name=name, **chunks)
 
 
 def chunked(documents: np.ndarray, limit: int, short_rate: float) -> dict[str, np.ndarray]:

@@ -127,16 +127,12 @@ def tokenise(
     }
 
 
-def names_of(pairs: Pairs) -> list[str]:
-    """The groups of all pairs."""
-    return sorted(set(pairs.column("group", range(len(pairs)))))
-
-
-def write(folder: Path, pairs: Pairs, tokenizers: list[Tokenizer], processes: int) -> dict[str, Any]:
+def write(
+    folder: Path, pairs: Pairs, group_names: list[str], tokenizers: list[Tokenizer], processes: int
+) -> dict[str, Any]:
     """Streams the pairs through their sides' tokenizers into `folder`; memory does not grow with them."""
     largest = max(number for tokenizer in tokenizers for number in tokenizer.get_vocab().values())
     token_type = "uint16" if largest < 2**16 else "int32"
-    group_names = names_of(pairs)
     files = {name: (folder / f"{name}.bin").open("wb") for name in ("tokens", *ARRAYS)}
     total = {"offsets": 0, "point_offsets": 0}
     for name in total:
@@ -164,9 +160,10 @@ def prepare_pairs(
         cache, writer: as in `once`.
     """
     backends = [tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers]
-    content = [VERSION, pairs.fingerprint, names_of(pairs), *dict.fromkeys(backends)]
+    group_names = sorted(set(pairs.column("group", range(len(pairs)))))
+    content = [VERSION, pairs.fingerprint, group_names, *dict.fromkeys(backends)]
 
     def make(folder: Path) -> dict[str, Any]:
-        return write(folder, pairs, [Tokenizer.from_str(backend) for backend in backends], processes)
+        return write(folder, pairs, group_names, [Tokenizer.from_str(backend) for backend in backends], processes)
 
     return PreparedPairs.load(once(cache, "pairs", content, make, writer))

@@ -99,7 +99,7 @@ def test_a_pair_lies_in_one_row_that_is_too_long_on_no_side(sides: np.ndarray, l
 
 
 def test_measured_rows_of_pairs_are_at_least_97_percent_full(sides: np.ndarray):
-    lengths = choose_row_lengths(sides, None)
+    lengths = choose_row_lengths(sides, sides.max(0), None)
     plan = make_plan(np.arange(len(sides)), sides, lengths, lambda _: 16, 8192, 0, 0)
     assert plan.fill >= 0.97
     assert plan.tokens_before[-1] == sides.sum()
@@ -108,5 +108,5 @@ def test_measured_rows_of_pairs_are_at_least_97_percent_full(sides: np.ndarray):
 
 def test_a_given_row_length_is_that_of_the_longer_side(sides: np.ndarray):
     sides = sides * [1, 2]
-    source, target = choose_row_lengths(sides, 400)
+    source, target = choose_row_lengths(sides, sides.max(0), 400)
     assert target == 400 and 0.99 <= source / (400 * sides.mean(0)[0] / sides.mean(0)[1]) <= 1.07
