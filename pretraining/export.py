@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pretraining.data.tokenizer import TARGET
 from pretraining.objectives import Objective
 
 
@@ -31,15 +30,13 @@ def write_model(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> N
 
 
 def export(accelerator: Accelerator, model: nn.Module, objective: Objective, folder: Path) -> Path:
-    """Writes `model/` (weights, code, tokenizer or tokenizers); every process calls this."""
+    """Writes `model/` (weights, code, tokenizer); every process calls this."""
     weights = accelerator.get_state_dict(model)
     final, unfinished, replaced = (folder / name for name in ("model", "model.unfinished", "model.replaced"))
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
         write_model(accelerator.unwrap_model(model), weights, unfinished)
-        objective.tokenizer.save_pretrained(unfinished)
-        if objective.target_tokenizer is not None:
-            objective.target_tokenizer.save_pretrained(unfinished / TARGET)
+        objective.save(unfinished)
         shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():
             os.replace(final, replaced)

@@ -14,35 +14,49 @@ class TextMetric(evaluate.Metric):
         features = Features({"predictions": Value("string"), "references": Value("string")})
         return evaluate.MetricInfo(description=type(self).__doc__ or "", citation="", features=features)
 
+    @classmethod
+    def signature(cls) -> str:
+        """By what rules it is computed, as papers print it."""
+        return ""
+
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> float:
         """The measure as a number."""
         return float(self.compute(predictions=predictions, references=references)["score"])
 
 
+def signature_of(metric: BLEU | CHRF) -> str:
+    metric.corpus_score([""], [[""]])  # only then does it know the number of references
+    return str(metric.get_signature())
+
+
 class Bleu(TextMetric):
     """SacreBLEU of the corpus (Post 2018), 0 to 100: cased, 13a tokenisation."""
 
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float | str]:
-        bleu = BLEU()
-        score = bleu.corpus_score(predictions, [references]).score
-        return {"score": score, "signature": str(bleu.get_signature())}
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return {"score": BLEU().corpus_score(predictions, [references]).score}
+
+    @classmethod
+    def signature(cls) -> str:
+        return signature_of(BLEU())
 
 
 class ChrF(TextMetric):
     """Character n-gram F-score of the corpus (Popovic 2015), 0 to 100."""
 
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float | str]:
-        chrf = CHRF()
-        score = chrf.corpus_score(predictions, [references]).score
-        return {"score": score, "signature": str(chrf.get_signature())}
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return {"score": CHRF().corpus_score(predictions, [references]).score}
+
+    @classmethod
+    def signature(cls) -> str:
+        return signature_of(CHRF())
 
 
 class ExactMatch(TextMetric):
     """Share of the texts that are equal to their reference, 0 to 1."""
 
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float | str]:
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         equal = [one == other for one, other in zip(predictions, references, strict=True)]
-        return {"score": sum(equal) / len(equal), "signature": ""}
+        return {"score": sum(equal) / len(equal)}
 
 
 METRICS: dict[str, type[TextMetric]] = {"bleu": Bleu, "chrf": ChrF, "exact_match": ExactMatch}

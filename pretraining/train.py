@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pretraining import checkpoint
@@ -22,7 +23,6 @@ from pretraining.data.plan import Plan, make_plan
 from pretraining.evaluate import evaluate, make_evaluation_plan
 from pretraining.export import export, open_exported, write_probe
 from pretraining.hardware import SETTLED, choose_linear, make_accelerator, make_process, settle
-from pretraining.initial import load_weights
 from pretraining.log import Log
 from pretraining.objectives import OBJECTIVES, Objective
 from pretraining.optim import learning_rate, make_average, make_optimizer
@@ -124,7 +124,7 @@ def train(settings: Settings) -> None:
     set_seed(settings.seed)
     fresh = prepared.build_model(settings.model)
     if settings.init_from is not None:
-        log.say(load_weights(fresh, settings.init_from, objective.tokenizer))
+        log.say(objective.load_weights(fresh, settings.init_from))
 
     # How to compute: settled once for a run, whatever of it is `auto`.
     settled = state.settled
@@ -311,9 +311,13 @@ def train(settings: Settings) -> None:
         probe = Steps(objective, "validation", 0, held_out, micro_batch=4, rank=0, ranks=1)[0, 0.0][0]
         inputs = {name: value for name, value in probe.items() if name not in (*objective.targets, "read_at")}
         write_probe(opened, inputs, folder / "probe.safetensors")
-        (folder / "results.json").write_text(json.dumps({"step": step, **told}, indent=1))
+        results = {"step": step, **told, "signatures": objective.signatures}
+        (folder / "results.json").write_text(json.dumps(results, indent=1))
         log.say(f"\n{state.step:,} steps, {state.tokens:,} tokens, {state.seconds:.0f} s of training")
-        report(log, step, told, objective.samples(opened, settings.evaluation.samples), exported)
+        log.say(report(step, told, objective.signatures))
+        for sample in objective.samples(opened, settings.evaluation.samples):
+            log.say(f"  {sample}")
+        log.say(how_to_open(opened, objective.inputs, exported))
     accelerator.wait_for_everyone()
 
 
@@ -334,16 +338,24 @@ def make_contract(settings: Settings, objectives: list[Objective]) -> dict[str, 
     return json.loads(json.dumps(contract))
 
 
-def report(log: Log, step: int, measures: dict[str, float], samples: list[str], model: Path) -> None:
-    """The last words of a run: how good the exported weights are, what they do, where they are, how to open them."""
-    log.say(f"held out, the weights of step {step:,}:")
+def report(step: int, measures: dict[str, float], signatures: dict[str, str]) -> str:
+    """How good the exported weights are."""
+    lines = [f"held out, the weights of step {step:,}:"]
     for name, value in measures.items():
-        log.say(f"  {name.removeprefix('eval_'):18} {value:.4f}")
-    for sample in samples:
-        log.say(f"  {sample}")
-    log.say(
-        f"\nthe model is in {model}; it opens anywhere with\n"
-        "  from transformers import AutoModel, AutoTokenizer\n"
-        f'  tokenizer = AutoTokenizer.from_pretrained("{model}", trust_remote_code=True)\n'
-        f'  model = AutoModel.from_pretrained("{model}", trust_remote_code=True)'
-    )
+        name = name.removeprefix("eval_")
+        lines.append(f"  {name:18} {value:.4f}  {signatures.get(name, '')}".rstrip())
+    return "\n".join(lines)
+
+
+def how_to_open(model: PreTrainedModel, inputs: dict[str, tuple[str, str]], folder: Path) -> str:
+    """Lines of code that open the exported model anywhere.
+
+    Args:
+        inputs: as in `Objective`.
+    """
+    auto = next(auto for auto, name in model.config.auto_map.items() if name.endswith(f".{type(model).__name__}"))
+    parts = {**inputs, "model": (auto, "")}
+    lines = [f"  from transformers import {', '.join(sorted({auto for auto, _ in parts.values()}))}"]
+    for name, (auto, part) in parts.items():
+        lines.append(f'  {name} = {auto}.from_pretrained("{folder / part}", trust_remote_code=True)')
+    return "\n".join([f"\nthe model is in {folder}; it opens anywhere with", *lines])

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -58,6 +58,15 @@ class Stored:
         number = (sizes.cumsum() - sizes) // CHARACTERS
         bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(self)]
         return [range(*pair) for pair in pairwise(bounds)]
+
+
+def require_held_out(splits: Mapping[str, Sized], unit: str, mend: str) -> None:
+    """Raises ValueError where nothing is held out; `unit` is what there is, in the plural, `mend` what to do."""
+    if not len(splits["validation"]):
+        raise ValueError(
+            f"Nothing is held out for evaluation (there are {len(splits['train'])} {unit} in all): name "
+            f"data.validation_files, or {mend}."
+        )
 
 
 def hold_out(rows: AnyStored, fraction: float, hashes: np.ndarray) -> dict[str, AnyStored]:

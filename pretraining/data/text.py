@@ -13,6 +13,7 @@ from pretraining.data.filters import filter_text
 from pretraining.data.parallel import count_processes
 from pretraining.data.prepare import PreparedText, prepare_text
 from pretraining.data.settings import TextSettings, TokenizerSettings
+from pretraining.data.stored import require_held_out
 from pretraining.data.tokenizer import build_tokenizer
 
 
@@ -115,11 +116,7 @@ def prepare(
         ValueError: whatever is wrong with the files, the text or the tokenizer.
     """
     documents = load_text(settings)
-    if not len(documents["validation"]):
-        raise ValueError(
-            f"Nothing is held out for evaluation ({len(documents['train'])} document in all): name "
-            "data.validation_files, or cut the text into more documents (data.document: blank_line)."
-        )
+    require_held_out(documents, "documents", "cut the text into more documents (data.document: blank_line)")
     documents, left_out = filter_text(documents, settings, cache, writer)
     tokenizer = build_tokenizer(tokenizer_settings, documents["train"], cache, writer, family)
     languages = [source.language for source in settings.sources]

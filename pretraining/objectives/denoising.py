@@ -49,7 +49,6 @@ class Denoising(Seq2Seq):
     corpus: Text
 
     def prepare(self, writer: bool) -> list[str]:
-        """Loads or makes tokenizer and prepared text; arguments, lines and errors as in `SentencePairs.prepare`."""
         cache, options = Path(self.run.cache).expanduser(), self.settings
         limit, short_rate = options.sequence_length - 1, options.short_sequence_rate
         self.corpus = prepare(self.run.data, self.run.tokenizer, limit, short_rate, cache, writer, "seq2seq")
@@ -64,11 +63,9 @@ class Denoising(Seq2Seq):
         super().open()
 
     def index(self, split: str, epoch: int) -> np.ndarray:
-        """The examples that the split has in this epoch: (N,)."""
         return self.corpus.index(split, epoch, self.seed(split))
 
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
-        """Tokens of the damaged text and of what is to be written, their end tokens included: (N, 2)."""
         data = self.corpus.splits[split]
         tokens = np.diff(data.chunks)[index % len(data)]
         hidden, spans = count_spans(tokens, self.settings.noise_rate, self.settings.mean_span)

@@ -4,16 +4,14 @@ An example is a chunk of text: it is split in two, its second part kept or excha
 tokens hidden (masked tokens), as `data/masking.py` draws them.
 """
 
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from modeling import KeelBertConfig, KeelBertForMaskedLM, KeelBertForPreTraining
 from pretraining.data import draws
@@ -22,6 +20,7 @@ from pretraining.data.rows import IGNORED, Example, layout, pack_tokens, pack_va
 from pretraining.data.settings import between
 from pretraining.data.text import Text, prepare
 from pretraining.data.tokenizer import regular_ids, require_tokens, word_starts
+from pretraining.objectives.objective import TokenObjective
 from pretraining.settings import Settings
 
 
@@ -76,61 +75,40 @@ def log_frequencies(tokens: np.ndarray, vocab_size: int, block: int = 2**24) -> 
     return np.log(counts / counts.sum())
 
 
-class SentencePairs:
+class SentencePairs(TokenObjective):
     """The objective of BERT."""
 
     metric, lower_is_better = "mlm_loss", True
-    target_tokenizer: PreTrainedTokenizerBase | None = None
-
-    def __init__(self, settings: Settings):
-        self.configure(settings)
+    corpus: Text
 
     def configure(self, settings: Settings) -> None:
-        self.run, self.settings = settings, settings.objective
-        self.row_lengths: tuple[int, ...] = (self.settings.row_length,)
+        super().configure(settings)
+        self.row_lengths = (self.settings.row_length,)
         self.pairs = self.settings.next_sentence != "none"
-        self.targets: tuple[str, ...] = ("labels", "next_sentence_label") if self.pairs else ("labels",)
+        self.targets = ("labels", "next_sentence_label") if self.pairs else ("labels",)
         self.longest = self.settings.sequence_length - (3 if self.pairs else 2)
 
     def prepare(self, writer: bool) -> list[str]:
-        """Loads or makes tokenizer and prepared data.
-
-        Args:
-            writer: whether this process makes what is not in the cache yet; the others wait for it.
-
-        Returns:
-            Lines that tell what was found.
-
-        Raises:
-            ValueError: whatever is wrong with the files, the text or the tokenizer.
-        """
         if self.pairs and self.run.model.type_vocab_size < 2:
             raise ValueError(
                 f"model.type_vocab_size is {self.run.model.type_vocab_size}, and a pair has two segments: set it to 2, "
                 "or objective.next_sentence to none."
             )
         cache, short_rate = Path(self.run.cache).expanduser(), self.settings.short_sequence_rate
-        text = prepare(self.run.data, self.run.tokenizer, self.longest, short_rate, cache, writer)
-        self.tokenizer = text.tokenizer
+        self.corpus = prepare(self.run.data, self.run.tokenizer, self.longest, short_rate, cache, writer)
+        self.tokenizer = self.corpus.tokenizer
         require_tokens(self.tokenizer, ("cls_token", "sep_token", "mask_token", "pad_token"))
         self.special = np.zeros(len(self.tokenizer), dtype=bool)
         self.special[self.tokenizer.all_special_ids] = True
         self.regular = regular_ids(self.tokenizer)
-        self.take(text)
-        return text.describe(self.longest, self.run.seed)
+        self.open()
+        return self.corpus.describe(self.longest, self.run.seed)
 
-    def take(self, text: Text) -> None:
-        """Examples are made from this text."""
-        self.corpus, self.data, self.fingerprint = text, text.splits, text.fingerprint
+    def open(self) -> None:
+        self.corpus = self.corpus.cut(self.longest, self.settings.short_sequence_rate)
+        self.data, self.fingerprint = self.corpus.splits, self.corpus.fingerprint
         self.word_starts = word_starts(self.tokenizer) if self.settings.whole_words else None
         self.check_pairs()
-
-    def during(self, phase: Settings) -> "SentencePairs":
-        """The same text under the settings of one of the run's phases."""
-        other = copy(self)
-        other.configure(phase)
-        other.take(self.corpus.cut(other.longest, other.settings.short_sequence_rate))
-        return other
 
     def check_pairs(self) -> None:
         """Raises ValueError where a split has too few documents for the next-sentence loss."""
@@ -144,7 +122,6 @@ class SentencePairs:
                 )
 
     def build_model(self, config: KeelBertConfig) -> PreTrainedModel:
-        """The model with fresh weights, its vocabulary the tokenizer's."""
         config.vocab_size = len(self.tokenizer)
         config.pad_token_id = self.tokenizer.pad_token_id
         self.tokenizer.model_max_length = config.max_position_embeddings
@@ -156,25 +133,10 @@ class SentencePairs:
                 )
         return model
 
-    @torch.no_grad()
-    def begin(self, model: PreTrainedModel, before: "SentencePairs") -> None:
-        """Positions that no example of the phase before had start as copies of those that it had (Beltagy 2020, 4.1).
-
-        They are as they were drawn until now, and a model that has learnt to look at its neighbours would not find
-        them there: the loss of what it knows would jump.
-        """
-        table = model.get_position_embeddings()
-        known = before.settings.sequence_length
-        if isinstance(table, torch.nn.Embedding):  # sinusoids need no training
-            fresh = torch.arange(known, table.num_embeddings, device=table.weight.device)
-            table.weight[fresh] = table.weight[fresh % known]
-
     def index(self, split: str, epoch: int) -> np.ndarray:
-        """The examples that the split has in this epoch: (N,)."""
         return self.corpus.index(split, epoch, self.seed(split))
 
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
-        """Tokens of examples `index` (N,) in this epoch, special tokens included: (N,)."""
         pairs = self.draw(split, epoch, index)
         special = 3 if self.pairs else 2
         return (pairs.a_end - pairs.a_start) + (pairs.b_end - pairs.b_start) + special
@@ -189,16 +151,8 @@ class SentencePairs:
             return start
         return end if split != "train" else start + (end - start) * progress
 
-    def seed(self, split: str) -> int:
-        """The run's, but one for all runs on held-out text: models that differ in their seed are asked the same."""
-        return self.run.seed if split == "train" else 0
-
     def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
-        """Examples `index` as this epoch sees them: token arrays, and the label of the pair.
-
-        Args:
-            progress: share of the run's budget that is spent, 0 to 1: it decides the masking rate.
-        """
+        """Token arrays, and the label of the pair; the progress decides the masking rate."""
         rate = self.mask_rate(split, progress)
         pairs = self.draw(split, epoch, index)
         tokens = self.data[split].tokens
@@ -233,7 +187,6 @@ class SentencePairs:
         return examples
 
     def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
-        """Rows of examples to the model's arguments, `sequences` places for examples in each row."""
         batch = {
             "input_ids": pack_tokens(rows, "input_ids", self.settings.row_length, self.tokenizer.pad_token_id),
             "token_type_ids": pack_tokens(rows, "token_type_ids", self.settings.row_length, 0),
@@ -246,11 +199,9 @@ class SentencePairs:
         return batch
 
     def tokens(self, batch: dict[str, Tensor]) -> int:
-        """Tokens of a batch that are no padding."""
         return int((batch["sequence_ids"] != 0).sum())
 
     def evaluate(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each measure's sum and count over the batch."""
         one = torch.ones((), device=batch["labels"].device)
         out = model(**batch, num_items_in_batch=dict.fromkeys(self.targets, one))
         labels = batch["labels"].flatten()[batch["read_at"]]
@@ -266,12 +217,6 @@ class SentencePairs:
             sums["nsp_loss"] = (out.nsp_loss, count)
             sums["nsp_accuracy"] = ((out.seq_relationship_logits.argmax(-1) == label).sum(), count)
         return sums
-
-    def judge(
-        self, model: torch.nn.Module, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
-    ) -> dict[str, float]:
-        """Every measure of this objective is a sum over targets."""
-        return {}
 
     @torch.no_grad()
     def samples(self, model: torch.nn.Module, count: int) -> list[str]:

@@ -1,8 +1,7 @@
 """What translation and denoising share: a source and a target in one packed row, and texts that a model writes."""
 
-from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from pretraining.data.plan import choose_row_lengths
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
 from pretraining.data.settings import between
 from pretraining.metrics import METRICS, ExactMatch, TextMetric
+from pretraining.objectives.objective import TokenObjective
 from pretraining.settings import Settings
 
 AT_A_TIME = 64  # texts written; those that are finished leave the batch
@@ -53,47 +53,23 @@ def compare(found: list[tuple[str, str, str]], kind: type[TextMetric]) -> float:
     return kind().score(written, references)
 
 
-class Seq2Seq:
+class Seq2Seq(TokenObjective):
     """The part of an objective that does not ask where examples come from.
 
     An example has `input_ids` and `labels`, both with their end token.
     """
 
     targets: tuple[str, ...] = ("labels",)
-    tokenizer: PreTrainedTokenizerBase
-    target_tokenizer: PreTrainedTokenizerBase | None = None
-
-    def __init__(self, settings: Settings):
-        self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
-        self.run, self.settings = settings, settings.objective
+        super().configure(settings)
         self.metric = self.settings.metric
         self.lower_is_better = self.metric == "loss"
-
-    def during(self, phase: Settings) -> Self:
-        """The same data under the settings of one of the run's phases."""
-        other = copy(self)
-        other.configure(phase)
-        other.open()
-        return other
+        self.signatures = {name: kind.signature() for name, kind in METRICS.items()}
 
     def open(self) -> None:
-        """Chooses the examples, and the rows that suit them."""
-        index = self.index("train", 0)
-        lengths = self.lengths("train", 0, index)
-        self.row_lengths = choose_row_lengths(lengths, self.settings.row_length)
-        held = self.lengths("validation", 0, self.index("validation", 0))
-        self.row_lengths = tuple(np.maximum(self.row_lengths, held.max(0)).tolist())
-
-    def index(self, split: str, epoch: int) -> np.ndarray:
-        raise NotImplementedError
-
-    def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
-
-    def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
-        raise NotImplementedError
+        train, held = (self.lengths(split, 0, self.index(split, 0)) for split in ("train", "validation"))
+        self.row_lengths = choose_row_lengths(train, held.max(0), self.settings.row_length)
 
     @property
     def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
@@ -105,12 +81,8 @@ class Seq2Seq:
         """What kind of held-out example it is; empty: there are no kinds."""
         return ""
 
-    def seed(self, split: str) -> int:
-        """The run's, but one for all runs on held-out data: models that differ in their seed are asked the same."""
-        return self.run.seed if split == "train" else 0
-
     def build_model(self, config: KeelSeq2SeqConfig) -> PreTrainedModel:
-        """The model with fresh weights, its vocabulary the tokenizer's; it starts a target with padding, as Marian."""
+        """Its vocabulary is the tokenizer's; it starts a target with padding, as Marian."""
         config.vocab_size = len(self.tokenizer)
         config.pad_token_id = config.decoder_start_token_id = self.tokenizer.pad_token_id
         config.eos_token_id = self.tokenizer.eos_token_id
@@ -123,11 +95,7 @@ class Seq2Seq:
         defaults.num_beams, defaults.length_penalty = self.settings.beams, self.settings.length_penalty
         return model
 
-    def begin(self, model: PreTrainedModel, before: Any) -> None:
-        """Nothing changes between phases: sinusoids know every position."""
-
     def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
-        """Rows of examples to the model's arguments, `sequences` places for examples in each row."""
         source, target = self.row_lengths
         pad = self.tokenizer.pad_token_id
         memory, written = layout(rows, "input_ids", source, sequences), layout(rows, "labels", target, sequences)
@@ -144,16 +112,18 @@ class Seq2Seq:
         }
 
     def tokens(self, batch: dict[str, Tensor]) -> int:
-        """Tokens of a batch that are no padding, on both sides."""
         return int((batch["sequence_ids"] != 0).sum() + (batch["decoder_sequence_ids"] != 0).sum())
 
     def evaluate(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Each measure's sum and count over the batch; the loss is without label smoothing, in nats a token."""
         labels = batch["labels"]
         count = (labels != IGNORED).sum()
-        inputs = {name: value for name, value in batch.items() if name != "alignment_labels"}
-        out = model(**inputs, num_items_in_batch={"labels": torch.ones((), device=labels.device)})
+        out = model(**self.judged(batch), num_items_in_batch={"labels": torch.ones((), device=labels.device)})
         return {"loss": (out.loss, count), "token_accuracy": ((out.logits.argmax(-1) == labels).sum(), count)}
+
+    def judged(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The arguments that an evaluation's loss is of."""
+        return batch
 
     def write(self, model: PreTrainedModel, sources: list[np.ndarray], beams: int) -> list[str]:
         """The texts that the model writes for sources, their end token included."""
@@ -161,6 +131,8 @@ class Seq2Seq:
         texts = [""] * len(sources)
         order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))  # alike in length, little padding
         options: Any = {"num_beams": beams, "length_penalty": self.settings.length_penalty}
+        kernel = model.config._attn_implementation
+        model.set_attn_implementation("sdpa")  # one that takes padding
         for first in range(0, len(order), AT_A_TIME):
             some = order[first : first + AT_A_TIME]
             ids = np.full((len(some), len(sources[some[0]])), pad, dtype=np.int64)
@@ -172,6 +144,7 @@ class Seq2Seq:
             out: Any = model.generate(input_ids=inputs, attention_mask=mask, max_length=limit, **options)  # type: ignore[operator]
             for i, written in zip(some, out, strict=True):
                 texts[i] = self.text("labels", written)
+        model.set_attn_implementation(kernel)
         return texts
 
     def text(self, side: str, ids: np.ndarray | Tensor) -> str:
@@ -194,11 +167,8 @@ class Seq2Seq:
         own = index[accelerator.process_index :: accelerator.num_processes]
         examples = self.examples("validation", 0, own)
         beams = self.settings.beams if thorough else 1
-        unwrapped = accelerator.unwrap_model(model)
-        kernel = unwrapped.config._attn_implementation
-        unwrapped.set_attn_implementation("sdpa")  # one that takes padding
-        written = self.write(unwrapped, [example["input_ids"] for example in examples], beams)
-        unwrapped.set_attn_implementation(kernel)
+        sources = [example["input_ids"] for example in examples]
+        written = self.write(accelerator.unwrap_model(model), sources, beams)
         references = [self.text("labels", example["labels"]) for example in examples]
         groups = [self.group(int(number)) for number in own]
         found = gather_object(list(zip(groups, written, references, strict=True)))
@@ -210,12 +180,9 @@ class Seq2Seq:
 
     @torch.no_grad()
     def samples(self, model: Any, count: int) -> list[str]:
-        """Held-out sources, what the model makes of them, and what was right."""
+        """Some sources, what the model makes of them, and what was right."""
         examples = self.examples("validation", 0, self.index("validation", 0)[:count])
-        kernel = model.config._attn_implementation
-        model.set_attn_implementation("sdpa")
         written = self.write(model, [example["input_ids"] for example in examples], 1)
-        model.set_attn_implementation(kernel)
         return [
             f"{source}\n    written: {text}\n    right:   {target}"
             for example, text in zip(examples, written, strict=True)

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modeling.attention import packed_starts
 from pretraining.data import draws
 from pretraining.data.pairs import Pairs, Side, load_pairs
 from pretraining.data.parallel import count_processes
 from pretraining.data.prepare_pairs import prepare_pairs
-from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
+from pretraining.data.rows import IGNORED, Example, pack_tokens
 from pretraining.data.settings import between
+from pretraining.data.stored import require_held_out
 from pretraining.data.tokenizer import TARGET, build_tokenizer, require_tokens
 from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
 
@@ -53,24 +55,9 @@ class Translation(Seq2Seq):
     """The objective of pairs."""
 
     def prepare(self, writer: bool) -> list[str]:
-        """Loads or makes tokenizer and prepared pairs.
-
-        Args:
-            writer: whether this process makes what is not in the cache yet; the others wait for it.
-
-        Returns:
-            Lines that tell what was found.
-
-        Raises:
-            ValueError: whatever is wrong with the files, the pairs or the tokenizer.
-        """
         cache, options = Path(self.run.cache).expanduser(), self.run.data
-        pairs, self.left_out = load_pairs(options)
-        if not len(pairs["validation"]):
-            raise ValueError(
-                f"Nothing is held out for evaluation ({len(pairs['train'])} pairs in all): name "
-                "data.validation_files, or set data.validation_fraction."
-            )
+        pairs, self.repeated = load_pairs(options)
+        require_held_out(pairs, "pairs", "set data.validation_fraction")
         self.build_tokenizers(pairs["train"], cache, writer)
         tokenizers, processes = list(self.tokenizers.values()), count_processes(options.processes)
         self.data = {split: prepare_pairs(part, tokenizers, processes, cache, writer) for split, part in pairs.items()}
@@ -116,11 +103,13 @@ class Translation(Seq2Seq):
         self.targets = ("labels", "alignment_labels")
 
     def open(self) -> None:
-        self.kept = {split: self.choose(split) for split in self.data}
+        chosen = {split: self.choose(split) for split in self.data}
+        self.kept = {split: kept for split, (kept, _) in chosen.items()}
+        self.left_out = {split: self.repeated[split] | left_out for split, (_, left_out) in chosen.items()}
         super().open()
 
-    def choose(self, split: str) -> np.ndarray:
-        """The pairs of a split that are neither too long nor too unlike in length.
+    def choose(self, split: str) -> tuple[np.ndarray, dict[str, int]]:
+        """The pairs of a split that are neither too long nor too unlike in length, and how many others there are.
 
         Raises:
             ValueError: none is left.
@@ -134,7 +123,6 @@ class Translation(Seq2Seq):
             & ~long
             & bool(self.settings.max_ratio),
         }
-        self.left_out[split] |= {reason: int(found.sum()) for reason, found in reasons.items()}
         kept = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
         if not len(kept):
             why = " and ".join(f"{found.sum():,} are {reason}" for reason, found in reasons.items() if found.any())
@@ -142,7 +130,7 @@ class Translation(Seq2Seq):
                 f"Nothing of the {split} split is left, of whose {len(lengths):,} pairs {why}: set "
                 "objective.sequence_length or objective.max_ratio higher."
             )
-        return kept
+        return kept, {reason: int(found.sum()) for reason, found in reasons.items()}
 
     def describe(self, split: str) -> str:
         """What the split has, how long its sides are, and what was left out and why."""
@@ -164,7 +152,6 @@ class Translation(Seq2Seq):
         return kept[np.argsort(draws.mix(self.seed(split), epoch, draws.SUBSET, kept), kind="stable")]
 
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
-        """Tokens of source and target of pairs `index` (N,), their end tokens included: (N, 2)."""
         return self.data[split].lengths[index] + 1
 
     def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
@@ -187,10 +174,13 @@ class Translation(Seq2Seq):
         batch = super().collate(rows, sequences)
         if len(self.targets) > 1:  # of the example, now of the row
             labels = pack_tokens(rows, "alignment_labels", self.row_lengths[1], IGNORED)
-            starts = layout(rows, "input_ids", self.row_lengths[0], sequences)["sequence_starts"]
+            starts = packed_starts(batch["sequence_ids"])
             first = starts.gather(1, (batch["decoder_sequence_ids"] - 1).clamp(min=0))
             batch["alignment_labels"] = torch.where(labels == IGNORED, labels, labels + first)
         return batch
+
+    def judged(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in batch.items() if name != "alignment_labels"}
 
     def group(self, number: int) -> str:
         data = self.data["validation"]

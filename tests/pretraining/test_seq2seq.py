@@ -165,11 +165,7 @@ def test_what_is_written_is_judged_against_all_targets(objective: Seq2Seq, monke
 def test_metrics_are_those_of_sacrebleu():
     written, right = ["The dog sat on a mat .", "hello"], ["The dog sat on the mat .", "hello"]
     assert Bleu().score(written, right) == sacrebleu.corpus_bleu(written, [right]).score
-    assert (
-        Bleu()
-        .compute(predictions=written, references=right)["signature"]
-        .startswith("nrefs:1|case:mixed|eff:no|tok:13a")
-    )
+    assert Bleu.signature().startswith("nrefs:1|case:mixed|eff:no|tok:13a")
     assert ExactMatch().score(written, right) == 0.5
 
 

@@ -1,0 +1,166 @@
+"""What the loop knows of a task, whatever is learnt."""
+
+from abc import ABC, abstractmethod
+from copy import copy
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pretraining.data.rows import Example
+from pretraining.data.tokenizer import TARGET
+from pretraining.initial import load_weights
+from pretraining.settings import Settings
+
+
+class Objective(ABC):
+    """From a source to losses and measures. Whatever is random is drawn from (seed, epoch, index)."""
+
+    targets: tuple[str, ...]
+    """The model's arguments that bear targets: each has its own loss, divided by its own count over the step."""
+    row_lengths: tuple[int, ...]
+    """Tokens in a packed row, on each side that a row has."""
+    metric: str
+    """The measure that decides which checkpoint is best."""
+    lower_is_better: bool
+    fingerprint: str
+    """A hash of the prepared data, of both splits; there after `prepare`."""
+    signatures: dict[str, str] = {}
+    """How a measure is computed, where its name alone does not say it."""
+
+    inputs: dict[str, tuple[str, str]]
+    """What turns a user's data into the model's input: its name, its Auto class, its folder in the model's."""
+
+    def __init__(self, settings: Settings):
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        self.run, self.settings = settings, settings.objective
+
+    @abstractmethod
+    def prepare(self, writer: bool) -> list[str]:
+        """Makes or loads all that the examples are made from, and opens it.
+
+        Args:
+            writer: whether this process makes what is not in the cache yet; the others wait for it.
+
+        Returns:
+            Lines that tell what was found.
+
+        Raises:
+            ValueError: whatever is wrong with the data.
+        """
+
+    @abstractmethod
+    def open(self) -> None:
+        """Chooses the examples, and the rows that suit them, as the settings want them; the data is there."""
+
+    def during(self, phase: Settings) -> Self:
+        """The same data under the settings of one of the run's phases."""
+        if phase.objective == self.settings:
+            return self
+        other = copy(self)
+        other.configure(phase)
+        other.open()
+        return other
+
+    def seed(self, split: str) -> int:
+        """The run's, but one for all runs on held-out data: models that differ in their seed are asked the same."""
+        return self.run.seed if split == "train" else 0
+
+    @abstractmethod
+    def build_model(self, config: Any) -> PreTrainedModel:
+        """The model with fresh weights, its configuration completed by what the data says."""
+
+    @abstractmethod
+    def load_weights(self, model: PreTrainedModel, checkpoint: str) -> str:
+        """Gives a fresh model the weights of a checkpoint, and returns a line that tells which."""
+
+    @abstractmethod
+    def begin(self, model: Any, before: Self) -> None:
+        """Makes the model ready for a phase whose objective this is, after a phase of objective `before`."""
+
+    @abstractmethod
+    def index(self, split: str, epoch: int) -> np.ndarray:
+        """The examples that the split has in this epoch: (N,)."""
+
+    @abstractmethod
+    def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
+        """Tokens of examples `index` (N,) in this epoch, special tokens included: (N,), or on each side (N, S)."""
+
+    @abstractmethod
+    def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
+        """Examples `index` (N,) as this epoch sees them.
+
+        Args:
+            progress: share of the run's budget that is spent, 0 to 1.
+        """
+
+    @abstractmethod
+    def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
+        """Rows of examples to the model's arguments, `sequences` places for examples in each row."""
+
+    @abstractmethod
+    def tokens(self, batch: dict[str, Tensor]) -> int:
+        """Tokens of a batch that are no padding."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each measure's sum and count over the batch."""
+
+    def judge(
+        self, model: nn.Module, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
+    ) -> dict[str, float]:
+        """Measures of held-out examples that are no sum over targets, all processes together.
+
+        Args:
+            thorough: as well as can be, for the run's end; else what an evaluation has time for.
+        """
+        return {}
+
+    @abstractmethod
+    def samples(self, model: Any, count: int) -> list[str]:
+        """What the model makes of some held-out examples."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the `inputs` beside the model."""
+
+
+class TokenObjective(Objective):
+    """An objective whose model reads tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    target_tokenizer: PreTrainedTokenizerBase | None = None
+    """Of targets with a vocabulary of their own."""
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, str]]:  # type: ignore[override]
+        if self.target_tokenizer is None:
+            return {"tokenizer": ("AutoTokenizer", "")}
+        return {"tokenizer": ("AutoTokenizer", ""), "target_tokenizer": ("AutoTokenizer", TARGET)}
+
+    def load_weights(self, model: PreTrainedModel, checkpoint: str) -> str:
+        return load_weights(model, checkpoint, self.tokenizer)
+
+    @torch.no_grad()
+    def begin(self, model: Any, before: Self) -> None:
+        """Positions that no example of the phase before had start as copies of those that it had (Beltagy 2020, 4.1).
+
+        They are as they were drawn until now, and a model that has learnt to look at its neighbours would not find
+        them there: the loss of what it knows would jump.
+        """
+        known, tables = before.settings.sequence_length, model.get_position_embeddings()
+        for table in tables if isinstance(tables, tuple) else (tables,):
+            if isinstance(table, nn.Embedding):  # sinusoids need no training
+                fresh = torch.arange(known, table.num_embeddings, device=table.weight.device)
+                table.weight[fresh] = table.weight[fresh % known]
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        if self.target_tokenizer is not None:
+            self.target_tokenizer.save_pretrained(folder / TARGET)
