@@ -26,7 +26,7 @@ class State:
     passes: float = 0.0
     """Passes over the data before this epoch; an epoch that a phase ended counts by its share."""
     tokens: int = 0
-    """Tokens seen, padding not counted."""
+    """Tokens (of images: images) seen, padding not counted."""
     seconds: float = 0.0
     """Seconds of training, without evaluation and saving."""
     best: dict[str, float] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from torch import nn
 from pretraining.data.batches import Steps
 from pretraining.data.plan import Plan, make_plan
 from pretraining.objectives import Objective
-from pretraining.settings import Settings
+from pretraining.settings import Settings, TrainSettings
 
 EPOCH = 0  # whose draws the held-out examples keep
 
@@ -26,18 +26,20 @@ def make_evaluation_plan(objective: Objective, settings: Settings) -> Plan:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, objective: Objective, plan: Plan, micro_batch: int, accelerator: Accelerator
+    model: nn.Module, objective: Objective, plan: Plan, settings: TrainSettings, accelerator: Accelerator
 ) -> dict[str, float]:
     """Every measure of the objective over the held-out rows, all processes together; the model is left in eval mode."""
+    assert isinstance(settings.micro_batch, int)
     model.eval()
     sums: dict[str, torch.Tensor] = {}
     steps = Steps(
-        objective, "validation", EPOCH, plan, micro_batch, accelerator.process_index, accelerator.num_processes
+        objective, "validation", EPOCH, plan, settings.micro_batch, accelerator.process_index, accelerator.num_processes
     )
     with accelerator.autocast():
-        for micro_batches in steps.since(0, workers=0):
+        for micro_batches in steps.since(0, settings.workers):
             for batch in micro_batches:
-                measures = objective.evaluate(model, send_to_device(batch, accelerator.device))
+                inputs = objective.finish(send_to_device(batch, accelerator.device))
+                measures = objective.evaluate(model, inputs)
                 for name, pair in measures.items():
                     total = torch.stack([part.double() for part in pair])
                     sums[name] = sums.get(name, torch.zeros_like(total)) + total

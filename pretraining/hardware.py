@@ -147,6 +147,10 @@ class Probe:
     def batch(self, rows: int) -> dict[str, Any]:
         return self.steps.batch((self.steps.plan.step(0) * rows)[:rows], 0.0)
 
+    def inputs(self, rows: int) -> dict[str, Any]:
+        """A batch as the model takes it."""
+        return self.objective.finish(send_to_device(self.batch(rows), self.device))
+
     @contextmanager
     def way(self, precision: str, kernel: str, linear: str) -> Iterator[None]:
         """The model computes in this way; products of fp32 are torch's again afterwards."""
@@ -167,7 +171,7 @@ class Probe:
 
     def seconds(self, rows: int, precision: str, kernel: str, linear: str) -> float:
         """Of forward and backward over `rows` rows, the best of several; infinite where they do not fit."""
-        batch = send_to_device(self.batch(rows), self.device)
+        batch = self.inputs(rows)
         best, started = float("inf"), time.perf_counter()
         with self.way(precision, kernel, linear):
             try:
@@ -187,10 +191,10 @@ class Probe:
 
     def flops(self) -> float:
         """Floating-point operations of a step's token, forward and backward: those of its matrix products."""
-        batch = send_to_device(self.batch(1), self.device)
+        batch = self.batch(1)
         with FlopCounterMode(display=False) as counter, self.way("fp32", "eager", "torch"):
-            self.run(batch)
-        return counter.get_total_flops() / self.objective.tokens(batch)
+            self.run(self.objective.finish(send_to_device(batch, self.device)))
+        return counter.get_total_flops() / self.objective.count(batch)
 
 
 def ways(settings: Settings, device: torch.device) -> list[dict[str, str]]:

@@ -18,8 +18,10 @@ from pretraining.errors import one_line
 from pretraining.settings import NOT_SET_BY_HAND, Settings
 
 # What changes nothing that the checkpoint has learnt.
-FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "label_smoothing"}
-FREE |= {"initializer", "initializer_range"}
+FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"}
+FREE |= {"label_smoothing", "initializer", "initializer_range"}
+# What `load_weights` can make fit.
+RESIZED = {"model.max_position_embeddings", "model.image_size"}
 
 
 def read_config(checkpoint: str, ours: type[PreTrainedConfig]) -> PreTrainedConfig:
@@ -66,6 +68,21 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
     Raises:
         ValueError: another tokenizer, or another architecture than the checkpoint's.
     """
+    if settings.tokenizer is not None:
+        check_tokenizer(settings, start)
+    theirs = architecture(start)
+    for name, value in architecture(settings.model).items():
+        fits = name.removeprefix("model.") in FREE or (name in RESIZED and value > theirs[name])
+        if value != theirs[name] and not fits:
+            raise ValueError(
+                f"{name} is {value}, but {theirs[name]} in the checkpoint {settings.init_from}: leave it out, the "
+                "checkpoint decides."
+            )
+    settings.model.tie_word_embeddings = start.tie_word_embeddings
+
+
+def check_tokenizer(settings: Settings, start: PreTrainedConfig) -> None:
+    """Raises ValueError where the settings ask for another tokenizer than the checkpoint's."""
     assert settings.tokenizer.path and settings.init_from
     if Path(settings.tokenizer.path) != Path(settings.init_from):
         raise ValueError(
@@ -82,15 +99,6 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
             f"tokenizer.separate is {settings.tokenizer.separate}, but {settings.init_from} has "
             f"{'two vocabularies' if is_separate(start) else 'one vocabulary'}: leave it out, the checkpoint decides."
         )
-    theirs = architecture(start)
-    for name, value in architecture(settings.model).items():
-        longer = name == "model.max_position_embeddings" and value > theirs[name]
-        if value != theirs[name] and name.removeprefix("model.") not in FREE and not longer:
-            raise ValueError(
-                f"{name} is {value}, but {theirs[name]} in the checkpoint {settings.init_from}: leave it out, the "
-                "checkpoint decides."
-            )
-    settings.model.tie_word_embeddings = start.tie_word_embeddings
 
 
 @contextmanager

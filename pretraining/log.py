@@ -100,14 +100,16 @@ class Log:
             return
         with self.metrics.open("a") as file:
             file.write(json.dumps({"step": step, **measures}) + "\n")
-        if "tokens_per_second" not in measures:
+        speed = next((name for name in measures if name.endswith("_per_second")), None)
+        if speed is None:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
             self.say(f"step {step}: {shown}")
             return
         left = measures["seconds"] / progress * (1 - progress)
+        rate = f"{measures[speed]:,.0f} {speed.removesuffix('_per_second')}/s"
         line = (
             f"loss {measures['loss']:.3f}  lr {measures['learning_rate']:.1e}  "
-            f"{measures['tokens_per_second']:,.0f} tokens/s  MFU {measures['mfu']:.0%}  {clock(left)} left"
+            f"{rate}  MFU {measures['mfu']:.0%}  {clock(left)} left"
         )
         assert self.bar is not None
         if self.bar.disable:

@@ -35,6 +35,8 @@ OBJECTIVES = {
 }
 # The objectives of each family, the usual one first.
 FAMILIES = {"bert": ["sentence_pairs"], "seq2seq": ["translation", "denoising"]}
+# The families that read tokens.
+READERS = {"bert", "seq2seq"}
 # A family's own defaults: what is written must look like text.
 DEFAULTS: dict[str, dict[str, Any]] = {"bert": {}, "seq2seq": {"tokenizer.kind": "bpe", "tokenizer.cased": True}}
 
@@ -113,7 +115,7 @@ def make_parser(family: str, objective: str) -> Parser:
     parser.add_class_arguments(CONFIGS[family], "model", skip=NOT_SET_BY_HAND)
     sections = {
         "data": data,
-        "tokenizer": TokenizerSettings,
+        **({"tokenizer": TokenizerSettings} if family in READERS else {}),
         "objective": objective_settings,
         "train": TrainSettings,
         "optim": OptimSettings,
@@ -139,16 +141,18 @@ def parse(arguments: list[str] | None = None) -> Settings:
     try:
         start = None if checkpoint == "null" else initial.read_config(checkpoint, CONFIGS[family])
         if start is not None:
-            separate = initial.is_separate(start)
-            theirs = {"tokenizer.path": checkpoint, "tokenizer.separate": separate, **initial.architecture(start)}
-            parser.set_defaults(theirs)
+            parser.set_defaults(initial.architecture(start))
+            if family in READERS:
+                separate = initial.is_separate(start)
+                parser.set_defaults({"tokenizer.path": checkpoint, "tokenizer.separate": separate})
         given = parser.parse_args(arguments)
-        given.tokenizer.path = given.tokenizer.path or given.init_from
+        if family in READERS:
+            given.tokenizer.path = given.tokenizer.path or given.init_from
         resolved = parser.dump(given, skip_none=False)
         given.model.pop("family")
         ready = parser.instantiate(given)
         fields = {field.name for field in dataclasses.fields(Settings)} - {"family", "resolved"}
-        settings = Settings(family=family, resolved=resolved, **{name: ready[name] for name in fields})
+        settings = Settings(family=family, resolved=resolved, **{name: {"tokenizer": None, **ready}[name] for name in fields})
         if start is not None:
             initial.check(settings, start)
     except ValueError as error:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-PANELS = {"loss": "loss", "accuracy": "accuracy", "learning_rate": "learning rate", "tokens_per_second": "tokens/s"}
+PANELS = {"loss": "loss", "accuracy": "accuracy", "learning_rate": "learning rate", "_per_second": "speed"}
 
 
 def draw_curves(lines: list[dict], path: Path) -> None:

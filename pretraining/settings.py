@@ -11,7 +11,7 @@ from accelerate.utils import LoggerType
 from transformers import PreTrainedConfig
 
 from modeling.configuration import KeelConfig
-from pretraining.data.settings import TokenizerSettings, between
+from pretraining.data.settings import between
 
 
 @dataclass
@@ -224,9 +224,10 @@ class Settings:
     model: KeelConfig
     data: Any
     """The settings class of the objective's data."""
-    tokenizer: TokenizerSettings
+    tokenizer: Any
+    """`TokenizerSettings`, or None where the model reads no tokens."""
     objective: Any
-    """The objective's own settings class, with `name`, `sequence_length` and `row_length` among them."""
+    """The objective's own settings class, with `name`, `row_size` and `check` among what it has."""
     train: TrainSettings
     optim: OptimSettings
     evaluation: EvaluationSettings
@@ -239,18 +240,7 @@ class Settings:
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"name is {self.name!r}: a run's name is letters, digits, '.', '_' and '-'.")
         between("seed", self.seed, 0, 2**32 - 1)
-        longest = self.objective.sequence_length
-        if longest > self.model.max_position_embeddings:
-            raise ValueError(
-                f"objective.sequence_length={longest} is beyond the model's position table: "
-                f"set model.max_position_embeddings to at least {longest}."
-            )
-        if self.tokenizer.separate and self.objective.name != "translation":
-            raise ValueError(
-                f"tokenizer.separate is for pairs, and objective.name is {self.objective.name}, which reads and writes "
-                "one kind of text: leave it out, and start from no checkpoint that has it."
-            )
-
+        self.objective.check(self)
         self.phases()
 
     @property
@@ -292,13 +282,12 @@ class Settings:
                         f"train.phases[{i}] sets {key}, and a phase changes objective.*, train.rows_per_step and "
                         "train.micro_batch alone."
                     )
-            if changes.get("objective.sequence_length") and "objective.row_length" not in changes:
-                changes["objective.row_length"] = None  # as long as the sequence
+            if changes.get("objective.sequence_length"):
+                changes.setdefault("objective.row_length", None)  # as long as the sequence
             settings = dataclasses.replace(self, train=own).changed(changes)
             if isinstance(self.train.micro_batch, int) and "train.micro_batch" not in changes:
                 # Rows that are a quarter as long: four times as many.
-                last, this = (part.row_length or part.sequence_length for part in (self.objective, settings.objective))
-                size = self.train.micro_batch * last // this
+                size = self.train.micro_batch * self.objective.row_size // settings.objective.row_size
                 settings = settings.changed({"train.micro_batch": max(1, size)})
             found.append((phase["until"], settings))
         return [*found, (1.0, self)]

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pretraining.data import draws
 from pretraining.data.batches import Batch
-from pretraining.data.rows import IGNORED
 from pretraining.export import write_model
 from pretraining.objectives import Objective
 from pretraining.settings import Settings
@@ -43,16 +42,17 @@ def train_step(
     so it does not matter how the step was cut.
 
     Returns:
-        This process's part of each loss, the norm of the gradient, and the step's tokens, padding not counted.
+        This process's part of each loss, the norm of the gradient, and the step's units, padding not counted.
 
     Raises:
         NotFinite: the loss or its gradient is not finite; the weights are untouched. In fp16 the loss scaler first
             lowers its scale, which skips the step, and this is raised where that no longer helps.
     """
     device, ranks = accelerator.device, accelerator.num_processes
-    local = [sum(int((batch[name] != IGNORED).sum()) for batch in micro_batches) for name in objective.targets]
-    local.append(sum(objective.tokens(batch) for batch in micro_batches))
-    *targets, tokens = accelerator.reduce(torch.tensor(local, device=device), "sum").unbind()
+    found = [objective.count_targets(batch) for batch in micro_batches]
+    local = [sum(counts[name] for counts in found) for name in objective.targets]
+    local.append(sum(objective.count(batch) for batch in micro_batches))
+    *targets, units = accelerator.reduce(torch.tensor(local, device=device), "sum").unbind()
     counts = {name: count.clamp(min=1) for name, count in zip(objective.targets, targets, strict=True)}
 
     losses: dict[str, Tensor] = {}
@@ -60,7 +60,8 @@ def train_step(
         torch.manual_seed(seed_of(seed, step, accelerator.process_index, i))
         last = i == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
-            out = model(**send_to_device(batch, device, non_blocking=True), num_items_in_batch=counts)
+            inputs = objective.finish(send_to_device(batch, device, non_blocking=True))
+            out = model(**inputs, num_items_in_batch=counts)
             accelerator.backward(out.loss * ranks)  # gradients are averaged over the processes: the sum is wanted
         for name, value in out.items():
             if name.endswith("loss"):
@@ -77,11 +78,17 @@ def train_step(
         )
     optimizer.step()
     optimizer.zero_grad()
-    return {**losses, "gradient_norm": norm.detach() / ranks}, int(tokens)
+    return {**losses, "gradient_norm": norm.detach() / ranks}, int(units)
 
 
 def keep_bad_step(
-    folder: Path, accelerator: Accelerator, model: nn.Module, micro_batches: list[Batch], settings: Settings, step: int
+    folder: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    objective: Objective,
+    micro_batches: list[Batch],
+    settings: Settings,
+    step: int,
 ) -> Path:
     """Writes all that replaying a step that was not finite needs: weights, batches, seeds; every process calls this.
 
@@ -103,6 +110,7 @@ def keep_bad_step(
         }
         (kept / "replay.json").write_text(json.dumps(facts, indent=1))
     accelerator.wait_for_everyone()
-    torch.save([send_to_device(batch, "cpu") for batch in micro_batches], kept / f"rank-{accelerator.process_index}.pt")
+    finished = [objective.finish(send_to_device(batch, accelerator.device)) for batch in micro_batches]
+    torch.save(send_to_device(finished, "cpu"), kept / f"rank-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     return kept

@@ -168,7 +168,7 @@ def train(settings: Settings) -> None:
     patience = settings.evaluation.patience
     log.say(
         f"model: {fresh.num_parameters():,} parameters; an epoch: {plan.steps:,} steps of {phase.train.rows_per_step} "
-        f"rows of {' + '.join(map(str, objective.row_lengths))} tokens, {plan.fill:.1%} full; "
+        f"rows of {' + '.join(map(str, objective.row_lengths))} {objective.unit}, {plan.fill:.1%} full; "
         f"{accelerator.num_processes} x {torch.get_num_threads()} threads, {options.precision}, {options.kernel}, "
         f"micro-batches of {phase.train.micro_batch}, on {accelerator.device.type}"
     )
@@ -182,8 +182,7 @@ def train(settings: Settings) -> None:
         if patience and state.stale >= patience:
             progress = 1.0
         if settings.init_from is not None and state.step == 0:  # what the checkpoint knows before it learns more
-            assert isinstance(phase.train.micro_batch, int)
-            held = evaluate(model, objective, held_out, phase.train.micro_batch, accelerator)
+            held = evaluate(model, objective, held_out, phase.train, accelerator)
             log.write({f"eval_{name}": value for name, value in held.items()}, 0, progress)
         while progress < 1:
             current = next(i for i, end in enumerate(ends) if progress < end)
@@ -222,7 +221,7 @@ def train(settings: Settings) -> None:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["scale"]
                 try:
-                    measures, tokens = train_step(
+                    measures, units = train_step(
                         model,
                         optimizer,
                         micro_batches,
@@ -233,14 +232,14 @@ def train(settings: Settings) -> None:
                         options.max_grad_norm,
                     )
                 except NotFinite as error:
-                    kept = keep_bad_step(folder, accelerator, model, micro_batches, settings, state.step)
+                    kept = keep_bad_step(folder, accelerator, model, objective, micro_batches, settings, state.step)
                     raise NotFinite(f"{error} To see why: python -m pretraining.replay {kept}") from None
                 if average is not None:
                     average.update_parameters(fresh)
                 measured.append(measures)
                 state.step += 1
                 state.step_in_epoch += 1
-                state.tokens += tokens
+                state.tokens += units
                 state.seconds += time.perf_counter() - clock
                 if options.minutes is not None:  # the main process's clock rules
                     state.seconds = broadcast_object_list([state.seconds])[0]
@@ -253,9 +252,9 @@ def train(settings: Settings) -> None:
                     means |= {
                         "learning_rate": rate,
                         "epoch": state.passes + state.step_in_epoch / plan.steps,
-                        "tokens": state.tokens,
+                        objective.unit: state.tokens,
                         "seconds": state.seconds,
-                        "tokens_per_second": speed,
+                        f"{objective.unit}_per_second": speed,
                         "mfu": speed * settled["flops_per_token"] / settled["peak"] / accelerator.num_processes,
                     }
                     log.write(means, state.step, progress)
@@ -263,7 +262,7 @@ def train(settings: Settings) -> None:
 
                 every = settings.evaluation.every
                 if (every and state.step % every == 0) or progress >= 1:
-                    held = evaluate(evaluated, objective, held_out, phase.train.micro_batch, accelerator)
+                    held = evaluate(evaluated, objective, held_out, phase.train, accelerator)
                     state.evaluation = {f"eval_{name}": value for name, value in held.items()}
                     log.write(state.evaluation, state.step, progress)
                     if progress < 1:
@@ -298,8 +297,7 @@ def train(settings: Settings) -> None:
         newest = checkpoint.find(folder)[-settings.checkpoint.keep :]
         checkpoint.average(accelerator, evaluated, newest)
         log.say(f"the mean of {', '.join(path.name for path in newest)}")
-        assert isinstance(phase.train.micro_batch, int)
-        held = evaluate(evaluated, objective, held_out, phase.train.micro_batch, accelerator)
+        held = evaluate(evaluated, objective, held_out, phase.train, accelerator)
         told = {f"eval_{name}": value for name, value in held.items()}
     evaluated.eval()
     with accelerator.autocast():
@@ -308,12 +306,12 @@ def train(settings: Settings) -> None:
     exported = export(accelerator, evaluated, objective, folder)
     if accelerator.is_main_process:
         opened = open_exported(exported, type(fresh))
-        probe = Steps(objective, "validation", 0, held_out, micro_batch=4, rank=0, ranks=1)[0, 0.0][0]
+        probe = objective.finish(Steps(objective, "validation", 0, held_out, micro_batch=4, rank=0, ranks=1)[0, 0.0][0])
         inputs = {name: value for name, value in probe.items() if name not in (*objective.targets, "read_at")}
         write_probe(opened, inputs, folder / "probe.safetensors")
         results = {"step": step, **told, "signatures": objective.signatures}
         (folder / "results.json").write_text(json.dumps(results, indent=1))
-        log.say(f"\n{state.step:,} steps, {state.tokens:,} tokens, {state.seconds:.0f} s of training")
+        log.say(f"\n{state.step:,} steps, {state.tokens:,} {objective.unit}, {state.seconds:.0f} s of training")
         log.say(report(step, told, objective.signatures))
         for sample in objective.samples(opened, settings.evaluation.samples):
             log.say(f"  {sample}")

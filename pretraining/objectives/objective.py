@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pretraining.data.rows import Example
+from pretraining.data.rows import IGNORED, Example
 from pretraining.data.tokenizer import TARGET
 from pretraining.initial import load_weights
 from pretraining.settings import Settings
@@ -22,8 +22,10 @@ class Objective(ABC):
 
     targets: tuple[str, ...]
     """The model's arguments that bear targets: each has its own loss, divided by its own count over the step."""
+    unit: str = "tokens"
+    """What is counted: of an example's length, a row's and the run's speed."""
     row_lengths: tuple[int, ...]
-    """Tokens in a packed row, on each side that a row has."""
+    """Room of a row in these units, on each side that a row has."""
     metric: str
     """The measure that decides which checkpoint is best."""
     lower_is_better: bool
@@ -90,7 +92,7 @@ class Objective(ABC):
 
     @abstractmethod
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
-        """Tokens of examples `index` (N,) in this epoch, special tokens included: (N,), or on each side (N, S)."""
+        """Units of examples `index` (N,) in this epoch, special tokens included: (N,), or on each side (N, S)."""
 
     @abstractmethod
     def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
@@ -102,11 +104,19 @@ class Objective(ABC):
 
     @abstractmethod
     def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
-        """Rows of examples to the model's arguments, `sequences` places for examples in each row."""
+        """Rows of examples to tensors, `sequences` places for examples in each row."""
 
     @abstractmethod
-    def tokens(self, batch: dict[str, Tensor]) -> int:
-        """Tokens of a batch that are no padding."""
+    def count(self, batch: dict[str, Tensor]) -> int:
+        """Units of a batch, padding not counted."""
+
+    def count_targets(self, batch: dict[str, Tensor]) -> dict[str, int]:
+        """How many targets each of `targets` has in a batch."""
+        return {name: int((batch[name] != IGNORED).sum()) for name in self.targets}
+
+    def finish(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is left to do with a collated batch on the model's device: the model's arguments."""
+        return batch
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -129,6 +139,32 @@ class Objective(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Writes the `inputs` beside the model."""
+
+
+class TokenObjectiveSettings:
+    """What the settings of such objectives have in common; the fields are each one's own."""
+
+    name: str
+    sequence_length: int
+    row_length: int | None
+
+    @property
+    def row_size(self) -> int:
+        """Tokens in a row, on the side that has more of them."""
+        return self.row_length or self.sequence_length
+
+    def check(self, run: Settings) -> None:
+        """Raises ValueError where these settings and the run's others do not go together."""
+        if self.sequence_length > run.model.max_position_embeddings:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"objective.sequence_length={self.sequence_length} is beyond the model's position table: "
+                f"set model.max_position_embeddings to at least {self.sequence_length}."
+            )
+        if run.tokenizer.separate and self.name != "translation":
+            raise ValueError(
+                f"tokenizer.separate is for pairs, and objective.name is {self.name}, which reads and writes one kind "
+                "of text: leave it out, and start from no checkpoint that has it."
+            )
 
 
 class TokenObjective(Objective):

@@ -20,12 +20,12 @@ from pretraining.data.rows import IGNORED, Example, layout, pack_tokens, pack_va
 from pretraining.data.settings import between
 from pretraining.data.text import Text, prepare
 from pretraining.data.tokenizer import regular_ids, require_tokens, word_starts
-from pretraining.objectives.objective import TokenObjective
+from pretraining.objectives.objective import TokenObjective, TokenObjectiveSettings
 from pretraining.settings import Settings
 
 
 @dataclass
-class SentencePairsSettings:
+class SentencePairsSettings(TokenObjectiveSettings):
     """MLM and NSP on pairs of sentences (Devlin 2018, 3.1)."""
 
     name: Literal["sentence_pairs"] = "sentence_pairs"
@@ -198,7 +198,7 @@ class SentencePairs(TokenObjective):
             batch["next_sentence_label"] = pack_values(rows, "next_sentence_label", sequences)
         return batch
 
-    def tokens(self, batch: dict[str, Tensor]) -> int:
+    def count(self, batch: dict[str, Tensor]) -> int:
         return int((batch["sequence_ids"] != 0).sum())
 
     def evaluate(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

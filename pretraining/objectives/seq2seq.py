@@ -15,14 +15,14 @@ from pretraining.data.plan import choose_row_lengths
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
 from pretraining.data.settings import between
 from pretraining.metrics import METRICS, ExactMatch, TextMetric
-from pretraining.objectives.objective import TokenObjective
+from pretraining.objectives.objective import TokenObjective, TokenObjectiveSettings
 from pretraining.settings import Settings
 
 AT_A_TIME = 64  # texts written; those that are finished leave the batch
 
 
 @dataclass
-class Seq2SeqSettings:
+class Seq2SeqSettings(TokenObjectiveSettings):
     """Lengths, and how a model's own writing is judged."""
 
     sequence_length: int = 128
@@ -111,7 +111,7 @@ class Seq2Seq(TokenObjective):
             "cu_seq_lens_k": memory["cu_seq_lens_k"],
         }
 
-    def tokens(self, batch: dict[str, Tensor]) -> int:
+    def count(self, batch: dict[str, Tensor]) -> int:
         return int((batch["sequence_ids"] != 0).sum() + (batch["decoder_sequence_ids"] != 0).sum())
 
     def evaluate(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

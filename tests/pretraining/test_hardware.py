@@ -107,4 +107,4 @@ def test_flops_are_those_of_the_matrix_products(make_objective):
     read = len(batch["read_at"]) + plan.sequences_per_row
     layers = 2 * tokens * 4 * width**2 + (tokens + read) * 2 * width * 64 + 2 * 2 * tokens * tokens * width
     heads = len(batch["read_at"]) * (width**2 + width * 1500) + plan.sequences_per_row * (width**2 + 2 * width)
-    assert probe.flops() * objective.tokens(batch) == pytest.approx(6 * (layers + heads), rel=0.02)
+    assert probe.flops() * objective.count(batch) == pytest.approx(6 * (layers + heads), rel=0.02)

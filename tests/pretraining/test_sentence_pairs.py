@@ -205,7 +205,7 @@ def test_a_micro_batch_is_never_larger_than_the_step(objective, micro_batch: int
 def test_an_empty_row_has_no_targets(objective):
     batch = objective.collate([[], []], 3)
     assert all((batch[name] == IGNORED).all() for name in objective.targets)
-    assert objective.tokens(batch) == 0
+    assert objective.count(batch) == 0
 
 
 def test_whole_words_are_hidden_whole():

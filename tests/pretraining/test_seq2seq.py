@@ -120,12 +120,12 @@ def test_packed_examples_get_the_loss_that_they_get_alone(objective: Seq2Seq):
         source, target = (torch.from_numpy(example[name])[None] for name in ("input_ids", "labels"))
         alone += native(input_ids=source, labels=target).loss.item() * target.numel()
     assert total.item() == pytest.approx(alone, rel=1e-9)
-    assert objective.tokens(batch) == sum(len(side) for row in rows for example in row for side in example.values())
+    assert objective.count(batch) == sum(len(side) for row in rows for example in row for side in example.values())
 
 
 def test_rows_without_examples_have_no_targets(objective: Seq2Seq):
     batch = objective.collate([[], []], 3)
-    assert (batch["labels"] == IGNORED).all() and objective.tokens(batch) == 0
+    assert (batch["labels"] == IGNORED).all() and objective.count(batch) == 0
 
 
 def test_the_loss_is_plain_at_evaluations_and_smoothed_in_training(objective: Seq2Seq):
