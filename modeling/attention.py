@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, EncoderDecoderCache, PreTrainedConfig
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, flash_attention_mask
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    and_masks,
+    causal_mask_function,
+    create_bidirectional_mask,
+    create_causal_mask,
+    flash_attention_mask,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .dropout import dropout as attention_dropout
@@ -166,16 +173,26 @@ def same_sequence(queries: Tensor, keys: Tensor) -> Callable:
     return mask
 
 
-def packed_rule(
-    config: PreTrainedConfig, queries: Tensor | None, keys: Tensor | None, kwargs: Mapping
-) -> dict[str, Any]:
-    """The arguments that make transformers' mask functions follow the packed rule; none where unpacked.
+def packed_mask(
+    config: PreTrainedConfig,
+    x: Tensor,
+    attention_mask: Tensor | None,
+    queries: Tensor | None,
+    keys: Tensor | None,
+    kwargs: Mapping,
+    causal: bool = False,
+) -> Mask:
+    """The packed rule as the kernel's mask.
+
+    Transformers' functions of the whole would take a rule of ours too, but work it out by vmap, many times slower.
+
+    Args:
+        x: the queries' states (B, T, D); their `queries` (B, T) or, with a cache, (B, past + T).
+        attention_mask: (B, S), 0 for keys that nobody sees.
 
     Raises:
         ValueError: the kernel would not see the mask, or only one side is packed.
     """
-    if queries is None and keys is None:
-        return {}
     if queries is None or keys is None:
         raise ValueError(
             "sequence_ids and decoder_sequence_ids go together: a packed source needs a packed target, "
@@ -187,15 +204,28 @@ def packed_rule(
             f"{config._attn_implementation} takes no mask, so sequence_ids alone would let examples see one "
             "another: pass cu_seq_lens_q and cu_seq_lens_k too, or choose eager, sdpa or flex_attention."
         )
-    return {"and_mask_function": same_sequence(queries, keys)}
+    rule = same_sequence(queries, keys)
+    return ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](
+        batch_size=x.shape[0],
+        q_length=x.shape[1],
+        kv_length=keys.shape[1],
+        q_offset=queries.shape[1] - x.shape[1],
+        mask_function=and_masks(causal_mask_function, rule) if causal else rule,
+        attention_mask=None if attention_mask is None else attention_mask.bool(),
+        allow_is_causal_skip=False,
+        dtype=x.dtype,
+        config=config,
+        device=x.device,
+    )
 
 
 def self_attention_mask(
     config: PreTrainedConfig, x: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor | None, kwargs: Mapping
 ) -> Mask:
     """Every token sees every token that is no padding, of its own example: x (B, T, D)."""
-    rule = packed_rule(config, sequence_ids, sequence_ids, kwargs)
-    return create_bidirectional_mask(config, x, attention_mask, **rule)
+    if sequence_ids is not None:
+        return packed_mask(config, x, attention_mask, sequence_ids, sequence_ids, kwargs)
+    return create_bidirectional_mask(config, x, attention_mask)
 
 
 def causal_attention_mask(
@@ -207,9 +237,10 @@ def causal_attention_mask(
     kwargs: Mapping,
 ) -> Mask:
     """A token sees itself and what is before it; `sequence_ids` (B, past + T) counts the cached tokens too."""
-    rule = packed_rule(config, sequence_ids, sequence_ids, kwargs)
+    if sequence_ids is not None:
+        return packed_mask(config, x, attention_mask, sequence_ids, sequence_ids, kwargs, causal=True)
     cache = None if past_key_values is None else past_key_values.self_attention_cache
-    return create_causal_mask(config, x, attention_mask, cache, **rule)
+    return create_causal_mask(config, x, attention_mask, cache)
 
 
 def cross_attention_mask(
@@ -222,9 +253,9 @@ def cross_attention_mask(
     kwargs: Mapping,
 ) -> Mask:
     """A target token sees the source of its own pair: x (B, T, D), memory (B, S, D)."""
-    queries = None if decoder_sequence_ids is None else decoder_sequence_ids[:, -x.shape[1] :]
-    rule = packed_rule(config, queries, sequence_ids, kwargs)
-    return create_bidirectional_mask(config, x, attention_mask, encoder_hidden_states=memory, **rule)
+    if decoder_sequence_ids is not None or sequence_ids is not None:
+        return packed_mask(config, x, attention_mask, decoder_sequence_ids, sequence_ids, kwargs)
+    return create_bidirectional_mask(config, x, attention_mask, encoder_hidden_states=memory)
 
 
 def bounds_of(side: str, kwargs: Mapping) -> dict[str, Any]:
