@@ -150,9 +150,11 @@ def parse(arguments: list[str] | None = None) -> Settings:
             given.tokenizer.path = given.tokenizer.path or given.init_from
         resolved = parser.dump(given, skip_none=False)
         given.model.pop("family")
-        ready = parser.instantiate(given)
+        ready = {"tokenizer": None, **parser.instantiate(given)}
         fields = {field.name for field in dataclasses.fields(Settings)} - {"family", "resolved"}
-        settings = Settings(family=family, resolved=resolved, **{name: {"tokenizer": None, **ready}[name] for name in fields})
+        settings = Settings(
+            family=family, resolved=resolved, **{name: {"tokenizer": None, **ready}[name] for name in fields}
+        )
         if start is not None:
             initial.check(settings, start)
     except ValueError as error:
