@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling import KeelSeq2SeqForConditionalGeneration
 from pretraining.data.tokenizer import TARGET, load_tokenizer
+from pretraining.errors import one_line
 from pretraining.pictures import draw_attention
 
 MAPS = {
@@ -38,9 +39,8 @@ def draw_maps(folder: Path, text: str, out: Path) -> tuple[str, list[Path]]:
     try:
         model = KeelSeq2SeqForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"no encoder-decoder of ours can be read from {folder} ({reason}): give a run's model/."
+            f"no encoder-decoder of ours can be read from {folder} ({one_line(error)}): give a run's model/."
         ) from error
     tokenizer = target_tokenizer = load_tokenizer(str(folder))
     if not model.config.share_encoder_decoder_embeddings:

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from modeling import KeelSeq2SeqConfig
 from modeling.convert import FAMILIES, TO_NATIVE, from_native, keel_config, keel_names
 from pretraining.data.tokenizer import load_tokenizer
+from pretraining.errors import one_line
 from pretraining.settings import NOT_SET_BY_HAND, Settings
 
 # What changes nothing that the checkpoint has learnt.
@@ -30,9 +31,8 @@ def read_config(checkpoint: str, ours: type[PreTrainedConfig]) -> PreTrainedConf
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except Exception as error:  # there are dozens, from missing files to a missing network
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"init_from: no checkpoint can be read from {checkpoint!r} ({reason}): it must be a folder with "
+            f"init_from: no checkpoint can be read from {checkpoint!r} ({one_line(error)}): it must be a folder with "
             "config.json and weights, or a Hub name."
         ) from error
     if isinstance(config, ours):
@@ -116,8 +116,7 @@ def open_checkpoint(checkpoint: str, ours: type[PreTrainedModel]) -> tuple[PreTr
     try:
         loaded: Any = opener.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"init_from: no weights can be read from {checkpoint!r} ({reason}).") from error
+        raise ValueError(f"init_from: no weights can be read from {checkpoint!r} ({one_line(error)}).") from error
     opened, found = loaded
     for state, keys in (("lacks", "missing_keys"), ("has", "unexpected_keys")):
         body = [name for name in found[keys] if re.search(r"embeddings\.|encoder\.|decoder\.stack", name)]

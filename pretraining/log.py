@@ -2,11 +2,9 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from traceback import extract_tb
 
 import wandb
 import yaml
@@ -16,22 +14,6 @@ from tqdm import tqdm
 from pretraining.checkpoint import State
 from pretraining.pictures import draw_curves
 from pretraining.settings import LogSettings, Settings
-
-HOUSE = tuple(Path(__file__).parents[1] / part for part in ("modeling", "pretraining", "finetuning"))
-
-
-@contextmanager
-def one_sentence_errors(program: str) -> Iterator[None]:
-    """A user's error, raised by our own code, ends the program with its sentence; anything else with its traceback."""
-    try:
-        yield
-    except ValueError as error:
-        origin = Path(extract_tb(error.__traceback__)[-1].filename)
-        if not any(origin.is_relative_to(part) for part in HOUSE):
-            raise
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once on each machine: their files may differ
-            print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def wandb_mode(settings: LogSettings) -> str:

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from modeling import CONFIGS
 from pretraining import initial
 from pretraining.data.settings import PairSettings, TextSettings, TokenizerSettings
+from pretraining.errors import one_line
 from pretraining.objectives.denoising import DenoisingSettings
 from pretraining.objectives.sentence_pairs import SentencePairsSettings
 from pretraining.objectives.translation import TranslationSettings
@@ -69,7 +70,7 @@ def peek(arguments: list[str], key: str, default: str) -> str:
             try:
                 content: Any = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError) as error:
-                Parser(prog="pretrain.py").error(f"{given} is no YAML: {' '.join(str(error).split())}.")
+                Parser(prog="pretrain.py").error(f"{given} is no YAML: {one_line(error)}.")
             for step in key.split("."):
                 content = content.get(step) if isinstance(content, dict) else None
             value = value if content is None else str(content)

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 
+from pretraining.errors import one_line
+
 BATCH = 16  # rows read at a time; they can be whole books
 
 Row = dict[str, Any]
@@ -177,9 +179,10 @@ def load_hub(source: str, subset: str | None, split: str, columns: Columns, embe
     try:
         dataset = load_dataset(source, subset, split=split)
     except Exception as error:  # there are dozens, of the Hub's client, of fsspec and of datasets itself
-        reason, near = " ".join(str(error).split()), nearest(source, [embedded, "files"])
+        near = nearest(source, [embedded, "files"])
         raise ValueError(
-            f"cannot load {place} ({reason}): set source to {embedded!r}, 'files', a folder or a Hub name{near}"
+            f"cannot load {place} ({one_line(error)}): "
+            f"set source to {embedded!r}, 'files', a folder or a Hub name{near}"
         ) from error
     check_columns(columns, dataset.column_names, place)
     return dataset, place

@@ -21,6 +21,7 @@ from pretraining.data import new_words
 from pretraining.data.cache import once
 from pretraining.data.new_words import Reader
 from pretraining.data.settings import TokenizerSettings
+from pretraining.errors import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -228,9 +229,8 @@ def load_tokenizer(path: str, part: str = "") -> PreTrainedTokenizerBase:
             raise ValueError("it has no vocabulary")
         return tokenizer
     except Exception as error:  # there are dozens, from missing files to a missing network
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"no tokenizer can be loaded from {path!r} ({reason}): it must be a folder with "
+            f"no tokenizer can be loaded from {path!r} ({one_line(error)}): it must be a folder with "
             f"{Path(part, 'tokenizer.json')}, or a Hub name"
         ) from error
 
