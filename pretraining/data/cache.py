@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 MARK = "complete.json"
 
 
@@ -40,3 +42,8 @@ def once(cache: Path, kind: str, content: list[Any], make: Callable[[Path], dict
 
 def read_meta(folder: Path) -> dict[str, Any]:
     return json.loads((folder / MARK).read_text())
+
+
+def open_array(path: Path, kind: str) -> np.ndarray:
+    """Memory-mapped, which an empty file cannot be."""
+    return np.memmap(path, dtype=kind, mode="r") if path.stat().st_size else np.empty(0, dtype=kind)

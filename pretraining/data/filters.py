@@ -150,7 +150,7 @@ def filter_text(
             signatures = np.memmap(path, dtype=np.uint16, mode="w+", shape=(HASHES, len(rest)))
             work = partial(sign, rest)
             title = "looking for near-duplicates"
-            for shard, part in in_order(work, rest.shards(), count_processes(settings.processes), title):
+            for shard, part in in_order(work, rest.shards(), count_processes(settings.processes), title, "documents"):
                 signatures[:, shard.start : shard.stop] = part
             reasons[long[repeated(signatures, settings.near_duplicates)]] = NEAR_DUPLICATE
             path.unlink()

@@ -195,7 +195,7 @@ def _load_files(found: list[tuple[str, ...]], settings: PairSettings) -> Dataset
 
 def _load_hub(settings: PairSettings, split: str) -> Dataset:
     source, columns = settings.source, _columns(settings)
-    dataset, place = readers.load_hub(source, settings.subset, split, columns, "dates")
+    dataset, place = readers.load_hub(source, settings.subset, split, columns, ["dates", "files"])
 
     def pairs() -> Iterator[Row]:
         rows = readers.hub_rows(dataset, source, split, columns)

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from pretraining.data.pair_sources import load_source
 from pretraining.data.settings import PairSettings
-from pretraining.data.stored import Stored, hold_out
+from pretraining.data.stored import Stored, first_equal, hold_out
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ def load_pairs(settings: PairSettings) -> tuple[dict[str, Pairs], dict[str, dict
         leaked = np.isin(part.hash, validation) & (split == "train")
         repeated = np.zeros(len(part), dtype=bool)
         if not settings.duplicates and (split == "train" or held is None):
-            repeated[:] = True
-            repeated[np.unique(part.hash, return_index=True)[1]] = False  # the first of equal ones
+            repeated = first_equal(part.hash) != np.arange(len(part))
         repeated &= ~leaked
         left_out[split] = {"duplicates": int(repeated.sum()), "also held out": int(leaked.sum())}
         remaining[split] = part.select(~(leaked | repeated))

@@ -1,4 +1,4 @@
-"""Shards of documents through several processes: results come in order, few of them in memory."""
+"""Shards of the data through several processes: results come in order, few of them in memory."""
 
 import multiprocessing
 import os
@@ -43,19 +43,20 @@ def count_processes(processes: int) -> int:
 
 
 def in_order(
-    work: Callable[[range], Result], shards: list[range], processes: int, title: str
+    work: Callable[[range], Result], shards: list[range], processes: int, title: str, unit: str
 ) -> Iterator[tuple[range, Result]]:
     """Each shard with what `work` makes of it, in the order of the shards whatever the number of processes.
 
     Args:
         work: can be pickled, and depends on nothing but the shard.
         processes: 1, or a single shard: this process does it.
+        unit: what is in a shard, in the plural.
 
     Raises:
         ValueError: a process was ended from outside.
     """
     processes = min(processes, len(shards))
-    with tqdm(total=sum(map(len, shards)), desc=title, unit=" documents", disable=None, leave=False) as bar:
+    with tqdm(total=sum(map(len, shards)), desc=title, unit=f" {unit}", disable=None, leave=False) as bar:
         if processes <= 1:
             for shard in shards:
                 yield shard, work(shard)
@@ -76,8 +77,8 @@ def in_order(
                     bar.update(len(shard))
             except BrokenProcessPool as error:
                 raise ValueError(
-                    f"One of {processes} processes that prepare the text was ended from outside, most likely for want "
-                    "of memory: set data.processes lower."
+                    f"One of {processes} processes that prepare the {unit} was ended from outside, most likely for "
+                    "want of memory: set data.processes lower."
                 ) from error
             finally:
                 pool.shutdown(cancel_futures=True)

@@ -189,7 +189,7 @@ def write(
     files = {name: (folder / f"{name}.bin").open("wb") for name in names}
     total = kept = 0
     work = partial(tokenise, documents, languages, tokenizer, token_type)
-    for _, part in in_order(work, documents.shards(), processes, "tokenising"):
+    for _, part in in_order(work, documents.shards(), processes, "tokenising", "documents"):
         for name in ("sentences", "documents"):
             (total + part[name].cumsum() - part[name]).tofile(files[name])
         for name in ("tokens", "sources"):

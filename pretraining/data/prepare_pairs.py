@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from pretraining.data.cache import once, read_meta
+from pretraining.data.cache import once, open_array, read_meta
 from pretraining.data.pairs import Pairs
 from pretraining.data.parallel import in_order
 from pretraining.data.prepare import encode
@@ -64,11 +64,6 @@ class PreparedPairs:
     def alignment(self, pair: int) -> np.ndarray:
         """The pair's points (P, 2)."""
         return self.points[self.point_offsets[pair] : self.point_offsets[pair + 1]]
-
-
-def open_array(path: Path, kind: str) -> np.ndarray:
-    """Memory-mapped, which an empty file cannot be."""
-    return np.memmap(path, dtype=kind, mode="r") if path.stat().st_size else np.empty(0, dtype=kind)
 
 
 def words_of(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -138,7 +133,7 @@ def write(
     for name in total:
         np.zeros(1, dtype=np.int64).tofile(files[name])
     work = partial(tokenise, pairs, group_names, tokenizers, token_type)
-    for _, part in in_order(work, pairs.shards(), processes, "tokenising"):
+    for _, part in in_order(work, pairs.shards(), processes, "tokenising", "pairs"):
         for name, end in total.items():
             (end + part[name].cumsum()).astype(np.int64).tofile(files[name])
             total[name] = end + int(part[name].sum())

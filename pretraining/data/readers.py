@@ -169,20 +169,20 @@ def state(files: Iterable[str]) -> list[tuple[str, int, int]]:
     return [(os.path.abspath(file), os.path.getsize(file), os.stat(file).st_mtime_ns) for file in files]
 
 
-def load_hub(source: str, subset: str | None, split: str, columns: Columns, embedded: str) -> tuple[Dataset, str]:
+def load_hub(source: str, subset: str | None, split: str, columns: Columns, others: list[str]) -> tuple[Dataset, str]:
     """A data set of the Hub, and how messages name it.
 
     Args:
-        embedded: the source that needs neither files nor the Hub, for the message.
+        others: the sources that are none of the Hub, for the message.
     """
     place = f"data set {source!r}, subset {subset!r}, split {split!r}"
     try:
         dataset = load_dataset(source, subset, split=split)
     except Exception as error:  # there are dozens, of the Hub's client, of fsspec and of datasets itself
-        near = nearest(source, [embedded, "files"])
+        near = nearest(source, others)
         raise ValueError(
             f"cannot load {place} ({one_line(error)}): "
-            f"set source to {embedded!r}, 'files', a folder or a Hub name{near}"
+            f"set source to {', '.join(map(repr, others))}, a data set's folder or a Hub name{near}"
         ) from error
     check_columns(columns, dataset.column_names, place)
     return dataset, place

@@ -106,7 +106,7 @@ def _load_files(files: list[str], settings: TextSource) -> Dataset:
 
 def _load_hub(settings: TextSource, split: str) -> Dataset:
     source, column = settings.source, settings.column
-    dataset, place = readers.load_hub(source, settings.subset, split, {column: "column"}, "pydocs")
+    dataset, place = readers.load_hub(source, settings.subset, split, {column: "column"}, ["pydocs", "files"])
 
     def documents() -> Iterator[dict[str, str | int]]:
         rows = ((name, row[column]) for name, row in readers.hub_rows(dataset, source, split, [column]))

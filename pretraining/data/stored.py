@@ -22,9 +22,14 @@ OVERHEAD = 100  # characters that a row counts beyond its own: many short ones a
 AnyStored = TypeVar("AnyStored", bound="Stored")
 
 
+def hash_bytes(data: bytes) -> int:
+    """64 bits of what is in a file, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
 def hash_text(text: str) -> int:
     """64 bits of a text, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return hash_bytes(text.encode())
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,30 @@ def require_held_out(splits: Mapping[str, Sized], unit: str, mend: str) -> None:
         )
 
 
-def hold_out(rows: AnyStored, fraction: float, hashes: np.ndarray) -> dict[str, AnyStored]:
-    """Hold out the rows whose hash falls into the lowest `fraction` of all possible hashes.
+def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
+    """Which rows are held out, bool (N,): those whose hash falls into the lowest `fraction` of all possible hashes.
 
     The hashes (N,) alone decide: equal ones never straddle the split, and a row keeps its side when others come or go.
-    Where two rows differ, each side gets at least one; with a single row, or only equal ones, or `fraction` 0,
-    validation is empty.
+    Where two rows differ, each side gets at least one; with a single row, or only equal ones, or `fraction` 0, none is
+    held out.
     """
     held = hashes < fraction * 2.0**64
     if fraction > 0 and not held.any():
         held = hashes == hashes.min()
     if held.all():
         held = hashes != hashes.max()
+    return held
+
+
+def first_equal(hashes: np.ndarray) -> np.ndarray:
+    """The place of the first hash that is equal to each, (N,)."""
+    _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
+    return first[number]
+
+
+def hold_out(rows: AnyStored, fraction: float, hashes: np.ndarray) -> dict[str, AnyStored]:
+    """The rows in two splits, as `held_out` parts them."""
+    held = held_out(hashes, fraction)
     return {"train": rows.select(~held), "validation": rows.select(held)}
 
 

@@ -77,18 +77,18 @@ def wait(shard: range) -> None:
 @pytest.mark.parametrize("processes", [1, 3])
 def test_results_come_in_order(processes: int):
     shards = [range(first, first + 5) for first in range(0, 100, 5)]
-    found = list(in_order(double, shards, processes, ""))
+    found = list(in_order(double, shards, processes, "", ""))
     assert [shard for shard, _ in found] == shards
     assert [number for _, result in found for number in result] == list(range(0, 200, 2))
 
 
 def test_a_worker_that_is_killed_is_one_sentence():
-    with pytest.raises(ValueError, match=r"One of 2 processes .* data\.processes lower"):
-        list(in_order(stop, [range(1), range(1, 2)], 2, ""))
+    with pytest.raises(ValueError, match=r"One of 2 processes that prepare the texts .* data\.processes lower"):
+        list(in_order(stop, [range(1), range(1, 2)], 2, "", "texts"))
 
 
 def test_a_run_that_is_killed_leaves_no_worker():
-    program = "from test_prepare import *; list(in_order(wait, [range(1), range(1, 2)], 2, ''))"
+    program = "from test_prepare import *; list(in_order(wait, [range(1), range(1, 2)], 2, '', ''))"
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     run = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}

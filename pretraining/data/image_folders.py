@@ -1,0 +1,101 @@
+"""Folders of images: which files are images, and which folders are classes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+
+from pretraining.data.image_rows import Source, as_source, store_images
+from pretraining.data.pixels import FORMATS
+from pretraining.data.readers import Row, nearest
+
+EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
+LEAVINGS = {"thumbs.db", "desktop.ini"}  # of Windows; those of other systems begin with a dot
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    """What a person put into a folder, sorted."""
+    with os.scandir(folder) as found:
+        kept = [entry for entry in found if not entry.name.startswith(".") and entry.name.lower() not in LEAVINGS]
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def images_in(folder: str) -> Iterator[os.DirEntry]:
+    """The images in a folder and in those below it, in order.
+
+    Raises:
+        ValueError: a file has none of the extensions of images.
+    """
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from images_in(entry.path)
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            yield entry
+        else:
+            choice = ", ".join(sorted(EXTENSIONS))
+            raise ValueError(f"{entry.path} has an unknown extension: convert it to one of {choice}, or take it away")
+
+
+def find_folder(folder: str, setting: str) -> str:
+    """The folder that a setting names; a ValueError where there is none."""
+    folder = os.path.normpath(os.path.expanduser(folder))
+    if os.path.isfile(folder):
+        raise ValueError(f"{folder} in data.{setting} is a file: name the folder that holds the images")
+    if not os.path.isdir(folder):
+        above, name = os.path.split(folder)
+        near = nearest(name, os.listdir(above or ".") if os.path.isdir(above or ".") else [])
+        raise ValueError(
+            f"no folder {folder!r} in data.{setting}, seen from {os.getcwd()}: set one that is there{near}"
+        )
+    return folder
+
+
+def classes_in(folder: str) -> list[str]:
+    """The classes of a folder: the names of the folders in it, sorted.
+
+    Raises:
+        ValueError: there are none, a file lies beside them, or one of them holds no image.
+    """
+    entries = _entries(folder)
+    classes = [entry.name for entry in entries if entry.is_dir()]
+    beside = [entry.path for entry in entries if not entry.is_dir()]
+    if beside and classes:
+        raise ValueError(
+            f"{beside[0]} lies beside the folders of the classes ({len(classes)}): put it into one, or take it away"
+        )
+    if beside:
+        raise ValueError(f"{folder} has files but no classes: put the images of each class into a folder of its own")
+    for name in classes:
+        if not any(True for _ in images_in(os.path.join(folder, name))):
+            raise ValueError(f"{os.path.join(folder, name)} holds no image: fill it, or delete it")
+    return classes
+
+
+def check_apart(folder: str, held: str) -> None:
+    """Raises ValueError where one of the two holds the other."""
+    real = [os.path.realpath(each) for each in (folder, held)]
+    if os.path.commonpath(real) in real:
+        raise ValueError(f"data.folder {folder} and data.validation_folder {held} are in one another: part them")
+
+
+def load_folder(folder: str, labelled: bool) -> Source:
+    classes = classes_in(folder) if labelled else []
+    digest = hashlib.sha256()
+
+    def entries() -> Iterator[tuple[str, int, os.stat_result]]:
+        for label, name in enumerate(classes or [""]):
+            for entry in images_in(os.path.join(folder, name) if name else folder):
+                yield entry.path, label, entry.stat()
+
+    def rows() -> Iterator[Row]:
+        for path, label, state in entries():
+            yield {"image": {"bytes": None, "path": path}, "label": label, "characters": state.st_size}
+
+    for path, _, state in entries():
+        digest.update(json.dumps([path, state.st_size, state.st_mtime_ns]).encode())
+    if digest.digest() == hashlib.sha256().digest():
+        raise ValueError(f"{folder} holds no images: fill it, or name another folder")
+    key = [os.path.abspath(folder), digest.hexdigest()]
+    dataset = store_images(rows, classes, __file__, [*key, classes])
+    columns = ["image", "label"] if labelled else ["image"]
+    return as_source(dataset, columns, dataset.data.column("characters").to_numpy(), [], 0, key)

@@ -1,0 +1,87 @@
+"""The sources of images: folders, files, data sets of the Hub and scanned digits."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+
+import numpy as np
+
+from pretraining.data import readers
+from pretraining.data.image_folders import check_apart, find_folder, load_folder
+from pretraining.data.image_rows import UNLABELLED, Source, as_source, store_images
+from pretraining.data.image_settings import ImageSettings
+from pretraining.data.image_tables import KNOWN, columns_of, load_files, load_hub
+from pretraining.data.readers import Row, find, nearest
+
+
+def _load_digits(labelled: bool) -> Source:
+    from sklearn.datasets import load_digits  # a second to import
+
+    def rows() -> Iterator[Row]:
+        found = load_digits()
+        for pixels, label in zip(found.images, found.target.tolist(), strict=True):
+            grey = np.rint(pixels * (255 / 16)).astype(np.uint8)
+            data = b"P5 %d %d 255\n" % grey.shape[::-1] + grey.tobytes()  # PGM: the bytes are the pixels
+            yield {"image": {"bytes": data, "path": None}, "label": label, "characters": len(data)}
+
+    key = ["digits", version("scikit-learn")]
+    dataset = store_images(rows, [str(digit) for digit in range(10)], __file__, key)
+    sizes = dataset.data.column("characters").to_numpy()
+    return as_source(dataset, ["image", "label"] if labelled else ["image"], sizes, [("digits", len(dataset))], 0, key)
+
+
+def _same_classes(source: Source, held: Source) -> Source:
+    """The held-out images with the numbers of the training classes."""
+    number_of = {name: number for number, name in enumerate(source.classes)}
+    for label in np.unique(held.labels).tolist():
+        if (name := held.classes[label]) not in number_of:
+            row = int(np.flatnonzero(held.labels == label)[0])
+            raise ValueError(
+                f"{held.place(row)} is of class {name!r}, which no training image can be of"
+                f"{nearest(name, number_of)}: give it one of the {len(number_of)} training classes, or take it away"
+            )
+    numbers = np.array([number_of.get(name, UNLABELLED) for name in held.classes])
+    return replace(held, labels=numbers[held.labels], classes=source.classes)
+
+
+def _load(settings: ImageSettings, labelled: bool) -> tuple[Source, Source | None]:
+    columns = columns_of(settings, labelled)
+    if settings.source == "digits":
+        return _load_digits(labelled), None
+    if settings.source == "folder":
+        assert settings.folder
+        folder = find_folder(settings.folder, "folder")
+        if not settings.validation_folder:
+            return load_folder(folder, labelled), None
+        held_folder = find_folder(settings.validation_folder, "validation_folder")
+        check_apart(folder, held_folder)
+        return load_folder(folder, labelled), load_folder(held_folder, labelled)
+    if settings.source == "files":
+        files = find(settings.files, "files", KNOWN)
+        held = find(settings.validation_files, "validation_files", KNOWN)
+        readers.check_apart(files, held, "files")
+        return load_files(files, columns), load_files(held, columns) if held else None
+    held_split = settings.validation_split
+    train = load_hub(settings, columns, settings.split)
+    return train, load_hub(settings, columns, held_split) if held_split else None
+
+
+def load_sources(settings: ImageSettings, labelled: bool) -> tuple[Source, Source | None]:
+    """The images of a source, and those that the settings name as held out, if they name any; of both, equal classes.
+
+    Args:
+        labelled: whether labels are learnt; else none is read.
+
+    Raises:
+        ValueError: one sentence on what is wrong with the settings or the data, where, and what to do.
+    """
+    source, held = _load(settings, labelled)
+    if not labelled:
+        return source, held
+    used = np.unique(source.labels)
+    if len(used) < 2:
+        raise ValueError(
+            f"all {len(source):,} training images are of the class {source.classes[int(used[0])]!r}: there must be two "
+            "classes, or none if the objective learns no labels"
+        )
+    return source, _same_classes(source, held) if held else None

@@ -1,0 +1,115 @@
+"""Tables with a column of images: files and data sets of the Hub."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Value, concatenate_datasets
+
+from pretraining.data import readers
+from pretraining.data.image_rows import IMAGE, Source, as_source
+from pretraining.data.image_settings import ImageSettings
+from pretraining.data.readers import TABLES, Columns, Row, check_columns, extension
+from pretraining.data.stored import store
+from pretraining.errors import one_line
+
+KNOWN = (".parquet", ".arrow")
+ASSUMED = 2**16  # bytes of an image in a file that a table names
+
+
+def columns_of(settings: ImageSettings, labelled: bool) -> Columns:
+    return {settings.column: "column"} | ({settings.label_column: "label_column"} if labelled else {})
+
+
+def _check(features: Features, columns: Columns, place: str) -> None:
+    """Raises ValueError where a table lacks a column, or one does not hold images or classes."""
+    check_columns(columns, list(features), place)
+    image, *label = (features.arrow_schema.field(column).type for column in columns)
+    names = {field.name for field in image} if pa.types.is_struct(image) else set()
+    plain = pa.types.is_binary(image) or pa.types.is_large_binary(image) or pa.types.is_string(image)
+    if not plain and not set(IMAGE) <= names:
+        raise ValueError(
+            f"{place} holds {image} in {next(iter(columns))!r}, which is no image: set column to one of encoded images "
+            f"(bytes, or the paths of files) among {', '.join(features)}"
+        )
+    for kind in label:
+        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_boolean(kind)):
+            raise ValueError(
+                f"{place} holds {kind} in {list(columns)[1]!r}, which is no class: set label_column to one of whole "
+                f"numbers or names among {', '.join(features)}"
+            )
+
+
+def _sizes(column: pa.ChunkedArray) -> np.ndarray:
+    """Bytes of the images in a column (N,); those in files count as `ASSUMED`."""
+    if pa.types.is_string(column.type):
+        return np.full(len(column), ASSUMED)
+    content = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    # Where all images are files, the type of the bytes may be null.
+    return pc.fill_null(pc.binary_length(content.cast(pa.large_binary())), ASSUMED).to_numpy()
+
+
+def _open(path: str) -> tuple[Features, Dataset | None]:
+    """A table's features, and its rows if they can be memory-mapped."""
+    try:
+        if extension(path) == ".parquet":
+            return Features.from_arrow_schema(pq.read_schema(path)), None
+        dataset = Dataset.from_file(path)
+        return dataset.features, dataset
+    except (OSError, pa.ArrowException) as error:
+        kind = "parquet file" if extension(path) == ".parquet" else "Arrow stream, as `datasets` writes them,"
+        raise ValueError(f"{path} is no {kind} ({one_line(error)}): write it anew") from error
+
+
+def _stored(path: str, columns: Columns, features: Features) -> Dataset:
+    """The rows of a parquet file, which cannot be memory-mapped, in an Arrow file in the cache of `datasets`."""
+
+    def rows() -> Iterator[Row]:
+        for _, row in TABLES[".parquet"](path, columns):
+            value = row[image]
+            size = (
+                ASSUMED if value is None else len(value) if not isinstance(value, dict) else len(value["bytes"] or b"")
+            )
+            yield row | {"characters": size}
+
+    image = next(iter(columns))
+    kept = Features({column: features[column] for column in columns} | {"characters": Value("int64")})
+    return store(rows, kept, "images", [__file__, readers.__file__], readers.state([path]), columns)
+
+
+def load_files(files: list[str], columns: Columns) -> Source:
+    opened = {path: _open(path) for path in files}
+    first, (expected, _) = next(iter(opened.items()))
+    for path, (features, _) in opened.items():
+        _check(features, columns, path)
+        for column, setting in columns.items():
+            if features[column] != expected[column]:
+                raise ValueError(
+                    f"{path} holds {features[column]} in {column!r} but {first} {expected[column]}: make them "
+                    f"alike, or set {setting} to another column"
+                )
+    datasets = [
+        (_stored(path, columns, features) if dataset is None else dataset).select_columns(list(columns))
+        for path, (features, dataset) in opened.items()
+    ]
+    for path, dataset in zip(files, datasets, strict=True):
+        if not len(dataset):
+            raise ValueError(f"{path} holds no images: fill it, or leave it out")
+    parts = [(path, len(dataset)) for path, dataset in zip(files, datasets, strict=True)]
+    dataset, image = concatenate_datasets(datasets), next(iter(columns))
+    sizes = _sizes(dataset.data.column(image))
+    return as_source(dataset, list(columns), sizes, parts, 1, [os.getcwd(), readers.state(files), image])
+
+
+def load_hub(settings: ImageSettings, columns: Columns, split: str) -> Source:
+    others = ["digits", "folder", "files"]
+    dataset, place = readers.load_hub(settings.source, settings.subset, split, columns, others)
+    _check(dataset.features, columns, place)
+    if not len(dataset):
+        raise ValueError(f"{place} holds no images: name another")
+    sizes = _sizes(dataset.data.column(settings.column))
+    parts = [(f"{settings.source}:{split}", len(dataset))]
+    return as_source(dataset, list(columns), sizes, parts, 0, [dataset._fingerprint, settings.column])
