@@ -11,7 +11,8 @@ class KeelConfig(PreTrainedConfig):
     """Fields that BERT, the encoder-decoder Transformer and ViT have in common.
 
     Raises:
-        ValueError: `hidden_size` is no multiple of `num_attention_heads`, or there is no activation `hidden_act`.
+        ValueError: `hidden_size` is no multiple of `num_attention_heads`, there is no activation `hidden_act`, or
+            `drop_path_rate` leaves no example.
     """
 
     hidden_size: int = 768
@@ -26,6 +27,9 @@ class KeelConfig(PreTrainedConfig):
     """Dropout of the embeddings and of every residual branch."""
     attention_probs_dropout_prob: float | int = 0.1
     """Dropout of the attention weights."""
+    drop_path_rate: float | int = 0.0
+    """Share of examples that the last layer's residual branches skip while training; from 0 at the first layer on it
+    grows in a line (stochastic depth: Huang 2016, 3; Touvron 2020)."""
     qkv_bias: bool = True
     """Biases in the query, key and value projections."""
     norm_position: Literal["post", "pre"] = "post"
@@ -46,6 +50,10 @@ class KeelConfig(PreTrainedConfig):
             )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; there are: {', '.join(ACT2FN)}.")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(
+                f"drop_path_rate={self.drop_path_rate} must be at least 0 and below 1: a share of examples."
+            )
         if self.initializer_range is None:
             self.initializer_range = self.hidden_size**-0.5
 
