@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .embeddings import PatchEmbeddings, SinusoidalPositions, TokenEmbeddings
+from .embeddings import (
+    DecoderPatchEmbeddings,
+    PatchEmbeddings,
+    SincosPositions,
+    SinusoidalPositions,
+    TokenEmbeddings,
+)
 from .heads import ZeroLinear
 
 
@@ -63,17 +69,20 @@ class KeelPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, SinusoidalPositions):
+        elif isinstance(module, (SinusoidalPositions, SincosPositions)):
             init.copy_(module.weight, module.table())
         elif isinstance(module, nn.Conv2d):
             init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             assert module.bias is not None
             init.zeros_(module.bias)
         elif isinstance(module, PatchEmbeddings):
-            init.trunc_normal_(module.positions, std=std)
+            if isinstance(module.positions, nn.Parameter):
+                init.trunc_normal_(module.positions, std=std)
             for token in (module.cls_token, module.mask_token):
                 if token is not None:
                     init.zeros_(token)
+        elif isinstance(module, DecoderPatchEmbeddings):
+            init.trunc_normal_(module.mask_token, std=std)
 
 
 class KeelTextPreTrainedModel(KeelPreTrainedModel):

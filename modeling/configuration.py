@@ -11,7 +11,8 @@ class KeelConfig(PreTrainedConfig):
     """Fields that BERT, the encoder-decoder Transformer and ViT have in common.
 
     Raises:
-        ValueError: `hidden_size` is no multiple of `num_attention_heads`, or there is no activation `hidden_act`.
+        ValueError: `hidden_size` is no multiple of `num_attention_heads`, there is no activation `hidden_act`, or
+            `drop_path_rate` leaves no example.
     """
 
     hidden_size: int = 768
@@ -26,6 +27,9 @@ class KeelConfig(PreTrainedConfig):
     """Dropout of the embeddings and of every residual branch."""
     attention_probs_dropout_prob: float | int = 0.1
     """Dropout of the attention weights."""
+    drop_path_rate: float | int = 0.0
+    """Share of examples that the last layer's residual branches skip while training; from 0 at the first layer on it
+    grows in a line (stochastic depth: Huang 2016, 3; Touvron 2020)."""
     qkv_bias: bool = True
     """Biases in the query, key and value projections."""
     norm_position: Literal["post", "pre"] = "post"
@@ -46,6 +50,10 @@ class KeelConfig(PreTrainedConfig):
             )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; there are: {', '.join(ACT2FN)}.")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(
+                f"drop_path_rate={self.drop_path_rate} must be at least 0 and below 1: a share of examples."
+            )
         if self.initializer_range is None:
             self.initializer_range = self.hidden_size**-0.5
 
@@ -164,7 +172,7 @@ class KeelViTConfig(KeelConfig):
     """ViT (Dosovitskiy 2020): the defaults are its base size with patches of 16.
 
     Raises:
-        ValueError: `image_size` is no multiple of `patch_size`.
+        ValueError: `image_size` is no multiple of `patch_size`; a width does not suit its heads or its positions.
     """
 
     model_type = "keel-vit"
@@ -181,8 +189,27 @@ class KeelViTConfig(KeelConfig):
     attention_probs_dropout_prob: float | int = 0.0
     norm_position: Literal["post", "pre"] = "pre"
     initializer: Literal["truncated_normal", "xavier_uniform"] = "xavier_uniform"
+    position_embedding_type: Literal["learned", "sincos2d"] = "learned"
+    """Positions learned (Dosovitskiy 2020) or fixed sines and cosines of both coordinates (Chen 2021; He 2021)."""
+    position_grid_size: int | None = None
+    """Patches a side that sincos2d counts, whatever the image's size; null: image_size / patch_size. What
+    `resize_position_embeddings` changes leaves it as it was, so that the image still spans what was learned."""
     pooling: Literal["cls", "mean"] = "cls"
     """What stands for the image: a class token, or (with no such token) the mean of its patches."""
+    label_smoothing: float | int = 0.0
+    """Share of the class's target spread over all classes while training (Szegedy 2015, 7)."""
+    reconstruction_target: Literal["pixels", "normalized_pixels", "mean_color"] = "pixels"
+    """What is predicted of a hidden patch: its pixels (SimMIM: Xie 2021, 3.4), these less the patch's mean and over
+    its deviation (MAE: He 2021, 3), or the class of its mean color, three bits a channel (Dosovitskiy 2020, B.1.2)."""
+    decoder_num_hidden_layers: int = 0
+    """Layers of the decoder of masked images (MAE: He 2021, 3), whose encoder sees only what is shown; 0: no decoder,
+    and mask tokens in the encoder (SimMIM: Xie 2021)."""
+    decoder_hidden_size: int = 512
+    """Width of that decoder."""
+    decoder_num_attention_heads: int = 16
+    """Its attention heads; must divide decoder_hidden_size."""
+    decoder_intermediate_size: int = 2048
+    """Width of its feed-forward layers."""
     auto_map: dict = field(
         default_factory=lambda: {
             "AutoConfig": "configuration.KeelViTConfig",
@@ -198,4 +225,16 @@ class KeelViTConfig(KeelConfig):
             raise ValueError(
                 f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}: "
                 "the patches must cover the image."
+            )
+        if self.decoder_num_hidden_layers and self.decoder_hidden_size % self.decoder_num_attention_heads:
+            raise ValueError(
+                f"decoder_hidden_size={self.decoder_hidden_size} is no multiple of decoder_num_attention_heads="
+                f"{self.decoder_num_attention_heads}: every head takes an equal share of the width."
+            )
+        fixed = {"hidden_size": self.position_embedding_type == "sincos2d"}
+        fixed["decoder_hidden_size"] = bool(self.decoder_num_hidden_layers)
+        for name in (name for name, used in fixed.items() if used and getattr(self, name) % 4):
+            raise ValueError(
+                f"{name}={getattr(self, name)} is no multiple of 4: sincos2d positions are the sine and the cosine of "
+                "each of two coordinates."
             )

@@ -3,7 +3,8 @@
 Marian's sinusoids are all sines, then all cosines; ours alternate. So the residual stream (every vector that a block
 reads or adds to) is permuted: the columns of what reads it, the rows of what writes it.
 
-Left behind, since they change only training: our `label_smoothing`, `initializer` and what is taught of alignments.
+Left behind, since they change only training: our `label_smoothing`, `drop_path_rate`, `initializer` and what is taught
+of alignments. Fixed positions of patches become a learned table of the same numbers.
 Native `ViTModel` pools by a dense layer, ours by the class token alone: it becomes `ViTModel(add_pooling_layer=False)`,
 whose pooler_output is None and whose last_hidden_state[:, 0] is our pooler_output.
 """
@@ -208,6 +209,11 @@ VIT = Family(
     options={"use_mask_token": "embeddings.mask_token"},
 )
 
+MASKED_IMAGES: Fixed = {  # what their head has no choice about, besides
+    "decoder_num_hidden_layers": (0, "vit has mask tokens in its encoder and no decoder"),
+    "reconstruction_target": ("pixels", "vit's head predicts pixels"),
+}
+
 # The last word of our module's name: its weight reads the residual stream (by its columns) or writes it (by its rows).
 READS = {"tokens", "positions", "query", "key", "value", "up", "lm_head"}
 WRITES = {"output", "down", "norm"}
@@ -299,6 +305,8 @@ def to_native(model: PreTrainedModel) -> PreTrainedModel:
     family, target = counterpart(model, TO_NATIVE)
     config, weights = model.config, dict(model.state_dict())
     refuse(config, family.ours, "native")
+    if isinstance(model, KeelViTForMaskedImageModeling):
+        refuse(config, MASKED_IMAGES, "native")
     if family is BERT and not config.type_vocab_size:
         raise ValueError("type_vocab_size=0 has no native form: bert adds a segment to every token.")
     values = {name: deepcopy(getattr(config, field)) for field, names in family.fields.items() for name in names}
@@ -312,6 +320,9 @@ def to_native(model: PreTrainedModel) -> PreTrainedModel:
     if family is MARIAN:  # whose sinusoids are weights; ours are none
         weights |= {name: table for name, table in model.named_buffers() if name.endswith("positions.weight")}
         weights = permuted(weights, sines_then_cosines(config.hidden_size))
+    if family is VIT and config.position_embedding_type == "sincos2d":
+        table = next(name for name, _ in model.named_buffers() if name.endswith("embeddings.positions.weight"))
+        weights[table.removesuffix(".weight")] = model.get_buffer(table)
     weights = renamed(weights, family.names)
     one_table = family is not MARIAN or config.share_encoder_decoder_embeddings
     for copy, original in family.copies.items() if one_table else ():  # a Marian of two has no third

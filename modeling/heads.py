@@ -46,24 +46,69 @@ def classification_loss(
     name: str,
     num_items_in_batch: Counts,
     labels: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy (..., C) against (...), -100 for no target; the arguments are those of `divided`."""
-    total = cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum")
+    """Cross-entropy (..., C) against (...), -100 for no target; the arguments are those of `divided`, and of torch."""
+    total = cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum", label_smoothing=smoothing)
     return divided(total, targets, name, num_items_in_batch, labels)
 
 
-def labels_loss(config: PreTrainedConfig, logits: Tensor, labels: Tensor, num_items_in_batch: Counts) -> Tensor:
+def mixed_loss(
+    logits: Tensor,
+    labels: Tensor,
+    partner_labels: Tensor,
+    partner_weight: Tensor,
+    num_items_in_batch: Counts,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of examples mixed out of two (mixup: Zhang 2017, 2; CutMix: Yun 2019, 3.1).
+
+    (1 - w) * loss(label) + w * loss(partner's label).
+
+    Args:
+        logits: (B, C).
+        labels: (B,), -100 for no target.
+        partner_labels: (B,), the class of what was mixed in, -100 where there is none.
+        partner_weight: (B,), its share w of the example.
+    """
+    own, partner = (
+        cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+        for targets in (labels, partner_labels)
+    )
+    total = (own.lerp(partner, partner_weight.to(own.dtype)) * (labels != -100)).sum()
+    return divided(total, labels, "labels", num_items_in_batch)
+
+
+def labels_loss(
+    config: PreTrainedConfig,
+    logits: Tensor,
+    labels: Tensor,
+    num_items_in_batch: Counts,
+    partner_labels: Tensor | None = None,
+    partner_weight: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> Tensor:
     """The loss that `config.problem_type` names: classes, several classes at once, or a regression; -100 for no target.
 
     With no problem type given: one label means regression, whole-number labels classes, others several at once.
+    Classes alone know mixed examples (as `mixed_loss` says) and label smoothing.
+
+    Raises:
+        ValueError: mixed examples of another problem, or with no weights.
     """
     problem = config.problem_type
     if problem is None:
         whole = labels.dtype in (torch.long, torch.int)
         problem = "single_label_classification" if whole else "multi_label_classification"
         problem = "regression" if config.num_labels == 1 else problem
+    if (partner_labels is None) != (partner_weight is None):
+        raise ValueError("partner_labels and partner_weight go together: the class mixed in, and its share.")
     if problem == "single_label_classification":
-        return classification_loss(logits, labels, "labels", num_items_in_batch)
+        if partner_labels is None or partner_weight is None:
+            return classification_loss(logits, labels, "labels", num_items_in_batch, smoothing=smoothing)
+        return mixed_loss(logits, labels, partner_labels, partner_weight, num_items_in_batch, smoothing)
+    if partner_labels is not None:
+        raise ValueError(f"partner_labels are classes, but problem_type is {problem}: mix the labels themselves.")
     loss = mse_loss if problem == "regression" else binary_cross_entropy_with_logits
     losses = loss(logits.reshape(labels.shape), labels.to(logits.dtype), reduction="none")
     return divided((losses * (labels != -100)).sum(), labels, "labels", num_items_in_batch)

@@ -8,7 +8,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Mask, MultiHeadAttention, bounds_of
-from .dropout import Dropout
+from .dropout import Dropout, drop_path
 
 
 class FeedForward(nn.Module):
@@ -25,48 +25,70 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """norm(x + dropout(f(x))) where the norm is post (Vaswani 2017, 3.1), x + dropout(f(norm(x))) where it is pre."""
+    """norm(x + dropout(f(x))) where the norm is post (Vaswani 2017, 3.1), x + dropout(f(norm(x))) where it is pre.
 
-    def __init__(self, config: PreTrainedConfig):
+    While training, a share `drop_path_rate` of the rows goes without f. A row is an example, or a packed row of them;
+    it is a single state where states alone are read.
+    """
+
+    def __init__(self, config: PreTrainedConfig, drop_path_rate: float = 0.0):
         super().__init__()
+        self.drop_path_rate = drop_path_rate
         self.pre = config.norm_position == "pre"
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.pre:
-            return x + self.dropout(sublayer(self.norm(x)))
-        return self.norm(x + self.dropout(sublayer(x)))
+    def entering(self, x: Tensor) -> Tensor:
+        """What f reads."""
+        return self.norm(x) if self.pre else x
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor], rowwise: bool = False) -> Tensor:
+        """`rowwise`: f sees every row by itself."""
+
+        def branch(x: Tensor) -> Tensor:
+            return self.dropout(sublayer(self.entering(x)))
+
+        if self.training and self.drop_path_rate:
+            x = drop_path(x, branch, self.drop_path_rate, rowwise)
+        else:
+            x = x + branch(x)
+        return x if self.pre else self.norm(x)
 
 
 class EncoderBlock(GradientCheckpointingLayer):
     """Self-attention, then feed-forward."""
 
-    def __init__(self, config: PreTrainedConfig, layer_idx: int = 0):
+    def __init__(self, config: PreTrainedConfig, layer_idx: int = 0, drop_path_rate: float = 0.0):
         super().__init__()
         self.attention = MultiHeadAttention(config, layer_idx=layer_idx)
-        self.attention_residual = Residual(config)
+        self.attention_residual = Residual(config, drop_path_rate)
         self.feed_forward = FeedForward(config)
-        self.feed_forward_residual = Residual(config)
+        self.feed_forward_residual = Residual(config, drop_path_rate)
 
-    def forward(self, x: Tensor, mask: Mask = None, read_at: Tensor | None = None, **kwargs) -> Tensor:
-        x = self.attention_residual(x, lambda y: self.attention(y, mask, **kwargs)[0])
+    def forward(
+        self, x: Tensor, mask: Mask = None, read_at: Tensor | None = None, read_first: bool = False, **kwargs
+    ) -> Tensor:
+        memory = None
+        if read_first:  # (B, T, D) -> (B, 1, D): keys and values of every token, the query of the first
+            memory, x = self.attention_residual.entering(x), x[:, :1]
+        rowwise = mask is None and memory is None and not kwargs  # all of these hold something of every row
+        x = self.attention_residual(x, lambda y: self.attention(y, mask, memory, **kwargs)[0], rowwise)
         if read_at is not None:
             x = x.flatten(0, 1)[read_at]  # (B, T, D) -> (N, D)
-        return self.feed_forward_residual(x, self.feed_forward)
+        return self.feed_forward_residual(x, self.feed_forward, rowwise=True)
 
 
 class DecoderBlock(GradientCheckpointingLayer):
     """Causal self-attention, attention over the encoder's output, then feed-forward."""
 
-    def __init__(self, config: PreTrainedConfig, layer_idx: int = 0):
+    def __init__(self, config: PreTrainedConfig, layer_idx: int = 0, drop_path_rate: float = 0.0):
         super().__init__()
         self.attention = MultiHeadAttention(config, causal=True, layer_idx=layer_idx)
-        self.attention_residual = Residual(config)
+        self.attention_residual = Residual(config, drop_path_rate)
         self.cross_attention = MultiHeadAttention(config, layer_idx=layer_idx)
-        self.cross_attention_residual = Residual(config)
+        self.cross_attention_residual = Residual(config, drop_path_rate)
         self.feed_forward = FeedForward(config)
-        self.feed_forward_residual = Residual(config)
+        self.feed_forward_residual = Residual(config, drop_path_rate)
 
     def forward(
         self,
@@ -80,26 +102,37 @@ class DecoderBlock(GradientCheckpointingLayer):
         kwargs["past_key_values"] = past_key_values
         x = self.attention_residual(x, lambda y: self.attention(y, mask, **bounds_of("q", kwargs))[0])
         x = self.cross_attention_residual(x, lambda y: self.cross_attention(y, memory_mask, memory, **kwargs)[0])
-        return self.feed_forward_residual(x, self.feed_forward)
+        return self.feed_forward_residual(x, self.feed_forward, rowwise=True)
 
 
 class Stack(nn.Module):
-    """Blocks one after another; with pre-norm a last norm, since no block normalises its own output."""
+    """Blocks one after another; with pre-norm a last norm, since no block normalises its own output.
+
+    Stochastic depth grows with depth in a line, from none to `drop_path_rate` (Huang 2016, 3; DeiT: Touvron 2020).
+    """
 
     def __init__(self, config: PreTrainedConfig, block: type[nn.Module], depth: int):
         super().__init__()
-        self.blocks = nn.ModuleList(block(config, layer_idx) for layer_idx in range(depth))
+        rates = [config.drop_path_rate * layer_idx / max(depth - 1, 1) for layer_idx in range(depth)]
+        self.blocks = nn.ModuleList(block(config, layer_idx, rate) for layer_idx, rate in enumerate(rates))
         pre = config.norm_position == "pre"
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if pre else nn.Identity()
 
-    def forward(self, x: Tensor, *args, read_at: Tensor | None = None, **kwargs) -> Tensor:
-        """(B, T, D) to (B, T, D); or to (N, D), the states `read_at` (N,), counted through the flattened batch.
+    def forward(self, x: Tensor, *args, read_at: Tensor | None = None, read_first: bool = False, **kwargs) -> Tensor:
+        """(B, T, D) to (B, T, D); or to those states that are read.
 
-        What nobody reads is not computed: the last block's feed-forward then runs on these states alone.
+        What nobody reads is not computed: the last block's feed-forward then runs on these states alone, and where
+        they are the first ones its queries too.
+
+        Args:
+            read_at: (N,), places in the flattened batch: the states there, (N, D).
+            read_first: the first state of each example, (B, 1, D); for unmasked attention.
         """
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, *args, **kwargs)
         if read_at is not None:
             kwargs["read_at"] = read_at
+        if read_first:
+            kwargs["read_first"] = True
         return self.norm(last(x, *args, **kwargs))

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from compare import close, equal
+from compare import DECODER, close, equal, gradients
 from torch import Tensor, nn
 from transformers import EncoderDecoderCache
 from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEConfig, ViTMAEEmbeddings
 
 import modeling
 
@@ -160,6 +161,40 @@ def test_interpolated_positions_are_the_native_ones(tiny, pooling):
             equal(model(pixels, interpolate_pos_encoding=True).last_hidden_state, model(pixels).last_hidden_state)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_sincos2d_is_that_of_the_released_mae(tiny, pooling):
+    native = ViTMAEEmbeddings(ViTMAEConfig(hidden_size=16, image_size=8, patch_size=2))
+    native.initialize_weights()
+    model = tiny("KeelViTModel", position_embedding_type="sincos2d", pooling=pooling)
+    own = model.embeddings.interpolated(4, 4)
+    close(own, native.position_embeddings.data[:, pooling == "mean" :].double(), atol=1e-6)
+    assert not any("positions" in name for name in model.state_dict())
+    # Three times as fine, every third patch lies where one was.
+    fine = model.embeddings.interpolated(12, 12)[:, -144:].view(12, 12, 16)
+    close(fine[1::3, 1::3].flatten(0, 1), own[0, -16:])
+    with pytest.raises(ValueError, match="hidden_size=18 is no multiple of 4"):
+        tiny("KeelViTModel", position_embedding_type="sincos2d", hidden_size=18)
+
+
+@pytest.mark.parametrize("head", ["KeelViTForImageClassification", "KeelViTForMaskedImageModeling"])
+@pytest.mark.parametrize("position_embedding_type", ["learned", "sincos2d"])
+@pytest.mark.parametrize("fields", [{}, {"pooling": "mean"}, DECODER])
+def test_larger_images_for_good(tiny, head, position_embedding_type, fields, tmp_path):
+    model = tiny(head, position_embedding_type=position_embedding_type, **fields)
+    small, large = (torch.rand(2, 3, side, side, dtype=torch.float64) for side in (8, 12))
+    before, expected = model(small)[0], model(large, interpolate_pos_encoding=True)[0]
+    model.resize_position_embeddings(12)
+    close(model(large)[0], expected)
+    if position_embedding_type == "sincos2d":  # nothing was learned that could be lost
+        close(model(small, interpolate_pos_encoding=True)[0], before)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert loaded.config.image_size == 12
+    close(loaded(large)[0], expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="image_size=13 is no multiple of patch_size=2"):
+        model.resize_position_embeddings(13)
+
+
 def test_images_of_another_shape_are_refused(tiny):
     model = tiny("KeelViTModel")
     for shape, match in (((1, 3, 8, 6), "image_size is 8"), ((1, 1, 8, 8), "num_channels=3")):
@@ -167,6 +202,47 @@ def test_images_of_another_shape_are_refused(tiny):
             model(torch.zeros(shape, dtype=torch.float64))
     with pytest.raises(ValueError, match="mask token"):
         model(torch.zeros(1, 3, 8, 8, dtype=torch.float64), torch.ones(1, 16))
+
+
+# What is not computed
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_what_no_head_reads_changes_nothing(tiny, pooling, norm_position, attention):
+    """The last layer of a classifier sees to the class token alone, unless the states of all are asked for."""
+    fields = {"pooling": pooling, "norm_position": norm_position, "num_labels": 3, "drop_path_rate": 0.5}
+    model = tiny("KeelViTForImageClassification", **fields)
+    model.set_attn_implementation(attention)
+    given = inputs(model) | {"labels": torch.tensor([2, 0])}
+    whole = model(**given, output_hidden_states=True)
+    assert [x.shape[1] for x in whole.hidden_states] == [16 + (pooling == "cls")] * 3
+    close(model(**given).logits, whole.logits)
+    found = []
+    for whole in (False, True):
+        torch.manual_seed(3)
+        found.append(gradients(model.train(), [given | {"output_hidden_states": whole}]))
+    assert set(found[1][1]) == {name for name, _ in model.named_parameters()}
+    for name, gradient in found[0][1].items():
+        close(gradient, found[1][1][name])
+    close(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize("head", FAMILIES)
+def test_depth_drops_in_a_line(tiny, head):
+    depths = {"encoder_layers": 5, "decoder_layers": 3} if "Seq2Seq" in head else {"num_hidden_layers": 5}
+    model = tiny(head, drop_path_rate=0.2, **depths)
+    stacks = [module for module in model.modules() if isinstance(module, modeling.layers.Stack)]
+    for stack in stacks:
+        rates = torch.linspace(0, 0.2, len(stack.blocks)).tolist()
+        for block, rate in zip(stack.blocks, rates, strict=True):
+            residuals = [module for module in block.modules() if isinstance(module, modeling.layers.Residual)]
+            assert [x.drop_path_rate for x in residuals] == [pytest.approx(rate)] * len(residuals)
+    equal(model(**inputs(model)).logits, tiny(head, **depths)(**inputs(model)).logits)
+    assert (model.train()(**inputs(model)).logits != model.eval()(**inputs(model)).logits).any()
+    with pytest.raises(ValueError, match="drop_path_rate=1"):
+        tiny(head, drop_path_rate=1)
 
 
 # Decoding

@@ -437,6 +437,20 @@ def test_square_pairs():
     assert (keel.config.image_size, keel.config.patch_size) == (12, 4)
 
 
+@pytest.mark.parametrize("name", ["ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"])
+def test_fixed_positions_become_a_learned_table(name):
+    keel = keel_model(name, torch.float64, **KEEL_TINY["ViT"] | {"position_embedding_type": "sincos2d"})
+    native = to_native(keel)
+    table = keel.base_model.embeddings.positions.weight
+    assert torch.equal(native.base_model.embeddings.position_embeddings, table) and not table[:, 0].any()
+    assert_parity(native, keel, image(12), torch.float64, gradients=False)
+
+
+def test_encoder_of_a_masked_autoencoder_converts():
+    keel = keel_model("ViTForMaskedImageModeling", torch.float64, **KEEL_TINY["ViT"] | {"decoder_num_hidden_layers": 1})
+    assert_parity(to_native(keel.vit), keel.vit, image(12), torch.float64)
+
+
 def test_encoder_stride_matters_to_masked_images_alone():
     fields = TINY["ViT"] | {"encoder_stride": 16}
     native = native_model("ViTForImageClassification", torch.float64, **fields)
@@ -462,6 +476,8 @@ def test_encoder_stride_matters_to_masked_images_alone():
         ("MarianMTModel", "tie_word_embeddings", False),
         ("ViTForImageClassification", "norm_position", "post"),
         ("ViTModel", "pooling", "mean"),
+        ("ViTForMaskedImageModeling", "decoder_num_hidden_layers", 1),
+        ("ViTForMaskedImageModeling", "reconstruction_target", "mean_color"),
     ],
 )
 def test_what_has_no_native_form_is_refused(name, field, value):

@@ -30,6 +30,10 @@ def built(name: str, **fields) -> nn.Module:
         ("KeelSeq2SeqForConditionalGeneration", {"vocab_size": 1000, "pad_token_id": 999}),
         ("KeelViTForImageClassification", {"num_labels": 10}),
         ("KeelViTForMaskedImageModeling", {"image_size": 64, "patch_size": 4}),
+        (
+            "KeelViTForMaskedImageModeling",
+            {"image_size": 64, "patch_size": 4, "decoder_num_hidden_layers": 1, "decoder_hidden_size": 192},
+        ),
     ],
 )
 def test_weights_start_as_in_the_papers(name, fields):
@@ -64,6 +68,8 @@ def test_weights_start_as_in_the_papers(name, fields):
             spread(module.projection.weight, fan_in**-0.5)
             assert not module.projection.bias.any() and not module.cls_token.any()
             spread(module.positions, std)
+        elif isinstance(module, modeling.embeddings.DecoderPatchEmbeddings):
+            assert abs(module.mask_token.std() / std - 1) < 0.2  # of 192 numbers
 
 
 def test_what_a_checkpoint_lacks_starts_as_in_a_new_model(tmp_path):

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from compare import close, gradients, some
+from compare import DECODER, close, gradients, some
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
+
+from modeling.vit import patch_statistics
 
 SIZE, TOKENS = 8, 6  # examples in the batch, tokens in an example
 CUTS = [1, 2, 5]  # examples in each micro-batch
@@ -48,7 +50,31 @@ CASES = {  # class, fields of its configuration, its targets
     "translation": ("KeelSeq2SeqForConditionalGeneration", {}, {"labels": some(39, SIZE, TOKENS)}),
     "smoothed": ("KeelSeq2SeqForConditionalGeneration", {"label_smoothing": 0.1}, {"labels": some(39, SIZE, TOKENS)}),
     "images": ("KeelViTForImageClassification", {"num_labels": 4}, {"labels": some(4, SIZE)}),
+    "smoothed images": (
+        "KeelViTForImageClassification",
+        {"num_labels": 4, "label_smoothing": 0.1},
+        {"labels": some(4, SIZE)},
+    ),
+    "mixed images": (
+        "KeelViTForImageClassification",
+        {"num_labels": 4, "label_smoothing": 0.1},
+        {
+            "labels": some(4, SIZE),
+            "partner_labels": torch.randint(4, (SIZE,)),
+            "partner_weight": torch.rand(SIZE),
+        },
+    ),
     "patches": ("KeelViTForMaskedImageModeling", {}, {"bool_masked_pos": torch.rand(SIZE, 16) < 0.5}),
+    "decoded patches": (
+        "KeelViTForMaskedImageModeling",
+        DECODER | {"reconstruction_target": "normalized_pixels"},
+        {"bool_masked_pos": torch.rand(SIZE, 16).argsort(-1) < 12},
+    ),
+    "colors": (
+        "KeelViTForMaskedImageModeling",
+        {"reconstruction_target": "mean_color"},
+        {"labels": some(512, SIZE, 16)},
+    ),
 }
 ONE_KIND = [name for name, (_, _, targets) in CASES.items() if list(targets) == ["labels"]]
 
@@ -104,12 +130,23 @@ def expected(case: str, output: ModelOutput, batch: dict[str, Tensor]) -> Tensor
         return binary_cross_entropy_with_logits(output.logits, batch["labels"].double())
     if case == "regression":
         return mse_loss(output.logits[:, 0], batch["labels"].double())
-    if case == "patches":
+    if "patches" in case:
         shown = batch["bool_masked_pos"].view(SIZE, 4, 1, 4, 1).expand(-1, -1, 2, -1, 2).reshape(SIZE, 1, 8, 8)
-        return (output.reconstruction - batch["pixel_values"]).abs()[shown.expand(-1, 3, -1, -1)].mean()
-    logits, labels = output.logits.flatten(0, -2), batch["labels"].flatten()
+        shown = shown.expand(-1, 3, -1, -1)
+        if case == "patches":
+            return (output.reconstruction - batch["pixel_values"]).abs()[shown].mean()
+        mean, deviation = patch_statistics(batch["pixel_values"], 2)
+        return (output.reconstruction * deviation + mean - batch["pixel_values"]).div(deviation).square()[shown].mean()
+    logits = output.reconstruction if case == "colors" else output.logits
+    logits, labels = logits.flatten(0, -2), batch["labels"].flatten()
     if case == "smoothed":  # padding, the last entry of the vocabulary, is never a target
         return cross_entropy(logits[:, :-1], labels, label_smoothing=0.1)
+    if case == "smoothed images":
+        return cross_entropy(logits, labels, label_smoothing=0.1)
+    if case == "mixed images":  # as one target, a distribution
+        share, real = batch["partner_weight"].double()[:, None], labels != -100
+        own, partner = (torch.eye(4).double()[x.clamp(min=0)] for x in (labels, batch["partner_labels"]))
+        return cross_entropy(logits[real], ((1 - share) * own + share * partner)[real], label_smoothing=0.1)
     return cross_entropy(logits, labels)
 
 
@@ -124,7 +161,7 @@ def test_uncounted_loss_is_the_mean_over_its_targets(tiny, case):
 @pytest.mark.parametrize("case", CASES)
 def test_no_targets_no_gradient(tiny, case):
     model, batch, count = prepared(tiny, case)
-    empty = {name: torch.full_like(batch[name], 0 if case == "patches" else -100) for name in count}
+    empty = {name: torch.full_like(batch[name], 0 if "patches" in case else -100) for name in count}
     loss, grads = gradients(model, [batch | empty | {"num_items_in_batch": count}])
     assert loss == 0 and not any(grad.any() for grad in grads.values())
 
@@ -167,3 +204,16 @@ def test_trainer_accumulates_exactly(tiny, case, tmp_path):
         return dict(model.named_parameters())
 
     close(weights(accumulated=4), weights(accumulated=1))
+
+
+def test_mixed_labels_are_classes(tiny):
+    """Of mixed images with label smoothing in use: none. Of other problems: refused."""
+    model, batch, _ = prepared(tiny, "mixed images")
+    plain = {name: batch[name] for name in ("pixel_values", "labels")}
+    close(model.eval()(**plain).loss, cross_entropy(model(**plain).logits, batch["labels"]))
+    weightless = batch | {"partner_weight": torch.zeros(SIZE)}
+    close(model.train()(**weightless).loss, model(**plain).loss)
+    with pytest.raises(ValueError, match="go together"):
+        model(**plain, partner_labels=batch["partner_labels"])
+    with pytest.raises(ValueError, match="problem_type is multi_label_classification"):
+        model(**batch | {"labels": torch.rand(SIZE, 4).round()})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from compare import equal
+from compare import DECODER, equal
 from transformers import AutoConfig
 
 import modeling
@@ -65,6 +65,7 @@ def test_every_checkpoint_carries_the_whole_family(auto, config, tiny, tmp_path)
         assert (tmp_path / f"{file}.py").read_text() == (source / f"{file}.py").read_text()
 
 
+IMAGES = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)}
 NEW_HEADS = {  # by Auto class: the weights that no pretraining has trained
     "AutoModelForSequenceClassification": {"classifier.dense.weight", "classifier.dense.bias"},
     "AutoModelForTokenClassification": {"classifier.dense.weight", "classifier.dense.bias"},
@@ -85,18 +86,20 @@ SAME = {  # by Auto class: its outputs, and what the pretrained model calls them
 
 
 @pytest.mark.parametrize(
-    "pretrained, inputs",
+    "pretrained, fields, inputs",
     [
-        ("KeelBertForPreTraining", {"input_ids": torch.arange(2, 18).view(2, 8)}),
+        ("KeelBertForPreTraining", {}, {"input_ids": torch.arange(2, 18).view(2, 8)}),
         (
             "KeelSeq2SeqForConditionalGeneration",
+            {},
             {"input_ids": torch.arange(2, 18).view(2, 8), "decoder_input_ids": torch.arange(2, 18).view(2, 8)},
         ),
-        ("KeelViTForMaskedImageModeling", {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)}),
+        ("KeelViTForMaskedImageModeling", {}, IMAGES),
+        ("KeelViTForMaskedImageModeling", DECODER | {"position_embedding_type": "sincos2d"}, IMAGES),
     ],
 )
-def test_a_stranger_opens_it(pretrained, inputs, tiny, tmp_path):
-    model = tiny(pretrained).float()
+def test_a_stranger_opens_it(pretrained, fields, inputs, tiny, tmp_path):
+    model = tiny(pretrained, **fields).float()
     model.save_pretrained(tmp_path / "checkpoint")
     with torch.no_grad():
         expected = dict(model(**inputs, output_hidden_states=True))
