@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from modeling import KeelSeq2SeqConfig
+from modeling import KeelSeq2SeqConfig, KeelViTConfig
 from modeling.convert import FAMILIES, TO_NATIVE, from_native, keel_config, keel_names
 from pretraining.data.tokenizer import load_tokenizer
 from pretraining.errors import one_line
@@ -20,7 +20,8 @@ from pretraining.settings import NOT_SET_BY_HAND, Settings
 # What changes nothing that the checkpoint has learnt.
 FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"}
 FREE |= {"label_smoothing", "initializer", "initializer_range"}
-# What `load_weights` can make fit.
+# What a checkpoint may lack, and what can be made to fit.
+HEADS = {"pooler", "mlm", "nsp", "classifier", "pixels", "colors", "decoder", "mask_token"}
 RESIZED = {"model.max_position_embeddings", "model.image_size"}
 
 
@@ -79,6 +80,8 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
                 "checkpoint decides."
             )
     settings.model.tie_word_embeddings = start.tie_word_embeddings
+    if isinstance(start, KeelViTConfig) and isinstance(settings.model, KeelViTConfig):
+        settings.model.position_grid_size = start.position_grid_size or start.image_size // start.patch_size
 
 
 def check_tokenizer(settings: Settings, start: PreTrainedConfig) -> None:
@@ -164,8 +167,37 @@ def extend_vocabulary(
     return words
 
 
+def copy_weights(model: PreTrainedModel, source: PreTrainedModel, missing: set[str], checkpoint: str) -> str:
+    """All of the source's weights but those that its checkpoint lacked; returns a line that tells what is fresh."""
+    weights = {name: weight for name, weight in source.state_dict().items() if name not in missing}
+    model.load_state_dict(model.state_dict() | weights)
+    fresh = sorted({part for name in missing for part in name.split(".") if part in HEADS})
+    return f"weights of {checkpoint}, fresh: {', '.join(fresh) or 'nothing'}"
+
+
+def load_image_weights(model: PreTrainedModel, checkpoint: str) -> str:
+    """Gives a fresh ViT the weights of a checkpoint; what the checkpoint lacks stays fresh.
+
+    Positions are interpolated to the model's image size; a classifier of other classes is not taken.
+
+    Returns:
+        A line that tells what came from where.
+
+    Raises:
+        ValueError: the checkpoint is not whole.
+    """
+    with quietly():
+        source, missing = open_checkpoint(checkpoint, type(model))
+    if source.config.id2label != model.config.id2label:
+        missing |= {name for name in source.state_dict() if name.startswith("classifier.")}
+    sizes = source.config.image_size, model.config.image_size
+    source.resize_position_embeddings(sizes[1])
+    line = copy_weights(model, source, missing, checkpoint)
+    return line if sizes[0] == sizes[1] else f"{line}; positions interpolated from {sizes[0]} pixels to {sizes[1]}"
+
+
 def load_weights(model: PreTrainedModel, checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Gives a fresh model the weights of a checkpoint; what the checkpoint lacks stays fresh.
+    """Gives a fresh model that reads tokens the weights of a checkpoint; what the checkpoint lacks stays fresh.
 
     Args:
         model: its table may be smaller than the checkpoint's, which may have more rows than the tokenizer has entries:
@@ -192,10 +224,7 @@ def load_weights(model: PreTrainedModel, checkpoint: str, tokenizer: PreTrainedT
             source.resize_position_embeddings(positions)
         if source.config.vocab_size != model.config.vocab_size:
             model.resize_token_embeddings(source.config.vocab_size, mean_resizing=False)
-    weights = {name: weight for name, weight in source.state_dict().items() if name not in missing}
-    model.load_state_dict(model.state_dict() | weights)
-    fresh = sorted({part for name in missing for part in name.split(".") if part in ("pooler", "mlm", "nsp")})
-    line = f"weights of {checkpoint}, fresh: {', '.join(fresh) or 'nothing'}"
+    line = copy_weights(model, source, missing, checkpoint)
     if words:
         line += f"; {len(words)} new words, each the mean of its pieces: {', '.join(words[:5])}"
         line += ", ..." if len(words) > 5 else ""

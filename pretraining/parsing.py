@@ -12,9 +12,12 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from modeling import CONFIGS
 from pretraining import initial
+from pretraining.data.image_settings import ImageSettings
 from pretraining.data.settings import PairSettings, TextSettings, TokenizerSettings
 from pretraining.errors import one_line
+from pretraining.objectives.classification import ClassificationSettings
 from pretraining.objectives.denoising import DenoisingSettings
+from pretraining.objectives.masked_images import MaskedImagesSettings
 from pretraining.objectives.sentence_pairs import SentencePairsSettings
 from pretraining.objectives.translation import TranslationSettings
 from pretraining.settings import (
@@ -32,13 +35,23 @@ OBJECTIVES = {
     "sentence_pairs": (TextSettings, SentencePairsSettings),
     "translation": (PairSettings, TranslationSettings),
     "denoising": (TextSettings, DenoisingSettings),
+    "classification": (ImageSettings, ClassificationSettings),
+    "masked_images": (ImageSettings, MaskedImagesSettings),
 }
 # The objectives of each family, the usual one first.
-FAMILIES = {"bert": ["sentence_pairs"], "seq2seq": ["translation", "denoising"]}
+FAMILIES = {
+    "bert": ["sentence_pairs"],
+    "seq2seq": ["translation", "denoising"],
+    "vit": ["classification", "masked_images"],
+}
 # The families that read tokens.
 READERS = {"bert", "seq2seq"}
 # A family's own defaults: what is written must look like text.
-DEFAULTS: dict[str, dict[str, Any]] = {"bert": {}, "seq2seq": {"tokenizer.kind": "bpe", "tokenizer.cased": True}}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "seq2seq": {"tokenizer.kind": "bpe", "tokenizer.cased": True},
+    "vit": {},
+}
 
 
 class Parser(ArgumentParser):

@@ -71,6 +71,30 @@ def draw_attention(layers: list[np.ndarray], queries: list[str], keys: list[str]
     save(figure, path)
 
 
+def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> None:
+    """Rows are right classes, columns guessed ones; dark where a share of the row is large.
+
+    Args:
+        confusion: (N, N), how many of each class were taken for each.
+    """
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    named = len(classes) <= 40  # more would not be legible
+    side = 2 + 0.35 * len(classes) if named else 10
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="guessed", ylabel="right", title=f"{int(confusion.sum()):,} held-out images")
+    if named:
+        families, _ = fonts_for("".join(classes))
+        axes.set_xticks(range(len(classes)), classes, rotation=90, family=families)
+        axes.set_yticks(range(len(classes)), classes, family=families)
+        for (row, column), count in np.ndenumerate(confusion):
+            if count:
+                color = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=color)
+    save(figure, path)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Whole or not at all."""
     unfinished = path.with_suffix(".unfinished")

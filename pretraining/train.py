@@ -168,7 +168,7 @@ def train(settings: Settings) -> None:
     patience = settings.evaluation.patience
     log.say(
         f"model: {fresh.num_parameters():,} parameters; an epoch: {plan.steps:,} steps of {phase.train.rows_per_step} "
-        f"rows of {' + '.join(map(str, objective.row_lengths))} {objective.unit}, {plan.fill:.1%} full; "
+        f"{objective.describe_rows(plan.fill)}; "
         f"{accelerator.num_processes} x {torch.get_num_threads()} threads, {options.precision}, {options.kernel}, "
         f"micro-batches of {phase.train.micro_batch}, on {accelerator.device.type}"
     )
@@ -313,6 +313,8 @@ def train(settings: Settings) -> None:
         (folder / "results.json").write_text(json.dumps(results, indent=1))
         log.say(f"\n{state.step:,} steps, {state.tokens:,} {objective.unit}, {state.seconds:.0f} s of training")
         log.say(report(step, told, objective.signatures))
+        for path in objective.draw_pictures(folder):
+            log.say(f"  drawn: {path}")
         for sample in objective.samples(opened, settings.evaluation.samples):
             log.say(f"  {sample}")
         log.say(how_to_open(opened, objective.inputs, exported))

@@ -1,6 +1,8 @@
 """What a model learns from: one class a file. The loop knows of a task only what `Objective` lists."""
 
+from pretraining.objectives.classification import Classification
 from pretraining.objectives.denoising import Denoising
+from pretraining.objectives.masked_images import MaskedImages
 from pretraining.objectives.objective import Objective
 from pretraining.objectives.sentence_pairs import SentencePairs
 from pretraining.objectives.translation import Translation
@@ -9,4 +11,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sentence_pairs": SentencePairs,
     "translation": Translation,
     "denoising": Denoising,
+    "classification": Classification,
+    "masked_images": MaskedImages,
 }

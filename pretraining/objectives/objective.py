@@ -102,6 +102,10 @@ class Objective(ABC):
             progress: share of the run's budget that is spent, 0 to 1.
         """
 
+    def describe_rows(self, fill: float) -> str:
+        """What a step's rows are, of whose room a share `fill` is no padding."""
+        return f"rows of {' + '.join(map(str, self.row_lengths))} {self.unit}, {fill:.1%} full"
+
     @abstractmethod
     def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
         """Rows of examples to tensors, `sequences` places for examples in each row."""
@@ -135,6 +139,10 @@ class Objective(ABC):
     @abstractmethod
     def samples(self, model: Any, count: int) -> list[str]:
         """What the model makes of some held-out examples."""
+
+    def draw_pictures(self, folder: Path) -> list[Path]:
+        """Leaves pictures of what a thorough `judge` found in the run's folder: their paths."""
+        return []
 
     @abstractmethod
     def save(self, folder: Path) -> None:

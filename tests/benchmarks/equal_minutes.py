@@ -5,13 +5,15 @@
     python -m tests.benchmarks.equal_minutes --task bert-novels --data FILES --validation-data FILES [...]
     python -m tests.benchmarks.equal_minutes --task multi30k --data TRAIN --validation-data VALIDATION --test-data TEST
         [...]
+    python -m tests.benchmarks.equal_minutes --task cifar10 --data FILES --validation-data FILES [...]
 
-Ours is the product: pretrain.py with the task's config and this budget, its exported model converted to native. The
-peer has the same data, tokenizer and size, and transformers' usual dropout unless told otherwise; fused AdamW, linear
-decay after 10 % of warm-up, clipping to 1, in a plain loop, which is not slower than Trainer. Its precision is bf16 or
-fp32: `auto` takes what a short probe finds faster. The minutes are those of training, data included, by each one's own
-clock; evaluation, saving and probes are outside. Both are then asked the same by one evaluator. What a family's peer
-and evaluator do is told in minutes_bert.py and minutes_seq2seq.py. The last line is JSON.
+Ours is the product: pretrain.py with the task's config and this budget; where its exported model has a native form, it
+is compared as that. The peer has the same data, tokenizer and size, and transformers' usual dropout unless told
+otherwise; fused AdamW, linear decay after 10 % of warm-up, clipping to 1, in a plain loop, which is not slower than
+Trainer. Its precision is bf16 or fp32: `auto` takes what a short probe finds faster. The minutes are those of training,
+data included, by each one's own clock; evaluation, saving and probes are outside. Both are then asked the same by one
+evaluator. What a family's peer and evaluator do is told in minutes_bert.py, minutes_seq2seq.py and minutes_vit.py. The
+last line is JSON.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import torch
 from pretraining.data.parallel import count_processes
 from pretraining.parsing import parse
 from pretraining.settings import Settings
-from tests.benchmarks import minutes_bert, minutes_seq2seq
+from tests.benchmarks import minutes_bert, minutes_seq2seq, minutes_vit
 
 
 class Task(NamedTuple):
@@ -40,6 +42,7 @@ TASKS = {
     "bert-pydocs": Task("configs/pretrain/bert-pydocs.yaml", 4, minutes_bert.compare),
     "bert-novels": Task("configs/pretrain/bert-mini-novels.yaml", 20, minutes_bert.compare),
     "multi30k": Task("configs/pretrain/seq2seq-multi30k.yaml", 10, minutes_seq2seq.compare),
+    "cifar10": Task("configs/pretrain/vit-cifar10.yaml", 8, minutes_vit.compare),
 }
 
 

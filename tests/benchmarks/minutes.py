@@ -13,55 +13,59 @@ from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
 import pretrain
-from modeling.convert import to_native
 from pretraining.data.batches import Batch
 from pretraining.hardware import synchronize
+from pretraining.objectives import OBJECTIVES
 from pretraining.optim import learning_rate
 from pretraining.settings import OptimSettings, Settings
 from tests.benchmarks.updates import update_peer
 
 
 class Trained(NamedTuple):
-    """A native model, and what became of its minutes."""
+    """A model, and what became of its minutes."""
 
     model: PreTrainedModel
     steps: int
-    tokens: int
+    count: int
+    """Tokens, or images."""
     seconds: float
     how: str
+    unit: str = "tokens"
 
     @property
     def spent(self) -> dict[str, Any]:
-        rate = self.tokens / self.seconds
-        spent = {"steps": self.steps, "tokens": self.tokens, "tokens_per_second": rate, "seconds": self.seconds}
+        rate = self.count / self.seconds
+        spent = {"steps": self.steps, self.unit: self.count, f"{self.unit}_per_second": rate, "seconds": self.seconds}
         return {**spent, "how": self.how}
 
 
 def train_ours(arguments: list[str], settings: Settings, kind: type[PreTrainedModel]) -> Trained:
-    """The product's run; its exported model, a `kind`, as a native one."""
+    """The product's run; its exported model, a `kind`."""
     pretrain.main(arguments)
     lines = [json.loads(line) for line in (settings.folder / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "tokens" in line][-1]
+    unit = OBJECTIVES[settings.objective.name].unit
+    last = [line for line in lines if unit in line][-1]
     chosen = yaml.safe_load((settings.folder / "config.yaml").read_text())["train"]
     how = f"{chosen['precision']}, {chosen['kernel']} attention, {chosen['linear']} linear"
-    model = to_native(kind.from_pretrained(settings.folder / "model"))
-    return Trained(model, last["step"], last["tokens"], last["seconds"], how)
+    model = kind.from_pretrained(settings.folder / "model")
+    return Trained(model, last["step"], last[unit], last["seconds"], how, unit)
 
 
 def train_peer(
     make: Callable[[], PreTrainedModel],
     batches: Callable[[], Iterator[Batch]],
-    tokens: Callable[[Batch], int],
+    count: Callable[[Batch], int],
     seed: int,
     options: argparse.Namespace,
     smoothing: float = 0.0,
+    unit: str = "tokens",
 ) -> Trained:
     """Fused AdamW, linear decay over the minutes after 10 % of warm-up, gradients clipped to 1.
 
     Args:
         make: the model with fresh weights.
         batches: those of all epochs, from the first one.
-        tokens: of a batch, padding not counted.
+        count: tokens of a batch, padding not counted, or its images.
         smoothing: of the labels.
     """
     device = PartialState().device
@@ -97,8 +101,8 @@ def train_peer(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(schedule, model.config.hidden_size, steps + 1, seconds / budget)
         batch = next(stream)
-        steps, seen = steps + 1, seen + tokens(batch)
+        steps, seen = steps + 1, seen + count(batch)
         update_peer(model, optimizer, send_to_device(batch, device), precision, smoothing)
         synchronize(device)
         seconds = time.perf_counter() - begun
-    return Trained(model, steps, seen, seconds, f"{precision}, {model.config._attn_implementation} attention")
+    return Trained(model, steps, seen, seconds, f"{precision}, {model.config._attn_implementation} attention", unit)

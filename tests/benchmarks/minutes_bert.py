@@ -165,7 +165,7 @@ def tell(trained: dict[str, Trained], found: dict[str, dict[str, dict[str, float
     for name, of in trained.items():
         asked, rate = found[name], of.spent["tokens_per_second"]
         scores = [f"{scores['accuracy']:.2%}, {scores['loss']:.3f}" for scores in asked.values()]
-        table.append([name, f"{of.steps:,}", f"{of.tokens:,}", f"{rate:,.0f}", *scores, of.how])
+        table.append([name, f"{of.steps:,}", f"{of.count:,}", f"{rate:,.0f}", *scores, of.how])
         measures = {"accuracy": asked["blocks"]["accuracy"], "loss": asked["blocks"]["loss"], "forms": asked}
         result[name] = {**measures, **of.spent}
     if len(trained) == 2:
@@ -188,7 +188,8 @@ def compare(arguments: list[str], settings: Settings, options: argparse.Namespac
     trained: dict[str, Trained] = {}
     nsp: dict[str, float] = {}
     if options.only != "peer":
-        trained["ours"] = train_ours(arguments, settings, KeelBertForMaskedLM)
+        ours = train_ours(arguments, settings, KeelBertForMaskedLM)
+        trained["ours"] = ours._replace(model=to_native(ours.model))
         if objective.pairs:
             nsp = ask_pairs(settings, objective, most)
     if options.only != "ours":

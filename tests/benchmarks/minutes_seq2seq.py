@@ -121,7 +121,7 @@ def tell(trained: dict[str, Trained], found: dict[str, dict[str, float]]) -> dic
     for name, of in trained.items():
         scores = [f"{found[name][measure]:.{3 if 'loss' in measure else 2}f}" for measure in names]
         rate = of.spent["tokens_per_second"]
-        table.append([name, f"{of.steps:,}", f"{of.tokens:,}", f"{rate:,.0f}", *scores, of.how])
+        table.append([name, f"{of.steps:,}", f"{of.count:,}", f"{rate:,.0f}", *scores, of.how])
     print_table(*table)
     signatures = {name: str(score.get_signature()) for name, score in SCORES.items()}
     for name, signature in signatures.items():
@@ -143,7 +143,8 @@ def compare(arguments: list[str], settings: Settings, options: argparse.Namespac
     validation = objective.examples("validation", 0, objective.index("validation", 0))
     trained: dict[str, Trained] = {}
     if options.only != "peer":
-        trained["ours"] = train_ours(arguments, settings, KeelSeq2SeqForConditionalGeneration)
+        ours = train_ours(arguments, settings, KeelSeq2SeqForConditionalGeneration)
+        trained["ours"] = ours._replace(model=to_native(ours.model))
     if options.only != "ours":
         trained["peer"] = train_native(settings, objective, options)
     found: dict[str, dict[str, float]] = {}

@@ -1,23 +1,24 @@
-"""Tokens/s of a pretraining step, ours against transformers', by turns in one process.
+"""Tokens/s (images/s) of a pretraining step, ours against transformers', by turns in one process.
 
-    python -m tests.benchmarks.pretrain_step --family bert|seq2seq [--threads 1 2] [--rounds 5] [--steps 4]
+    python -m tests.benchmarks.pretrain_step --family bert|seq2seq|vit [--threads 1 2] [--rounds 5] [--steps 4]
         [--size mini|base] [--device cpu|cuda] [--dropout 0.1] [--section.key value of pretrain.py ...]
 
 bert: MLM and NSP on pairs out of Python's documentation, cut so that 35 to 50 % of a batch padded to 128
 (`--sequence-length`) is padding. seq2seq: pairs of random tokens, as long as sentences are: sources lognormal
 (2.95, 0.6), 4 to 80 tokens, targets 0.85 to 1.2 times as many; dropout as transformers' Marian has it, with none on the
-attention. The same examples for everybody, on the device beforehand. A round is `--steps` updates (forward, backward,
+attention. vit: scikit-learn's digits at 32 x 32 pixels in patches of 4 (mini) or 224 x 224 in patches of 16 (base), no
+dropout. The same examples for everybody, on the device beforehand. A round is `--steps` updates (forward, backward,
 clipping, AdamW) of
 
 - ours: packed rows, in the precision, attention and linear layers that pretrain.py's own probe settles on, dropout by
   the same rate as everybody's; and the same in exact fp32, where that is another;
-- stock: `BertForPreTraining` or `MarianMTModel` at its defaults: fp32, SDPA, random batches padded to their longest,
-  AdamW;
+- stock: `BertForPreTraining`, `MarianMTModel` or `ViTForImageClassification` at its defaults: fp32, SDPA, AdamW, random
+  batches padded to their longest;
 - best: the fastest of what transformers offers: fp32 or bf16, SDPA or eager attention, as it is or compiled (that in
   the faster precision alone), fused AdamW; seq2seq: on pairs that are alike in length, as many tokens an update as
   ours. The table says which it was: where a CPU has no bf16 products, that is fp32.
 
-Tokens/s count real tokens, padding not. Medians and quartiles of the rounds after one that warms up; a ratio is that of
+Tokens/s do not count padding. Medians and quartiles of the rounds after one that warms up; a ratio is that of
 one round. MFU: the operations that the losses need (`useful_flops` of the family; the same for everybody) over those
 of a large square matrix product in the contestant's precision. The losses are compared with dropout off, in fp32, on
 the weights that the rounds left. The last line is JSON, its first thread count's measures at the top.
@@ -35,8 +36,9 @@ from tests.benchmarks.rounds import alternate, cell, print_table, ratios, spread
 from tests.benchmarks.step import Contestant, Family
 from tests.benchmarks.step_bert import Bert
 from tests.benchmarks.step_seq2seq import Seq2Seq
+from tests.benchmarks.step_vit import ViT
 
-FAMILIES: dict[str, type[Any]] = {"bert": Bert, "seq2seq": Seq2Seq}
+FAMILIES: dict[str, type[Any]] = {"bert": Bert, "seq2seq": Seq2Seq, "vit": ViT}
 NAMES = {"ours": "ours", "ours_fp32": "ours, fp32", "stock": "transformers, stock", "best": "transformers, best"}
 
 
@@ -50,7 +52,7 @@ def race(family: Family, threads: int, rounds: int) -> dict[str, Any]:
         start = time.perf_counter()
         contestant.run()
         synchronize(family.device)
-        return family.tokens / (time.perf_counter() - start)
+        return family.count / (time.perf_counter() - start)
 
     runs = {name: lambda contestant=contestant: rate(contestant) for name, contestant in contestants.items()}
     alternate(runs, 1)
@@ -60,7 +62,7 @@ def race(family: Family, threads: int, rounds: int) -> dict[str, Any]:
         for precision in {contestant.precision for contestant in contestants.values()}
     }
     mfu = {
-        name: spread(rates[name]).median * family.flops / family.tokens / peaks[contestant.precision]
+        name: spread(rates[name]).median * family.flops / family.count / peaks[contestant.precision]
         for name, contestant in contestants.items()
     }
     difference = family.loss_difference(contestants)
@@ -75,7 +77,7 @@ def race(family: Family, threads: int, rounds: int) -> dict[str, Any]:
         ]
         for name, contestant in contestants.items()
     ]
-    print_table([f"threads: {threads}", "real tokens/s", "x stock", "MFU", "how"], *rows)
+    print_table([f"threads: {threads}", f"{family.objective.unit}/s", "x stock", "MFU", "how"], *rows)
     exact = "ours_fp32" if "ours_fp32" in contestants else "ours"
     compared = {
         "ratio_stock": ratios(rates["ours"], rates["stock"]),
@@ -95,7 +97,7 @@ def race(family: Family, threads: int, rounds: int) -> dict[str, Any]:
         "mfu": mfu["ours"],
         **{f"mfu_{name}": mfu[name if name in mfu else "ours"] for name in ("ours_fp32", "stock", "best")},
         "loss_difference": difference,
-        "tokens_per_second": {name: spread(values).median for name, values in rates.items()},
+        f"{family.objective.unit}_per_second": {name: spread(values).median for name, values in rates.items()},
         "how": {name: contestant.how for name, contestant in contestants.items()},
         "peak_flops": peaks,
         "threads": threads,
@@ -109,8 +111,8 @@ def main() -> None:
     parser.add_argument("--family", choices=list(FAMILIES), default="bert")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="updates of a round; default: bert 4, seq2seq 16")
-    parser.add_argument("--examples", type=int, help="examples of an update; default: bert 32, seq2seq 64")
+    parser.add_argument("--steps", type=int, help="updates of a round; default: bert 4, seq2seq 16, vit 4")
+    parser.add_argument("--examples", type=int, help="examples of an update; default: bert 32, seq2seq and vit 64")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--size", choices=["mini", "base"], default="mini")

@@ -54,8 +54,8 @@ class Family:
     """as it is fastest on them,"""
     compiled: list[Batch]
     """and so where it is compiled."""
-    tokens: int
-    """Real tokens of a round."""
+    count: int
+    """Tokens of a round, padding not counted; of images, these."""
     flops: float
     """Operations that a round's losses need."""
     padding: dict[str, float]
@@ -79,8 +79,8 @@ class Family:
         starts = [rows * step // steps for step in range(steps + 1)]
         found = plan(lambda step: starts[step + 1] - starts[step])
         self.steps = Steps(self.objective, "train", 0, found, 2**31, 0, 1)
-        packed = [self.steps.batch(found.step(step), 0.0) for step in range(found.steps)]
-        self.packed: list[Batch] = send_to_device(packed, self.device)
+        packed = (self.steps.batch(found.step(step), 0.0) for step in range(found.steps))
+        self.packed = [self.objective.finish(send_to_device(batch, self.device)) for batch in packed]
         return found
 
     def contestants(self, threads: int) -> dict[str, Contestant]:

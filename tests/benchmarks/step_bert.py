@@ -87,16 +87,16 @@ class Bert(Family):
         batches = [objective.examples("train", 0, part) for part in np.split(index, options.steps)]
         self.usual = self.best = send_to_device([padded(objective, batch) for batch in batches], self.device)
         self.compiled = send_to_device([padded(objective, batch, length) for batch in batches], self.device)
-        self.tokens = int(lengths.sum())
+        self.count = int(lengths.sum())
         masked = sum(int((batch["labels"] != IGNORED).sum()) for batch in self.packed)
         config = objective.build_model(settings.model).config
         self.flops = useful_flops(config, lengths, masked)
-        padding = 1 - self.tokens / sum(batch["input_ids"].numel() for batch in self.usual)
+        padding = 1 - self.count / sum(batch["input_ids"].numel() for batch in self.usual)
         self.padding = {"padding": padding, "padding_packed": 1 - plan.fill}
         rows = len(plan.offsets) - 1
         self.about = (
             f"BERT {size}, vocabulary {config.vocab_size:,}, dropout {options.dropout:g}, {options.examples} examples "
             f"an update of at most {length} tokens, {lengths.mean():.0f} in the mean: padded to the longest of a batch "
             f"{padding:.1%} is padding, packed into {rows / options.steps:.1f} rows {1 - plan.fill:.1%}; "
-            f"{masked / self.tokens:.1%} of the tokens are to be predicted"
+            f"{masked / self.count:.1%} of the tokens are to be predicted"
         )

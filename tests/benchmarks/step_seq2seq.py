@@ -129,11 +129,11 @@ class Seq2Seq(Family):
         shuffled = np.array_split(random.permutation(index), max(1, round(len(index) / options.examples)))
         self.best = self.compiled = self.padded([alike[i] for i in random.permutation(steps)])
         self.usual = self.padded(shuffled)
-        self.tokens = int(lengths.sum())
+        self.count = int(lengths.sum())
         config = objective.build_model(settings.model).config
         self.flops = useful_flops(config, lengths)
         usual, best = (
-            1 - self.tokens / sum(batch["input_ids"].numel() + batch["labels"].numel() for batch in batches)
+            1 - self.count / sum(batch["input_ids"].numel() + batch["labels"].numel() for batch in batches)
             for batches in (self.usual, self.best)
         )
         self.padding = {"padding": usual, "padding_best": best, "padding_packed": 1 - plan.fill}
@@ -142,7 +142,7 @@ class Seq2Seq(Family):
         self.about = (
             f"Seq2seq {size}, vocabulary {config.vocab_size:,}, dropout {options.dropout:g}, {len(index):,} pairs in "
             f"{steps} updates, {source:.1f} tokens in a source and {target:.1f} in a target: {options.examples} pairs "
-            f"padded to their longest are {usual:.1%} padding, batches of {self.tokens / steps:,.0f} tokens alike in "
+            f"padded to their longest are {usual:.1%} padding, batches of {self.count / steps:,.0f} tokens alike in "
             f"length {best:.1%}, {rows / steps:.1f} packed rows of {' + '.join(map(str, objective.row_lengths))} "
             f"{1 - plan.fill:.1%}"
         )

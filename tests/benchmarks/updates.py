@@ -31,9 +31,14 @@ def update(
     seed: int,
     step: int,
 ) -> Tensor:
-    """What `pretraining.step.train_step` does in one process, with nothing around it: the step's loss."""
+    """What `pretraining.step.train_step` does in one process, with nothing around it: the step's loss.
+
+    Args:
+        micro_batches: finished, as the model takes them.
+    """
     device = model.device
-    counts = {name: sum((batch[name] != IGNORED).sum() for batch in micro_batches) for name in objective.targets}
+    found = [objective.count_targets(batch) for batch in micro_batches]
+    counts = {name: sum(each[name] for each in found) for name in objective.targets}
     total = torch.zeros((), device=device)
     for i, batch in enumerate(micro_batches):
         torch.manual_seed(seed_of(seed, step, 0, i))

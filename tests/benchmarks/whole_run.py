@@ -1,9 +1,10 @@
-"""Tokens/s of the whole pretrain.py against the bare step on the same rows.
+"""Tokens/s, or images/s, of the whole pretrain.py against the bare step on the same rows.
 
     python -m tests.benchmarks.whole_run [--config configs/pretrain/bert-pydocs.yaml] [--steps 20] [--rounds 5]
 
-The bare step is forward, backward, clipping and AdamW in plain torch, on the run's own rows, made beforehand, in the
-way that the run's probe settled on: what is left of the whole run's time is data, accounting, logging and trackers.
+The bare step is forward, backward, clipping and the optimizer in plain torch, on the run's own rows, made (of images:
+augmented) beforehand, in the way that the run's probe settled on: what is left of the whole run's time is data,
+accounting, logging and trackers.
 Evaluation and saving, whose share of a run is a choice, are not in it. Rounds alternate in one process; the medians
 count.
 """
@@ -31,9 +32,10 @@ def whole(settings: Settings) -> tuple[float, list[float]]:
     """Tokens/s and losses of a run, by its own metrics.jsonl; the first step, which warms up, is left out."""
     train(settings)
     lines = [json.loads(line) for line in (settings.folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "tokens" in line]
+    unit = OBJECTIVES[settings.objective.name].unit
+    steps = [line for line in lines if unit in line]
     first, last = steps[0], steps[-1]
-    rate = (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])
+    rate = (last[unit] - first[unit]) / (last["seconds"] - first["seconds"])
     return rate, [line["loss"] for line in steps]
 
 
@@ -46,24 +48,25 @@ def bare(settings: Settings, steps: int) -> tuple[float, list[float]]:
     plan = plan_epoch(objective, settings, State())
     assert isinstance(train.micro_batch, int)
     data = Steps(objective, "train", 0, plan, train.micro_batch, 0, 1)
-    batches = [data[step, 0.0] for step in range(steps)]
+    made = [data[step, 0.0] for step in range(steps)]
+    counts = [sum(map(objective.count, micro_batches)) for micro_batches in made]
+    batches = [[objective.finish(batch) for batch in micro_batches] for micro_batches in made]
     torch.manual_seed(settings.seed)
     model = objective.build_model(settings.model).train()
     model.set_attn_implementation(train.kernel)
     choose_linear(model, train.linear)
     optimizer = make_optimizer(model, settings.optim)
-    tokens, losses, started = 0, [], 0.0
+    losses, started = [], 0.0
     for step, micro_batches in enumerate(batches):
         if step == 1:
-            tokens, started = 0, time.perf_counter()
+            started = time.perf_counter()
         rate = learning_rate(settings.optim, settings.model.hidden_size, step + 1, step / steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         norm = train.max_grad_norm
         loss = update(model, optimizer, micro_batches, objective, train.precision, norm, settings.seed, step)
-        tokens += sum(map(objective.tokens, micro_batches))
         losses.append(loss.item())
-    return tokens / (time.perf_counter() - started), losses
+    return sum(counts[1:]) / (time.perf_counter() - started), losses
 
 
 def main() -> None:
@@ -98,17 +101,17 @@ def main() -> None:
             slow.append(one)
             fast.append(other)
             difference = max(difference, *(abs(a - b) for a, b in zip(losses, expected, strict=True)))
-    shares = ratios(slow, fast)
+    shares, unit = ratios(slow, fast), OBJECTIVES[settings.objective.name].unit
     print_table(
         ["", "median (quartiles)"],
-        ["pretrain.py, tokens/s", cell(slow, ",.0f")],
-        ["bare step, tokens/s", cell(fast, ",.0f")],
+        [f"pretrain.py, {unit}/s", cell(slow, ",.0f")],
+        [f"bare step, {unit}/s", cell(fast, ",.0f")],
         ["ratio", cell(shares, ".3f")],
     )
     result = {
         "ratio": spread(shares).median,
-        "tokens_per_second": spread(slow).median,
-        "bare_tokens_per_second": spread(fast).median,
+        f"{unit}_per_second": spread(slow).median,
+        f"bare_{unit}_per_second": spread(fast).median,
         "loss_difference": difference,
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,
