@@ -182,7 +182,7 @@ class KeelViTConfig(KeelConfig):
     patch_size: int = 16
     """Height and width of a patch, in pixels; must divide image_size."""
     num_channels: int = 3
-    """Channels of the images."""
+    """Channels of the images: 3 (RGB) or 1 (grey; transformers' pipelines always give 3)."""
     num_hidden_layers: int = 12
     """Encoder layers."""
     hidden_dropout_prob: float | int = 0.0

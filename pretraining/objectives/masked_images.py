@@ -103,7 +103,7 @@ class MaskedImages(ImageObjective):
         batch = super().collate(rows, sequences)
         if self.model.decoder_num_hidden_layers:
             seen = self.side**2 - self.hidden_squares * self.settings.mask_size**2
-            batch["ids_keep"] = batch["bool_masked_pos"].int().argsort(stable=True, dim=1)[:, :seen]
+            batch["ids_keep"] = batch["bool_masked_pos"].int().argsort(stable=True, dim=1)[:, :seen].contiguous()
         return batch
 
     def blank(self) -> Example:
