@@ -333,9 +333,8 @@ def make_contract(settings: Settings, objectives: list[Objective]) -> dict[str, 
         **{f"model.{name}": value for name, value in model.items()},
         **{f"objective.{name}": value for name, value in asdict(settings.objective).items()},
     }
-    if (
-        settings.init_from is not None and settings.tokenizer is not None
-    ):  # its table may have more rows than the tokenizer has entries
+    if settings.init_from is not None and settings.tokenizer is not None:
+        # The checkpoint's table may have more rows than the tokenizer has entries.
         contract["model.vocab_size"] = settings.model.vocab_size
     return json.loads(json.dumps(contract))
 
