@@ -64,7 +64,8 @@ def draw_boxes(settings: AugmentSettings, seed: int, epoch: int, index: np.ndarr
     random = draws.uniform(seed, epoch, draws.CROP, *np.ix_(np.arange(4), np.arange(TRIES), index))
     boxes, found = rectangles(random, sizes, settings.crop_scale, settings.crop_ratio)
     height, width = sizes.T
-    ratio = np.clip(width / height, *settings.crop_ratio)
+    narrowest, widest = settings.crop_ratio
+    ratio = np.clip(width / height, narrowest, widest)
     wide, high = np.minimum(width, np.rint(height * ratio)), np.minimum(height, np.rint(width / ratio))
     left, top = (width - wide) // 2, (height - high) // 2
     middle = np.stack([left, top, left + wide, top + high], 1).astype(np.int64)

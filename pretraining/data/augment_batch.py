@@ -51,7 +51,7 @@ def mix(pixels: Tensor, partners: Tensor, weight: Tensor, rectangle: Tensor) -> 
     """
     pasted = (rectangle[:, 2] > rectangle[:, 0])[:, None, None, None]
     own = torch.where(pasted, (~inside(rectangle, pixels.shape[-1])).float(), weight[:, None, None, None])
-    return pixels * own + partners * (1 - own)
+    return (pixels * own).add_(partners * (1 - own))
 
 
 def inside(rectangle: Tensor, size: int) -> Tensor:

@@ -80,9 +80,9 @@ class AugmentSettings:
     mixup: float = 0.0
     """Alpha of the Beta distribution of the weight with which another image is mixed in (Zhang 2017); 0: none is."""
     cutmix: float = 0.0
-    """Alpha of the Beta distribution of the area that another image's takes (Yun 2019); 0: none is."""
+    """Alpha of the Beta distribution of the area that another image takes (Yun 2019); 0: none is."""
     mixing: float = 1.0
-    """Share of the images that get a partner, where `mixup` or `cutmix` is on; of both, each has half of them."""
+    """Share of the images that get a partner, where `mixup` or `cutmix` is on; if both are, each has half of them."""
 
     def __post_init__(self) -> None:
         between("objective.crop_padding", self.crop_padding, 0, 1)

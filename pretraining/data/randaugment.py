@@ -54,7 +54,7 @@ def equalize(x: Tensor, argument: Tensor) -> Tensor:
 def solarize(x: Tensor, argument: Tensor) -> Tensor:
     """Values from the threshold on are inverted."""
     threshold = (argument[:, 0] + ONE - 1 >> 16).byte()[:, None, None, None]
-    return torch.where(x < threshold, x, 255 - x)
+    return x ^ (x >= threshold).byte().mul_(255)
 
 
 def posterize(x: Tensor, argument: Tensor) -> Tensor:
