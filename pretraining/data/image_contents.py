@@ -1,5 +1,6 @@
 """What each image of a source holds, found once in several processes and cached: its pixels too where there is room."""
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from pretraining.data.stored import hash_bytes
 VERSION = 1  # of what lies on disk: raise it when the arrays change, and old caches are left alone
 ARRAYS = {"hashes": "uint64", "sizes": "int32", "sums": "int64", "squares": "int64"}
 LEVELS = np.arange(256)
+FULL = "full"  # a file that tells all processes that the pixels need too much room
 
 
 @dataclass(frozen=True)
@@ -47,30 +49,39 @@ class Contents:
         return cls(**arrays, bad=bad, pixels=folder / "pixels.bin" if meta["decoded"] else None)
 
 
-def examine(source: Source, channels: int, shard: range) -> dict[str, Any]:
-    """The arrays of a shard's images, their "pixels", the "bad" ones (row, reason) and the first "coloured" row."""
-    found: dict[str, list] = {name: [] for name in (*ARRAYS, "pixels", "bad")}
-    for row, value in zip(shard, source.values(shard), strict=True):
-        hashed, size, histogram = 0, (0, 0), np.zeros((channels, len(LEVELS)), dtype=np.int64)
-        try:
-            data = encoded(value)
-            pixels = decode(data, channels)
-        except Coloured:
-            return {"coloured": row}
-        except (Unreadable, OSError) as error:
-            found["bad"].append((row, getattr(error, "strerror", None) or str(error)))
-        else:
-            hashed, size = hash_bytes(data), pixels.shape[:2]
-            levels = Image.fromarray(pixels if channels > 1 else pixels[..., 0]).histogram()
-            histogram = np.array(levels).reshape(channels, -1)
-            found["pixels"].append(pixels.ravel())
-        found["hashes"].append(hashed)
-        found["sizes"].append(size)
-        found["sums"].append(histogram @ LEVELS)
-        found["squares"].append(histogram @ LEVELS**2)
-    result: dict[str, Any] = {name: np.array(found[name], dtype=kind) for name, kind in ARRAYS.items()}
-    result["pixels"] = np.concatenate(found["pixels"]) if found["pixels"] else np.empty(0, dtype=np.uint8)
-    return result | {"bad": found["bad"], "coloured": None}
+def examine(source: Source, channels: int, folder: Path, shard: range) -> dict[str, Any]:
+    """The arrays of a shard's images, the "bad" ones (row, reason) and the first "coloured" row.
+
+    Their pixels go to a file in `folder`, so that no more than one image is in memory, unless `FULL` is there.
+    """
+    found: dict[str, list] = {name: [] for name in (*ARRAYS, "bad")}
+    kept = not (folder / FULL).exists()
+    with _pixels_of(shard, folder).open("wb") as file:
+        for row, value in zip(shard, source.values(shard), strict=True):
+            hashed, size, histogram = 0, (0, 0), np.zeros((channels, len(LEVELS)), dtype=np.int64)
+            try:
+                data = encoded(value)
+                pixels = decode(data, channels)
+            except Coloured:
+                return {"coloured": row}
+            except (Unreadable, OSError) as error:
+                found["bad"].append((row, getattr(error, "strerror", None) or str(error)))
+            else:
+                hashed, size = hash_bytes(data), pixels.shape[:2]
+                levels = Image.fromarray(pixels if channels > 1 else pixels[..., 0]).histogram()
+                histogram = np.array(levels).reshape(channels, -1)
+                if kept:
+                    pixels.tofile(file)
+            found["hashes"].append(hashed)
+            found["sizes"].append(size)
+            found["sums"].append(histogram @ LEVELS)
+            found["squares"].append(histogram @ LEVELS**2)
+    arrays: dict[str, Any] = {name: np.array(found[name], dtype=kind) for name, kind in ARRAYS.items()}
+    return arrays | {"bad": found["bad"], "coloured": None}
+
+
+def _pixels_of(shard: range, folder: Path) -> Path:
+    return folder / f"{shard.start}.pixels"
 
 
 def write(folder: Path, source: Source, channels: int, room: int, processes: int) -> dict[str, Any]:
@@ -78,8 +89,8 @@ def write(folder: Path, source: Source, channels: int, room: int, processes: int
     files = {name: (folder / f"{name}.bin").open("wb") for name in (*ARRAYS, "pixels")}
     bad: list[tuple[str, str]] = []
     total = 0
-    work = partial(examine, source, channels)
-    for _, part in in_order(work, source.shards(), processes, "reading images", "images"):
+    work = partial(examine, source, channels, folder)
+    for shard, part in in_order(work, source.shards(), processes, "reading images", "images"):
         if part["coloured"] is not None:
             raise ValueError(
                 f"{source.place(part['coloured'])} has colours, but model.num_channels is 1: set it to 3, or convert "
@@ -88,13 +99,18 @@ def write(folder: Path, source: Source, channels: int, room: int, processes: int
         for name in ARRAYS:
             part[name].tofile(files[name])
         bad += [(source.place(row), reason) for row, reason in part["bad"]]
-        before, total = total, total + len(part["pixels"])
+        total += int(part["sizes"].prod(axis=1, dtype=np.int64).sum()) * channels
+        pixels = _pixels_of(shard, folder)
         if total <= room:
-            part["pixels"].tofile(files["pixels"])
-        elif before <= room:
+            with pixels.open("rb") as shard_pixels:
+                shutil.copyfileobj(shard_pixels, files["pixels"])
+        else:
+            (folder / FULL).touch()
             files["pixels"].truncate(0)
+        pixels.unlink()
     for file in files.values():
         file.close()
+    (folder / FULL).unlink(missing_ok=True)
     return {"bad": bad, "decoded": total <= room}
 
 

@@ -24,19 +24,23 @@ def columns_of(settings: ImageSettings, labelled: bool) -> Columns:
     return {settings.column: "column"} | ({settings.label_column: "label_column"} if labelled else {})
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def _check(features: Features, columns: Columns, place: str) -> None:
     """Raises ValueError where a table lacks a column, or one does not hold images or classes."""
     check_columns(columns, list(features), place)
     image, *label = (features.arrow_schema.field(column).type for column in columns)
     names = {field.name for field in image} if pa.types.is_struct(image) else set()
-    plain = pa.types.is_binary(image) or pa.types.is_large_binary(image) or pa.types.is_string(image)
+    plain = pa.types.is_binary(image) or pa.types.is_large_binary(image) or _is_text(image)
     if not plain and not set(IMAGE) <= names:
         raise ValueError(
             f"{place} holds {image} in {next(iter(columns))!r}, which is no image: set column to one of encoded images "
             f"(bytes, or the paths of files) among {', '.join(features)}"
         )
     for kind in label:
-        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_boolean(kind)):
+        if not (pa.types.is_integer(kind) or _is_text(kind) or pa.types.is_boolean(kind)):
             raise ValueError(
                 f"{place} holds {kind} in {list(columns)[1]!r}, which is no class: set label_column to one of whole "
                 f"numbers or names among {', '.join(features)}"
@@ -45,7 +49,7 @@ def _check(features: Features, columns: Columns, place: str) -> None:
 
 def _sizes(column: pa.ChunkedArray) -> np.ndarray:
     """Bytes of the images in a column (N,); those in files count as `ASSUMED`."""
-    if pa.types.is_string(column.type):
+    if _is_text(column.type):
         return np.full(len(column), ASSUMED)
     content = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
     # Where all images are files, the type of the bytes may be null.
@@ -59,9 +63,9 @@ def _open(path: str) -> tuple[Features, Dataset | None]:
             return Features.from_arrow_schema(pq.read_schema(path)), None
         dataset = Dataset.from_file(path)
         return dataset.features, dataset
-    except (OSError, pa.ArrowException) as error:
-        kind = "parquet file" if extension(path) == ".parquet" else "Arrow stream, as `datasets` writes them,"
-        raise ValueError(f"{path} is no {kind} ({one_line(error)}): write it anew") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        kind = "parquet file" if extension(path) == ".parquet" else "Arrow stream of `datasets`"
+        raise ValueError(f"{path} is no {kind} that can be read ({one_line(error)}): write it anew") from error
 
 
 def _stored(path: str, columns: Columns, features: Features) -> Dataset:
@@ -70,10 +74,8 @@ def _stored(path: str, columns: Columns, features: Features) -> Dataset:
     def rows() -> Iterator[Row]:
         for _, row in TABLES[".parquet"](path, columns):
             value = row[image]
-            size = (
-                ASSUMED if value is None else len(value) if not isinstance(value, dict) else len(value["bytes"] or b"")
-            )
-            yield row | {"characters": size}
+            content = value["bytes"] if isinstance(value, dict) else value
+            yield row | {"characters": len(content or b"")}
 
     image = next(iter(columns))
     kept = Features({column: features[column] for column in columns} | {"characters": Value("int64")})

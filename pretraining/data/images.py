@@ -126,7 +126,7 @@ def statistics(contents: Contents, rows: np.ndarray) -> tuple[np.ndarray, np.nda
 def _check_bad(contents: list[Contents], skipped: int) -> None:
     bad = [image for each in contents for image in each.bad]
     if len(bad) > skipped:
-        (place, reason), others = bad[0], f", nor can {len(bad) - 1:,} others" if len(bad) > 1 else ""
+        (place, reason), others = bad[0], f", nor can {len(bad) - 1:,} more" if len(bad) > 1 else ""
         raise ValueError(
             f"{place} cannot be read ({reason}){others}: mend or delete {'them' if others else 'it'}, or set "
             f"data.skip_bad_images to {len(bad)}"

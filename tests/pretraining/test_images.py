@@ -233,10 +233,10 @@ def test_tables_as_datasets_writes_them(end: str):
     prepared = tables(f"a.{end}", f"[b].{end}", validation_fraction=1e-9)
     assert prepared.train.classes == ["even", "odd", "never"]
     assert everything(prepared) == sorted((picture(n).tobytes(), ["even", "odd"][n % 2]) for n in range(6))
+    places = [f"a.{end}:{row}" for row in (1, 2, 3, 4)] + [f"[b].{end}:{row}" for row in (1, 2)]
     for images in (prepared.train, prepared.validation):
         for number in range(len(images)):
-            name, row = images.place(number).split(":")
-            seed = int(row) - 1 + 4 * (name == f"[b].{end}")
+            seed = places.index(images.place(number))
             assert images.image(number).tobytes() == picture(seed).tobytes()
 
 
@@ -246,6 +246,7 @@ def test_columns_of_bytes_and_of_paths():
         "bytes": pa.array([Path(path).read_bytes() for path in paths]),
         "large": pa.array([Path(path).read_bytes() for path in paths], pa.large_binary()),
         "path": pa.array(paths),
+        "large path": pa.array(paths, pa.large_string()),
         "both": pa.array([{"bytes": None, "path": path} for path in paths]),
     }
     names = pa.array(["cat", "dog", "cat", "dog"])
@@ -493,7 +494,7 @@ def test_bad_images_are_left_out_counted_and_listed():
     put("data/b/half.jpg", half[: len(half) // 2])
     put("data/a/text.png", b"no image")
     mistake(
-        "data/a/text.png cannot be read (it is no image of a known format), nor can 1 others: mend or delete them, or "
+        "data/a/text.png cannot be read (it is no image of a known format), nor can 1 more: mend or delete them, or "
         "set data.skip_bad_images to 2",
         source="folder", folder="data", skip_bad_images=1,
     )  # fmt: skip
@@ -510,7 +511,7 @@ def test_rows_without_an_image_are_bad():
     images: list = [{"bytes": file_of(picture(seed)), "path": None} for seed in range(4)]
     images[1:1] = [None, {"bytes": None, "path": "gone.png"}]
     pq.write_table(pa.table({"image": images, "label": [0, 1, 1, 0, 1, 0]}), "a.parquet")
-    mistake("a.parquet:2 cannot be read", "nor can 1 others", files=["a.parquet"])
+    mistake("a.parquet:2 cannot be read", "nor can 1 more", files=["a.parquet"])
     prepared = tables("a.parquet", skip_bad_images=2)
     assert "unreadable and left out: a.parquet:3 (No such file or directory)" in prepared.lines
     assert len(everything(prepared)) == 4
