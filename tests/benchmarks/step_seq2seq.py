@@ -85,7 +85,7 @@ class RandomPairs(Translation):
             point_offsets=np.zeros(len(lengths) + 1, dtype=np.int64),
         )
         self.data = {"train": pairs, "validation": pairs}
-        self.left_out: dict[str, dict[str, int]] = {"train": {}, "validation": {}}
+        self.repeated: dict[str, dict[str, int]] = {"train": {}, "validation": {}}
         self.open()
 
 
