@@ -13,7 +13,7 @@ class ImageSettings:
     source: str = "digits"
     """`digits` (1,797 scanned digits that scikit-learn carries), `folder`, `files`, or the name of a Hub data set."""
     folder: str | None = None
-    """For `folder`: a folder with a folder of images for each class; of one class or none, unless labels are learnt."""
+    """For `folder`: a folder with a folder of images for each class; where no labels are learnt, one of images."""
     validation_folder: str | None = None
     """Held-out images, like `folder`; none named: `validation_fraction` is held out."""
     files: list[str] = field(default_factory=list)
@@ -21,7 +21,7 @@ class ImageSettings:
     validation_files: list[str] = field(default_factory=list)
     """Held-out files or globs, like `files`."""
     column: str = "image"
-    """The column that holds the image, for `files` and Hub data sets."""
+    """The column that holds the image, encoded or as the path of a file, for `files` and Hub data sets."""
     label_column: str = "label"
     """The column that holds the class: a number or a name."""
     subset: str | None = None
@@ -37,7 +37,8 @@ class ImageSettings:
     skip_bad_images: int = 0
     """Images that may be unreadable and are left out, counted and listed; one more ends the run before it begins."""
     decoded_megabytes: int = 4096
-    """Images are kept decoded if all of a split take no more than this; else they are decoded each time anew."""
+    """Images are kept decoded if all that are read for training, or as held out, take no more than this (all of them
+    where these are parted by `validation_fraction`); else they are decoded each time anew."""
     processes: int = 0
     """Processes that read images; 0: cores divided by the training processes on this machine."""
 

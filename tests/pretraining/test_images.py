@@ -374,6 +374,12 @@ def test_what_is_cached_is_not_read_again(monkeypatch: pytest.MonkeyPatch):
     assert (picture(6).tobytes(), "b") in everything(changed) and len(everything(changed)) == 6
 
 
+def test_each_number_of_channels_is_kept_apart():
+    grey, colour = load(channels=1), load(channels=3)
+    assert grey.train.name != colour.train.name and (grey.mean == colour.mean).all() and colour.mean.shape == (3,)
+    assert (np.repeat(grey.train.image(7), 3, axis=2) == colour.train.image(7)).all()
+
+
 def test_the_name_is_the_content():
     def name(classes: dict[str, list[int]], folder: str, channels: int = 3) -> str:
         return folders(make_folder(folder, classes), validation_fraction=1e-9, channels=channels).train.name
