@@ -22,7 +22,8 @@ def layer_of(name: str, depth: int) -> int:
 def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
     """Parameters that are treated alike: `matrix` of a block or not, `weight_decay`, and `scale` of the learning rate.
 
-    Matrices decay; biases, norms and other vectors do not (Devlin 2018, released code).
+    Matrices and kernels decay; biases and norms do not (Devlin 2018, released code), nor do ViT's class and mask tokens
+    and its table of positions (1, P, D) (Touvron 2020, released code).
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     blocks = [int(number) for name, _ in named for number in re.findall(r"\.blocks\.(\d+)\.", name)]
@@ -30,7 +31,7 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
     groups: dict[tuple, dict[str, Any]] = {}
     for name, parameter in named:
         scale = settings.layer_decay ** (depth + 1 - layer_of(name, depth))
-        decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+        decay = settings.weight_decay if parameter.ndim in (2, 4) else 0.0
         matrix = parameter.ndim == 2 and ".blocks." in name
         group = {"params": [], "weight_decay": decay, "scale": scale, "matrix": matrix}
         groups.setdefault((decay, scale, matrix), group)["params"].append(parameter)

@@ -74,7 +74,8 @@ def read_test(settings: Settings, files: list[str]) -> list[tuple[str, str]]:
 
 def as_examples(objective: Translation, pairs: list[tuple[str, str]]) -> list[Example]:
     """Texts as tokens, with their end token."""
-    sides = [objective.tokenizer(list(side))["input_ids"] for side in zip(*pairs, strict=True)]
+    texts = zip(objective.tokenizers.values(), zip(*pairs, strict=True), strict=True)
+    sides = [tokenizer(list(side))["input_ids"] for tokenizer, side in texts]
     return [{"input_ids": np.array(source), "labels": np.array(target)} for source, target in zip(*sides, strict=True)]
 
 
@@ -93,7 +94,7 @@ def ask(model: PreTrainedModel, objective: Translation, examples: list[Example])
 @torch.no_grad()
 def translate(model: Any, objective: Translation, examples: list[Example]) -> list[str]:
     """What the model writes for the examples' sources; the same options for every model."""
-    tokenizer, options = objective.tokenizer, objective.settings
+    tokenizer, options = objective.tokenizers["labels"], objective.settings
     model.generation_config = GenerationConfig(
         num_beams=options.beams,
         length_penalty=options.length_penalty,

@@ -19,11 +19,23 @@ from pretraining.data.rows import IGNORED
 from pretraining.hardware import SETTLED, choose_linear, settle, synchronize
 from pretraining.objectives import Objective
 from pretraining.optim import make_optimizer
+from pretraining.parsing import parse
 from pretraining.settings import Settings
 from tests.benchmarks.updates import update, update_peer
 
 RATE = 1e-4
 SECONDS = 2.0  # of the probe of one way of the peer's
+
+
+def make_settings(family: str, size: str, options: Namespace, own: list[str], more: list[str]) -> Settings:
+    """Of a run of `options.steps` updates with a model whose `size` is given as "field=value field=value".
+
+    Args:
+        own: arguments of the family; `more` are the user's, which come last.
+    """
+    fields = (f"--model.{field}" for field in size.split())
+    usual = [f"--model.family={family}", *fields, f"--train.steps={options.steps}", f"--optim.learning_rate={RATE}"]
+    return parse([*usual, *own, *more])
 
 
 class Contestant(NamedTuple):

@@ -9,8 +9,7 @@ from modeling import KeelBertConfig
 from pretraining.data import draws
 from pretraining.data.rows import IGNORED
 from pretraining.objectives.sentence_pairs import SentencePairs
-from pretraining.parsing import parse
-from tests.benchmarks.step import RATE, Family
+from tests.benchmarks.step import Family, make_settings
 from tests.benchmarks.updates import padded
 
 SHORT = 0.85  # share of the chunks cut to a random length: padded, such examples waste what those of others do
@@ -56,20 +55,14 @@ class Bert(Family):
 
     def __init__(self, options: Namespace, more: list[str]):
         length, size = options.sequence_length, options.size
-        settings = parse(
-            [
-                "--model.family=bert",
-                *(f"--model.{field}" for field in SIZES[size].split()),
-                f"--model.max_position_embeddings={max(512, length)}",
-                f"--model.hidden_dropout_prob={options.dropout}",
-                f"--model.attention_probs_dropout_prob={options.dropout}",
-                f"--objective.sequence_length={length}",
-                f"--objective.short_sequence_rate={SHORT}",
-                f"--train.steps={options.steps}",
-                f"--optim.learning_rate={RATE}",
-                *more,
-            ]
-        )
+        own = [
+            f"--model.max_position_embeddings={max(512, length)}",
+            f"--model.hidden_dropout_prob={options.dropout}",
+            f"--model.attention_probs_dropout_prob={options.dropout}",
+            f"--objective.sequence_length={length}",
+            f"--objective.short_sequence_rate={SHORT}",
+        ]
+        settings = make_settings("bert", SIZES[size], options, own, more)
         objective = SentencePairs(settings)
         super().__init__(options, settings, objective)
         objective.prepare(writer=True)

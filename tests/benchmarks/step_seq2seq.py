@@ -11,9 +11,8 @@ from modeling import KeelSeq2SeqConfig
 from pretraining.data.batches import Batch
 from pretraining.data.prepare_pairs import PreparedPairs
 from pretraining.objectives.translation import Translation
-from pretraining.parsing import parse
 from pretraining.settings import Settings
-from tests.benchmarks.step import RATE, Family
+from tests.benchmarks.step import Family, make_settings
 from tests.benchmarks.updates import padded_pairs
 
 # Tokens of a source, its end token included: exp(normal), cut; of a target: so many times its source's.
@@ -103,17 +102,8 @@ class Seq2Seq(Family):
 
     def __init__(self, options: Namespace, more: list[str]):
         size, steps = options.size, options.steps
-        settings = parse(
-            [
-                "--model.family=seq2seq",
-                *(f"--model.{field}" for field in SIZES[size].split()),
-                f"--model.hidden_dropout_prob={options.dropout}",
-                f"--tokenizer.vocab_size={VOCABULARY[size]}",
-                f"--train.steps={steps}",
-                f"--optim.learning_rate={RATE}",
-                *more,
-            ]
-        )
+        own = [f"--model.hidden_dropout_prob={options.dropout}", f"--tokenizer.vocab_size={VOCABULARY[size]}"]
+        settings = make_settings("seq2seq", SIZES[size], options, own, more)
         random = np.random.default_rng(settings.seed)
         updates = max(POOL, steps)
         pool = draw_lengths(updates * options.examples, random)

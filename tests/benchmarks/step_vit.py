@@ -8,8 +8,7 @@ from accelerate.utils import send_to_device
 from modeling import KeelViTConfig
 from pretraining.data import draws
 from pretraining.objectives.classification import Classification
-from pretraining.parsing import parse
-from tests.benchmarks.step import RATE, Family
+from tests.benchmarks.step import Family, make_settings
 
 SIZES = {
     "mini": "image_size=32 patch_size=4 hidden_size=192 num_hidden_layers=6 num_attention_heads=3 "
@@ -41,17 +40,8 @@ class ViT(Family):
     losses = {"loss": ("logits", "labels")}
 
     def __init__(self, options: Namespace, more: list[str]):
-        settings = parse(
-            [
-                "--model.family=vit",
-                *(f"--model.{field}" for field in SIZES[options.size].split()),
-                "--objective.crop=none",
-                "--objective.flip=0",
-                f"--train.steps={options.steps}",
-                f"--optim.learning_rate={RATE}",
-                *more,
-            ]
-        )
+        own = ["--objective.crop=none", "--objective.flip=0"]
+        settings = make_settings("vit", SIZES[options.size], options, own, more)
         objective = Classification(settings)
         super().__init__(options, settings, objective)
         objective.prepare(writer=True)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from mistakes import one_sentence
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
@@ -527,11 +528,8 @@ def test_rows_without_an_image_are_bad():
 
 
 def mistake(*parts: str, channels: int = 3, labelled: bool = True, **settings) -> None:
-    with pytest.raises(ValueError) as error:
+    with one_sentence(*parts):
         load(channels, labelled, **{"source": "files", **settings})
-    message = str(error.value)
-    assert all(part in message for part in parts), message
-    assert "\n" not in message
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -9,6 +9,7 @@ import transformers
 from accelerate.utils import DistributedType
 from torch import nn
 
+from modeling import KeelViTConfig, KeelViTForMaskedImageModeling
 from pretraining.checkpoint import State
 from pretraining.data.plan import Plan
 from pretraining.optim import FullPrecisionMuon, learning_rate, make_average, make_optimizer, parameter_groups
@@ -63,6 +64,16 @@ def test_matrices_decay_and_vectors_do_not():
     optimizer.step()
     for p, old in zip(model.parameters(), before, strict=True):
         assert torch.allclose(p, old * (0.95 if p.ndim == 2 else 1.0))
+
+
+def test_of_a_vit_matrices_and_kernels_decay_alone():
+    config = KeelViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = KeelViTForMaskedImageModeling(config)
+    decayed, rest = parameter_groups(model, OptimSettings(weight_decay=0.1))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert all(names[id(p)].endswith(".weight") and p.ndim in (2, 4) for p in decayed["params"])
+    spared = {names[id(p)].rpartition(".")[2] for p in rest["params"] if p.ndim == 3}
+    assert spared == {"positions", "cls_token", "mask_token"}
 
 
 @pytest.mark.parametrize(
