@@ -69,10 +69,13 @@ def test_matrices_decay_and_vectors_do_not():
 def test_of_a_vit_matrices_and_kernels_decay_alone():
     config = KeelViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
     model = KeelViTForMaskedImageModeling(config)
-    decayed, rest = parameter_groups(model, OptimSettings(weight_decay=0.1))
+    groups = parameter_groups(model, OptimSettings(weight_decay=0.1))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert all(names[id(p)].endswith(".weight") and p.ndim in (2, 4) for p in decayed["params"])
-    spared = {names[id(p)].rpartition(".")[2] for p in rest["params"] if p.ndim == 3}
+    decayed, rest = (
+        [p for group in groups if (group["weight_decay"] > 0) == on for p in group["params"]] for on in (1, 0)
+    )
+    assert all(names[id(p)].endswith(".weight") and p.ndim in (2, 4) for p in decayed)
+    spared = {names[id(p)].rpartition(".")[2] for p in rest if p.ndim == 3}
     assert spared == {"positions", "cls_token", "mask_token"}
 
 
