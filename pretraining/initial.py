@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from modeling import KeelSeq2SeqConfig, KeelViTConfig
@@ -173,6 +173,15 @@ def copy_weights(model: PreTrainedModel, source: PreTrainedModel, missing: set[s
     model.load_state_dict(model.state_dict() | weights)
     fresh = sorted({part for name in missing for part in name.split(".") if part in HEADS})
     return f"weights of {checkpoint}, fresh: {', '.join(fresh) or 'nothing'}"
+
+
+def image_statistics(checkpoint: str) -> tuple[list[float], list[float]] | None:
+    """Each channel's mean and deviation, by which a checkpoint's images were normalised; None where it does not say."""
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(checkpoint)
+    except (OSError, ValueError):
+        return None
+    return list(processor.image_mean), list(processor.image_std)
 
 
 def load_image_weights(model: PreTrainedModel, checkpoint: str) -> str:

@@ -20,7 +20,7 @@ from pretraining.data.augment import cut, draw
 from pretraining.data.augment_batch import augment
 from pretraining.data.images import prepare_images
 from pretraining.data.rows import Example
-from pretraining.initial import load_image_weights
+from pretraining.initial import image_statistics, load_image_weights
 from pretraining.objectives.objective import Objective
 from pretraining.settings import Settings
 
@@ -36,9 +36,10 @@ class ImageObjectiveSettings:
     resample: Literal["bilinear", "bicubic"] = "bicubic"
     """How an image is resized."""
     image_mean: list[float] = field(default_factory=list)
-    """What is subtracted from each channel's pixels, which are from 0 to 1; empty: the training images' mean."""
+    """What is subtracted from each channel's pixels, which are from 0 to 1; empty: the training images' mean, or what
+    the checkpoint of init_from was trained with."""
     image_std: list[float] = field(default_factory=list)
-    """What they are divided by; empty: the training images' deviation."""
+    """What they are divided by; empty: their deviation, likewise."""
 
     row_size = 1
 
@@ -77,11 +78,14 @@ class ImageObjective(Objective):
         cache, options = Path(self.run.cache).expanduser(), self.settings
         found = prepare_images(self.run.data, config.num_channels, self.labelled, cache, writer)
         self.data = {"train": found.train, "validation": found.validation}
+        mean, deviation = found.mean.tolist(), found.std.tolist()
+        if self.run.init_from is not None:
+            mean, deviation = image_statistics(self.run.init_from) or (mean, deviation)
         self.processor = ViTImageProcessorPil(
             size={"height": config.image_size, "width": config.image_size},
             resample=RESAMPLE[options.resample],
-            image_mean=list(options.image_mean or found.mean.tolist()),
-            image_std=list(options.image_std or found.std.tolist()),
+            image_mean=list(options.image_mean or mean),
+            image_std=list(options.image_std or deviation),
             do_convert_rgb=config.num_channels == 3,
         )
         self.fingerprint = " ".join(data.name for data in self.data.values())

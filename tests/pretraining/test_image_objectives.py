@@ -249,6 +249,8 @@ def test_masked_images_then_classes_then_larger_ones(cache: Path, tmp_path: Path
     capsys.readouterr()
     second = run(tmp_path, cache, "classes", "--train.steps=1", f"--init_from={first}/model", "--data.examples=100")
     assert "fresh: classifier" in capsys.readouterr().out
+    kept, fewer = (AutoImageProcessor.from_pretrained(folder / "model") for folder in (first, second))
+    assert kept.image_mean == fewer.image_mean and kept.image_std == fewer.image_std
     third = run(tmp_path, cache, "large", "--train.steps=1", f"--init_from={second}/model", "--model.image_size=24")
     assert "positions interpolated from 12 pixels to 24" in capsys.readouterr().out
     model = KeelViTForImageClassification.from_pretrained(third / "model")
