@@ -59,4 +59,4 @@ def write_probe(model: PreTrainedModel, inputs: dict[str, Tensor], path: Path) -
     found = model(**inputs).items()
     outputs = {f"output.{name}": x.contiguous() for name, x in found if isinstance(x, Tensor) and x.ndim}
     torch.set_num_threads(threads)
-    save_file({f"input.{name}": value for name, value in inputs.items()} | outputs, path)
+    save_file({f"input.{name}": x.contiguous() for name, x in inputs.items()} | outputs, path)

@@ -1,10 +1,11 @@
-"""Curves of a run and maps of attention, as PNG."""
+"""Curves of a run, maps of attention, and what images show of a model, as PNG."""
 
 from pathlib import Path
 
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import colormaps, font_manager
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 PANELS = {"loss": "loss", "accuracy": "accuracy", "learning_rate": "learning rate", "_per_second": "speed"}
 
@@ -92,6 +93,73 @@ def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> Non
             if count:
                 color = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=color)
+    save(figure, path)
+
+
+def tiled(tiles: np.ndarray) -> np.ndarray:
+    """Rows of tiles (R, K, h, w) as one picture, a line of nan about each: (R (h + 1) + 1, K (w + 1) + 1)."""
+    rows, columns, height, width = tiles.shape
+    picture = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), np.nan)
+    for row, column in np.ndindex(rows, columns):
+        top, left = row * (height + 1) + 1, column * (width + 1) + 1
+        picture[top : top + height, left : left + width] = tiles[row, column]
+    return picture
+
+
+def draw_similarities(similarities: np.ndarray, path: Path) -> None:
+    """A small map for each patch, in its place: how like each patch's position is to its own (H, W, H, W).
+
+    Colours span what differs: a position's likeness to itself, always 1, is left out of the scale.
+    """
+    height, width = similarities.shape[:2]
+    others = similarities[similarities < 1 - 1e-6]
+    side = max(7.0, 0.03 * width * (width + 1))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    low, high = (others.min(), others.max()) if len(others) else (0, 1)
+    drawn = axes.imshow(tiled(similarities), cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    axes.set_xticks(np.arange(width) * (width + 1) + (width + 1) / 2, list(map(str, range(width))), fontsize=8)
+    axes.set_yticks(np.arange(height) * (height + 1) + (height + 1) / 2, list(map(str, range(height))), fontsize=8)
+    axes.set(xlabel="patch's column", ylabel="patch's row", title="positions: each patch's likeness to all others")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(drawn, label="cosine similarity (its own is 1)", extend="max", shrink=0.8)
+    save(figure, path)
+
+
+def colored(picture: np.ndarray) -> np.ndarray:
+    """Grey or RGB from 0 to 1 (h, w, 1 or 3), as RGB."""
+    return np.broadcast_to(picture.clip(0, 1), (*picture.shape[:2], 3))
+
+
+def overlaid(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """A picture (h, w, 1 or 3), its colours gone, under a map (H, W) that shines where weights are large."""
+    height, width = (whole // part for whole, part in zip(picture.shape, weights.shape, strict=False))
+    shining = colormaps["inferno"](weights / weights.max())[..., :3]
+    grey = picture.clip(0, 1).mean(2, keepdims=True)
+    return 0.25 * grey + 0.75 * shining.repeat(height, 0).repeat(width, 1)
+
+
+def draw_gallery(rows: list[list[tuple[str, np.ndarray]]], title: str, path: Path) -> None:
+    """Rows of pictures (h, w, 1 or 3), from 0 to 1, each below its caption."""
+    families, missing = fonts_for("".join(caption for row in rows for caption, _ in row))
+    spelt = str.maketrans({c: f"U+{ord(c):04X}" for c in missing})
+    columns, side, room = max(map(len, rows)), 1.5, 0.22  # inches of a picture and of its caption
+    width, height = columns * (side + 0.1) + 0.1, len(rows) * (side + room) + 0.5
+    figure = Figure(figsize=(max(width, 6.5), height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, max(width, 6.5)), ylim=(height, 0))
+    axes.set_axis_off()
+    axes.text(0.1, 0.25, title, va="center", fontsize=9)
+    for row, cells in enumerate(rows):
+        for column, (caption, picture) in enumerate(cells):
+            left, top = 0.1 + column * (side + 0.1), 0.4 + row * (side + room)
+            axes.text(
+                left, top + 0.12, caption.translate(spelt), va="center", fontsize=7, family=families, parse_math=False
+            )
+            area = (left, left + side, top + room + side, top + room)
+            axes.imshow(colored(picture), extent=area, interpolation="nearest", aspect="auto")
+            axes.add_patch(Rectangle((left, top + room), side, side, fill=False, edgecolor="grey", linewidth=0.5))
+    axes.set(xlim=(0, max(width, 6.5)), ylim=(height, 0))
     save(figure, path)
 
 

@@ -58,11 +58,28 @@ class MaskedImagesSettings(AugmentSettings, ImageObjectiveSettings):
         super().check(run)
         model: Any = run.model
         side = model.image_size // model.patch_size
-        if side % self.mask_size:
+        if side % self.mask_size or side == self.mask_size:
             raise ValueError(
                 f"objective.mask_size is {self.mask_size}, and an image is {side} patches on each side: it must divide "
-                "them."
+                "them, and be fewer, so that some are seen."
             )
+
+
+def count_hidden(side: int, mask_size: int, mask_ratio: float) -> int:
+    """Squares of `mask_size` x `mask_size` patches that are hidden of `side` x `side` patches: some, never all."""
+    squares = (side // mask_size) ** 2
+    return min(max(round(mask_ratio * squares), 1), squares - 1)
+
+
+def hidden_patches(
+    seed: int, epoch: int, index: np.ndarray, side: int, mask_size: int, mask_ratio: float
+) -> np.ndarray:
+    """Which of the `side` x `side` patches of images `index` (N,) are hidden: bool (N, P), equally many of each."""
+    across = side // mask_size
+    drawn = draws.mix(seed, epoch, draws.MASK, index[:, None], np.arange(across**2))
+    hidden = drawn.argsort(1, kind="stable").argsort(1, kind="stable") < count_hidden(side, mask_size, mask_ratio)
+    grid = hidden.reshape(-1, across, 1, across, 1)
+    return np.broadcast_to(grid, (len(index), across, mask_size, across, mask_size)).reshape(len(index), -1)
 
 
 class MaskedImages(ImageObjective):
@@ -77,20 +94,14 @@ class MaskedImages(ImageObjective):
         self.targets = ("labels",) if colors else ("bool_masked_pos",)
         self.labelled = bool(self.settings.probe)
         self.side = config.image_size // config.patch_size
-        squares = (self.side // self.settings.mask_size) ** 2
-        self.squares, self.hidden_squares = squares, min(max(round(self.settings.mask_ratio * squares), 1), squares - 1)
+        self.masking = (self.side, self.settings.mask_size, self.settings.mask_ratio)
 
     def build_model(self, config: KeelViTConfig) -> PreTrainedModel:
         return KeelViTForMaskedImageModeling(config)
 
     def hide(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
         """Which patches of images `index` (N,) are hidden: bool (N, P), equally many of each."""
-        drawn = draws.mix(self.seed(split), epoch, draws.MASK, index[:, None], np.arange(self.squares))
-        hidden = drawn.argsort(1, kind="stable").argsort(1, kind="stable") < self.hidden_squares
-        side = self.side // self.settings.mask_size
-        grid = hidden.reshape(-1, side, 1, side, 1)
-        size = self.settings.mask_size
-        return np.broadcast_to(grid, (len(index), side, size, side, size)).reshape(len(index), -1)
+        return hidden_patches(self.seed(split), epoch, index, *self.masking)
 
     def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
         """Pixels, what is to be done to them, and the patches to be hidden."""
@@ -102,8 +113,8 @@ class MaskedImages(ImageObjective):
     def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
         batch = super().collate(rows, sequences)
         if self.model.decoder_num_hidden_layers:
-            seen = self.side**2 - self.hidden_squares * self.settings.mask_size**2
-            batch["ids_keep"] = batch["bool_masked_pos"].int().argsort(stable=True, dim=1)[:, :seen].contiguous()
+            seen = self.side**2 - count_hidden(*self.masking) * self.settings.mask_size**2
+            batch["ids_keep"] = batch["bool_masked_pos"].int().argsort(stable=True, dim=1)[:, :seen]
         return batch
 
     def blank(self) -> Example:

@@ -103,6 +103,10 @@ MISTAKES = {
         ["--train.phases=[{until: 0.5, objective.sequence_length: 1024}]"],
         "model.max_position_embeddings to at least 1024",
     ),
+    "a mask as large as the image": (
+        ["--model.family=vit", "--objective.name=masked_images", "--objective.mask_size=14"],
+        "objective.mask_size is 14, and an image is 14 patches on each side",
+    ),
     "an unknown precision": (["--train.precision=fp8"], "it takes: auto, fp32, bf16, fp16"),
 }
 

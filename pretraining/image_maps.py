@@ -1,0 +1,272 @@
+"""Draw what a ViT has learnt, and where it looks: python -m pretraining.image_maps runs/NAME/model IMAGE ..."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+
+import modeling
+from modeling import KeelViTConfig, KeelViTForMaskedImageModeling
+from pretraining.data.pixels import Coloured, Unreadable, decode
+from pretraining.errors import one_line, one_sentence_errors
+from pretraining.export import open_exported
+from pretraining.objectives.masked_images import hidden_patches
+from pretraining.pictures import draw_gallery, draw_similarities, overlaid
+from pretraining.vit_insides import (
+    attention_over_patches,
+    kernel_components,
+    over_pixels,
+    position_similarities,
+    reconstructed,
+)
+
+MOST = 64  # images in one picture
+ACROSS = 7  # components in a row
+HIDDEN = 0.5  # the grey of a patch that is not seen
+ATTENTION = {"cls": "what the class token looks at", "mean": "what the patches look at, in the mean"}
+PREDICTED = {
+    "pixels": "their pixels predicted",
+    "normalized_pixels": "predicted, each patch's mean and deviation given",
+    "mean_color": "their mean colours predicted, of eight levels a channel",
+}
+
+
+def open_vit(folder: Path) -> PreTrainedModel:
+    """The checkpoint under the class that wrote it, with the eager kernel.
+
+    Raises:
+        ValueError: there is no such folder, or no ViT of ours in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: give a run's model/.")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if not isinstance(config, KeelViTConfig):
+            raise ValueError(f"its model_type is {config.model_type}, not {KeelViTConfig.model_type}")
+        (name,) = config.architectures or ["KeelViTModel"]
+        model = open_exported(folder, getattr(modeling, name))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no ViT of ours can be read from {folder} ({one_line(error)}): give a run's model/."
+        ) from error
+    if config.num_channels not in (1, 3):
+        raise ValueError(f"{folder} has num_channels={config.num_channels}: only grey (1) and RGB (3) can be drawn.")
+    return model
+
+
+def open_processor(folder: Path) -> Any:
+    """The checkpoint's image processor; ValueError where none lies beside the model."""
+    try:
+        return AutoImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no image processor can be read from {folder} ({one_line(error)}): put the preprocessor_config.json that "
+            "the model was trained with there."
+        ) from error
+
+
+def read_images(paths: list[Path], config: PreTrainedConfig, processor: Any) -> Tensor:
+    """Images as the model takes them: (B, C, S, S).
+
+    Raises:
+        ValueError: a file cannot be read, or has colours that the model does not see; they are too many; or the
+            processor is not the model's.
+    """
+    if len(paths) > MOST:
+        raise ValueError(f"{len(paths)} images are too many for one picture: give at most {MOST}.")
+    images = []
+    for path in paths:
+        try:
+            images.append(decode(path.read_bytes(), config.num_channels))
+        except Coloured as error:
+            raise ValueError(f"{path} has colours, and the model sees grey (num_channels is 1): convert it.") from error
+        except (Unreadable, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"{path} cannot be read as an image: {reason}.") from error
+    pixel_values = processor(images=images, input_data_format="channels_last", return_tensors="pt").pixel_values
+    wanted = (config.num_channels, config.image_size, config.image_size)
+    if tuple(pixel_values.shape[1:]) != wanted:
+        raise ValueError(
+            f"the image processor makes {tuple(pixel_values.shape[1:])} of an image, and the model takes {wanted}: "
+            "put the preprocessor_config.json that it was trained with beside it."
+        )
+    return pixel_values
+
+
+def masking(folder: Path, mask_ratio: float | None) -> tuple[int, float]:
+    """How the model's run hid patches: its `mask_size` and its `mask_ratio`.
+
+    Args:
+        mask_ratio: instead of the run's.
+
+    Raises:
+        ValueError: the ratio is none, or none is given and the model lies in no run of masked images.
+    """
+    path = folder.absolute().parent / "config.yaml"
+    try:
+        objective = yaml.safe_load(path.read_text())["objective"]
+        size, ratio = objective["mask_size"], objective["mask_ratio"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        if mask_ratio is None:
+            raise ValueError(
+                f"{path} does not say how much of an image is hidden, as a run of masked images does: give "
+                "--mask-ratio."
+            ) from error
+        size = 1
+    ratio = ratio if mask_ratio is None else mask_ratio
+    if not 0 < ratio < 1:
+        raise ValueError(f"--mask-ratio is {ratio}: it must be above 0 and below 1.")
+    return size, ratio
+
+
+def shortened(name: str) -> str:
+    """A file's name, to stand above a picture."""
+    return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
+
+
+def picture(pixels: Tensor) -> np.ndarray:
+    """(C, S, S) to (S, S, C)."""
+    return pixels.permute(1, 2, 0).numpy()
+
+
+def draw_model(model: PreTrainedModel, out: Path) -> list[Path]:
+    """`positions.png` and `kernels.png`, for which no image is needed."""
+    paths = [out / "positions.png", out / "kernels.png"]
+    draw_similarities(position_similarities(model).numpy(), paths[0])
+    components, shares = kernel_components(model)
+    scaled = components / components.abs().amax((1, 2, 3), keepdim=True) / 2 + 0.5  # grey where a weight is 0
+    cells = [
+        (f"{n}: {share:.1%}", picture(tile)) for n, (tile, share) in enumerate(zip(scaled, shares, strict=True), 1)
+    ]
+    rows = [cells[first : first + ACROSS] for first in range(0, len(cells), ACROSS)]
+    draw_gallery(rows, "principal components of the patches' kernels; the variance that each explains", paths[1])
+    return paths
+
+
+def draw_attention_over(
+    model: PreTrainedModel, names: list[str], pixel_values: Tensor, pixels: Tensor, every_layer: bool, out: Path
+) -> list[Path]:
+    """`attention.png`: the last layer's heads, and the rollout, over each image (B, C, S, S).
+
+    With `every_layer` also `attention-N-NAME.png`: all layers over the N-th image.
+    """
+    config = model.config
+    even = (config.patch_size / config.image_size) ** 2
+    said = f"{ATTENTION[config.pooling]} (yellow: the most; {even:.1%} would be even)"
+    last, paths = [], [out / "attention.png"]
+    for number, name in enumerate(names):
+        image = picture(pixels[number])
+        heads, rollouts = attention_over_patches(model, pixel_values[number : number + 1])
+        rows = []
+        for layer, (maps, rolled) in enumerate(zip(heads.numpy(), rollouts.numpy(), strict=True)):
+            titled = {f"head {head}": map_ for head, map_ in enumerate(maps)} | {"rollout": rolled}
+            cells = [(f"{title}: up to {map_.max():.1%}", overlaid(image, map_)) for title, map_ in titled.items()]
+            rows.append([(f"layer {layer}", image), *cells])
+        last.append([(shortened(name), image), *rows[-1][1:]])
+        if every_layer:
+            paths.append(out / f"attention-{number + 1}-{Path(name).stem}.png")
+            draw_gallery(rows, f"{shortened(name)}: {said}", paths[-1])
+    draw_gallery(last, f"last layer, and rollout through all: {said}", paths[0])
+    return paths
+
+
+def draw_reconstructions(
+    model: PreTrainedModel,
+    names: list[str],
+    pixel_values: Tensor,
+    statistics: tuple[Tensor, Tensor],
+    masks: tuple[int, float],
+    path: Path,
+) -> None:
+    """Each image, what the model sees of it, and that with what it makes of the rest.
+
+    Args:
+        pixel_values: (B, C, S, S), normalised by `statistics`: mean and deviation (C, 1, 1).
+        masks: as `masking` says.
+    """
+    config, (mean, deviation) = model.config, statistics
+    side = config.image_size // config.patch_size
+    hidden = torch.tensor(hidden_patches(0, 0, np.arange(len(names)), side, *masks))  # (B, P)
+    pixels = pixel_values * deviation + mean
+    seen = pixels.masked_fill(over_pixels(hidden.unflatten(1, (1, side, side)), config.patch_size), HIDDEN)
+    predicted = reconstructed(model, pixel_values, hidden, mean, deviation)
+    rows = [
+        [(shortened(name), picture(whole)), ("seen", picture(part)), ("predicted", picture(guess))]
+        for name, whole, part, guess in zip(names, pixels, seen, predicted, strict=True)
+    ]
+    title = f"{hidden.float().mean():.0%} of the patches are hidden; {PREDICTED[config.reconstruction_target]}"
+    draw_gallery(rows, title, path)
+
+
+@torch.no_grad()
+def draw_maps(
+    folder: Path, images: list[Path], out: Path, every_layer: bool = False, mask_ratio: float | None = None
+) -> list[Path]:
+    """Draws what a checkpoint has learnt, and what it makes of images.
+
+    Args:
+        every_layer: attention of all layers, beside that of the last.
+        mask_ratio: how much of an image is hidden from a model of masked images; None: as much as its run hid.
+
+    Returns:
+        The pictures: `positions.png` and `kernels.png`; with images `attention.png`, and `reconstructions.png` of a
+        model of masked images.
+
+    Raises:
+        ValueError: the folder holds no ViT of ours or no image processor, an image cannot be read, or how much is to be
+            hidden is unknown, impossible, or asked of a model that hides nothing.
+    """
+    model = open_vit(folder)
+    masked = isinstance(model, KeelViTForMaskedImageModeling)
+    if mask_ratio is not None and not masked:
+        raise ValueError(f"--mask-ratio is for models of masked images, and {folder} has a {type(model).__name__}.")
+    if images:  # whatever is wrong with them is told before anything is drawn
+        masks = masking(folder, mask_ratio) if masked else None
+        processor = open_processor(folder)
+        pixel_values = read_images(images, model.config, processor)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = draw_model(model, out)
+    if images:
+        names = [path.name for path in images]
+        mean, deviation = torch.tensor([processor.image_mean, processor.image_std])[..., None, None]
+        paths += draw_attention_over(model, names, pixel_values, pixel_values * deviation + mean, every_layer, out)
+        if masks is not None:
+            paths.append(out / "reconstructions.png")
+            draw_reconstructions(model, names, pixel_values, (mean, deviation), masks, paths[-1])
+    return paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Drawn are: positions.png, how alike the patches' positions are; kernels.png, the principal components "
+        "of the first layer; attention.png, where the last layer's heads look in each image, and the rollout through "
+        "all layers; reconstructions.png, what a model of masked images makes of what is hidden from it.",
+    )
+    parser.add_argument("model", type=Path, help="runs/NAME/model, of a ViT")
+    parser.add_argument(
+        "images", type=Path, nargs="*", metavar="IMAGE", help=f"up to {MOST} files; none: positions and kernels alone"
+    )
+    parser.add_argument("--out", type=Path, help="the pictures' folder; default: the run's")
+    parser.add_argument(
+        "--every-layer", action="store_true", help="draw every layer's attention too: attention-N-IMAGE.png"
+    )
+    parser.add_argument(
+        "--mask-ratio",
+        type=float,
+        help="share of the patches that a model of masked images does not see; default: its run's",
+    )
+    options = parser.parse_args()
+    with one_sentence_errors("image_maps"):
+        out = options.out or options.model.absolute().parent
+        paths = draw_maps(options.model, options.images, out, options.every_layer, options.mask_ratio)
+        print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
