@@ -172,7 +172,8 @@ class KeelViTConfig(KeelConfig):
     """ViT (Dosovitskiy 2020): the defaults are its base size with patches of 16.
 
     Raises:
-        ValueError: `image_size` is no multiple of `patch_size`; a width does not suit its heads or its positions.
+        ValueError: `image_size` is no multiple of `patch_size`; a width does not suit its heads or its positions; a
+            number is out of its range.
     """
 
     model_type = "keel-vit"
@@ -226,6 +227,12 @@ class KeelViTConfig(KeelConfig):
                 f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}: "
                 "the patches must cover the image."
             )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
+        if self.decoder_num_hidden_layers < 0:
+            raise ValueError(f"decoder_num_hidden_layers={self.decoder_num_hidden_layers} must be at least 0.")
+        if self.position_grid_size is not None and self.position_grid_size < 1:
+            raise ValueError(f"position_grid_size={self.position_grid_size} must be at least 1, or null.")
         if self.decoder_num_hidden_layers and self.decoder_hidden_size % self.decoder_num_attention_heads:
             raise ValueError(
                 f"decoder_hidden_size={self.decoder_hidden_size} is no multiple of decoder_num_attention_heads="

@@ -123,7 +123,7 @@ def load(accelerator: Accelerator, path: Path, state: State, contract: dict[str,
         ValueError: it was made with other settings.
     """
     for name, value in contract.items():
-        saved = state.contract.get(name)
+        saved = state.contract.get(name, value)  # an older version's checkpoint knows fewer settings
         if saved != value:
             raise ValueError(
                 f"{path} was trained with {name}={saved}, now it is {value}: resume with the same settings, or start "

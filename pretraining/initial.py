@@ -19,9 +19,11 @@ from pretraining.settings import NOT_SET_BY_HAND, Settings
 
 # What changes nothing that the checkpoint has learnt.
 FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"}
-FREE |= {"label_smoothing", "initializer", "initializer_range"}
+FREE |= {"label_smoothing", "initializer", "initializer_range", "reconstruction_target"}
+FREE |= {f"decoder_{name}" for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")}
 # What a checkpoint may lack, and what can be made to fit.
 HEADS = {"pooler", "mlm", "nsp", "classifier", "pixels", "colors", "decoder", "mask_token"}
+BODY = re.compile(r"^(?!decoder\.)(?!.*mask_token$).*(embeddings\.|encoder\.|decoder\.stack)")
 RESIZED = {"model.max_position_embeddings", "model.image_size"}
 
 
@@ -130,7 +132,7 @@ def open_checkpoint(checkpoint: str, ours: type[PreTrainedModel]) -> tuple[PreTr
         raise ValueError(f"init_from: no weights can be read from {checkpoint!r} ({one_line(error)}).") from error
     opened, found = loaded
     for state, keys in (("lacks", "missing_keys"), ("has", "unexpected_keys")):
-        body = [name for name in found[keys] if re.search(r"embeddings\.|encoder\.|decoder\.stack", name)]
+        body = [name for name in found[keys] if BODY.search(name)]
         if body:
             raise ValueError(
                 f"init_from: {checkpoint} {state} {min(body)}, unlike any {opener.__name__}: give a checkpoint whose "
@@ -169,9 +171,10 @@ def extend_vocabulary(
 
 def copy_weights(model: PreTrainedModel, source: PreTrainedModel, missing: set[str], checkpoint: str) -> str:
     """All of the source's weights but those that its checkpoint lacked; returns a line that tells what is fresh."""
+    own = model.state_dict()
     weights = {name: weight for name, weight in source.state_dict().items() if name not in missing}
-    model.load_state_dict(model.state_dict() | weights)
-    fresh = sorted({part for name in missing for part in name.split(".") if part in HEADS})
+    model.load_state_dict(own | weights)
+    fresh = sorted({part for name in own.keys() - weights.keys() for part in name.split(".") if part in HEADS})
     return f"weights of {checkpoint}, fresh: {', '.join(fresh) or 'nothing'}"
 
 
@@ -179,7 +182,9 @@ def image_statistics(checkpoint: str) -> tuple[list[float], list[float]] | None:
     """Each channel's mean and deviation, by which a checkpoint's images were normalised; None where it does not say."""
     try:
         processor: Any = AutoImageProcessor.from_pretrained(checkpoint)
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # it has no processor, or none that transformers knows
+        return None
+    if not (processor.do_normalize and processor.image_mean and processor.image_std):
         return None
     return list(processor.image_mean), list(processor.image_std)
 
@@ -201,6 +206,8 @@ def load_image_weights(model: PreTrainedModel, checkpoint: str) -> str:
         missing |= {name for name in source.state_dict() if name.startswith("classifier.")}
     sizes = source.config.image_size, model.config.image_size
     source.resize_position_embeddings(sizes[1])
+    own, theirs = model.state_dict(), source.state_dict()  # heads for masked images may be of another kind
+    missing |= {name for name in theirs if name not in own or own[name].shape != theirs[name].shape}
     line = copy_weights(model, source, missing, checkpoint)
     return line if sizes[0] == sizes[1] else f"{line}; positions interpolated from {sizes[0]} pixels to {sizes[1]}"
 

@@ -13,6 +13,8 @@ from pretraining.settings import OptimSettings
 
 def layer_of(name: str, depth: int) -> int:
     """The layer of a parameter: 0 the embeddings, 1 ... `depth` the blocks, `depth` + 1 what stands on them."""
+    if name.startswith("decoder."):  # of masked images: a head
+        return depth + 1
     block = re.search(r"\.blocks\.(\d+)\.", name)
     if block:
         return int(block[1]) + 1
@@ -26,7 +28,8 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
     and its table of positions (1, P, D) (Touvron 2020, released code).
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    blocks = [int(number) for name, _ in named for number in re.findall(r"\.blocks\.(\d+)\.", name)]
+    bodies = [name for name, _ in named if not name.startswith("decoder.")]
+    blocks = [int(number) for name in bodies for number in re.findall(r"\.blocks\.(\d+)\.", name)]
     depth = max(blocks, default=-1) + 1
     groups: dict[tuple, dict[str, Any]] = {}
     for name, parameter in named:

@@ -30,6 +30,7 @@ from pretraining.settings import NOT_SET_BY_HAND, Settings, TrainSettings
 from pretraining.step import NotFinite, keep_bad_step, train_step
 
 # Settings of the loop that a resumed run must keep: they decide what a step sees.
+GROUPS = 25  # classes or locales whose measures are printed
 CONTRACT = ("rows_per_step", "rows_at_start", "batch_warmup", "phases", "window")
 
 
@@ -340,11 +341,16 @@ def make_contract(settings: Settings, objectives: list[Objective]) -> dict[str, 
 
 
 def report(step: int, measures: dict[str, float], signatures: dict[str, str]) -> str:
-    """How good the exported weights are."""
+    """How good the exported weights are; of many groups (classes, locales) the worst."""
     lines = [f"held out, the weights of step {step:,}:"]
+    groups = sorted((name for name in measures if " " in name), key=measures.__getitem__)
     for name, value in measures.items():
+        if name in groups[GROUPS:]:
+            continue
         name = name.removeprefix("eval_")
         lines.append(f"  {name:18} {value:.4f}  {signatures.get(name, '')}".rstrip())
+    if len(groups) > GROUPS:
+        lines.append(f"  and {len(groups) - GROUPS:,} that are better, in results.json")
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from pretraining.data import draws
-from pretraining.data.image_settings import AugmentSettings
+from pretraining.data.image_settings import AugmentSettings, MixingSettings
 from pretraining.data.randaugment import OPERATIONS, arguments
 
 TRIES = 10
@@ -98,7 +98,7 @@ def rectangles(
 
 
 def draw_mixing(
-    settings: AugmentSettings, seed: int, epoch: int, index: np.ndarray, size: int, count: int
+    settings: MixingSettings, seed: int, epoch: int, index: np.ndarray, size: int, count: int
 ) -> dict[str, np.ndarray]:
     """Which other image is mixed into each of images `index`, and how (Zhang 2017; Yun 2019, 3.1).
 

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 
-from pretraining.data.image_rows import Source, as_source, store_images
+from pretraining.data.image_rows import Source, as_source, state_of, store_images
 from pretraining.data.pixels import FORMATS
 from pretraining.data.readers import Row, nearest
 
@@ -85,14 +85,17 @@ def load_folder(folder: str, labelled: bool) -> Source:
     def entries() -> Iterator[tuple[str, int, os.stat_result]]:
         for label, name in enumerate(classes or [""]):
             for entry in images_in(os.path.join(folder, name) if name else folder):
-                yield entry.path, label, entry.stat()
+                try:
+                    yield entry.path, label, entry.stat()
+                except OSError as error:
+                    raise ValueError(f"{entry.path} cannot be read ({error.strerror}): mend or delete it") from error
 
     def rows() -> Iterator[Row]:
         for path, label, state in entries():
             yield {"image": {"bytes": None, "path": path}, "label": label, "characters": state.st_size}
 
     for path, _, state in entries():
-        digest.update(json.dumps([path, state.st_size, state.st_mtime_ns]).encode())
+        digest.update(json.dumps(state_of(path, state)).encode())
     if digest.digest() == hashlib.sha256().digest():
         raise ValueError(f"{folder} holds no images: fill it, or name another folder")
     key = [os.path.abspath(folder), digest.hexdigest()]

@@ -1,5 +1,6 @@
 """Images in order, encoded where they are: what every source of images becomes."""
 
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -63,6 +64,11 @@ class Source:
                 start, size = row, 0
             size += more
         return [*shards, range(start, len(self))]
+
+
+def state_of(path: str, state: os.stat_result) -> list[str | int]:
+    """What changes when a file does, or the right to read it."""
+    return [path, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
 def encoded(value: Any) -> bytes:

@@ -78,6 +78,23 @@ class AugmentSettings:
     """Their strength, 0 to 30."""
     erasing: float = 0.0
     """Share of the images of which a rectangle becomes noise (Zhong 2017)."""
+
+    def __post_init__(self) -> None:
+        between("objective.crop_padding", self.crop_padding, 0, 1)
+        for name, low, high in (("crop_scale", 0.0, 1.0), ("crop_ratio", 0.0, float("inf"))):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
+                raise ValueError(f"objective.{name} is {pair}: it must be the least and the largest, both above {low}.")
+        for name in ("flip", "erasing"):
+            between(f"objective.{name}", getattr(self, name), 0, 1)
+        between("objective.randaugment_layers", self.randaugment_layers, 0)
+        between("objective.randaugment_magnitude", self.randaugment_magnitude, 0, 30)
+
+
+@dataclass
+class MixingSettings(AugmentSettings):
+    """How, besides, another training image is mixed in."""
+
     mixup: float = 0.0
     """Alpha of the Beta distribution of the weight with which another image is mixed in (Zhang 2017); 0: none is."""
     cutmix: float = 0.0
@@ -86,13 +103,7 @@ class AugmentSettings:
     """Share of the images that get a partner, where `mixup` or `cutmix` is on; if both are, each has half of them."""
 
     def __post_init__(self) -> None:
-        between("objective.crop_padding", self.crop_padding, 0, 1)
-        for name, low, high in (("crop_scale", 0.0, 1.0), ("crop_ratio", 0.0, float("inf"))):
-            pair = getattr(self, name)
-            if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
-                raise ValueError(f"objective.{name} is {pair}: it must be the least and the largest, both above {low}.")
-        for name in ("flip", "erasing", "mixing"):
-            between(f"objective.{name}", getattr(self, name), 0, 1)
-        for name in ("mixup", "cutmix", "randaugment_layers"):
+        super().__post_init__()
+        between("objective.mixing", self.mixing, 0, 1)
+        for name in ("mixup", "cutmix"):
             between(f"objective.{name}", getattr(self, name), 0)
-        between("objective.randaugment_magnitude", self.randaugment_magnitude, 0, 30)

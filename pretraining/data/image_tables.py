@@ -1,5 +1,7 @@
 """Tables with a column of images: files and data sets of the Hub."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 
@@ -10,7 +12,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from pretraining.data import readers
-from pretraining.data.image_rows import IMAGE, Source, as_source
+from pretraining.data.image_rows import IMAGE, Source, as_source, state_of
 from pretraining.data.image_settings import ImageSettings
 from pretraining.data.readers import TABLES, Columns, Row, check_columns, extension
 from pretraining.data.stored import store
@@ -82,6 +84,19 @@ def _stored(path: str, columns: Columns, features: Features) -> Dataset:
     return store(rows, kept, "images", [__file__, readers.__file__], readers.state([path]), columns)
 
 
+def state_of_named(column: pa.ChunkedArray) -> str:
+    """A hash of the state of all files that a column of images names instead of holding them."""
+    digest = hashlib.sha256()
+    for chunk in column.chunks:
+        paths = chunk if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type) else None
+        if pa.types.is_struct(chunk.type):
+            paths = pc.struct_field(chunk, "path").filter(pc.is_null(pc.struct_field(chunk, "bytes")))
+        for path in [] if paths is None else paths.to_pylist():
+            there = path is not None and os.path.exists(path)
+            digest.update(json.dumps(state_of(path, os.stat(path)) if there else [path]).encode())
+    return digest.hexdigest()
+
+
 def load_files(files: list[str], columns: Columns) -> Source:
     opened = {path: _open(path) for path in files}
     first, (expected, _) = next(iter(opened.items()))
@@ -103,7 +118,8 @@ def load_files(files: list[str], columns: Columns) -> Source:
     parts = [(path, len(dataset)) for path, dataset in zip(files, datasets, strict=True)]
     dataset, image = concatenate_datasets(datasets), next(iter(columns))
     sizes = _sizes(dataset.data.column(image))
-    return as_source(dataset, list(columns), sizes, parts, 1, [os.getcwd(), readers.state(files), image])
+    key = [os.getcwd(), readers.state(files), image, state_of_named(dataset.data.column(image))]
+    return as_source(dataset, list(columns), sizes, parts, 1, key)
 
 
 def load_hub(settings: ImageSettings, columns: Columns, split: str) -> Source:

@@ -180,7 +180,8 @@ def make_plan(
 def share(rows: list[np.ndarray], rank: int, ranks: int, micro_batch: int) -> list[list[np.ndarray]]:
     """A rank's part of a step: its micro-batches of rows; empty rows fill up what the cut leaves over.
 
-    Every rank gets the same number of micro-batches of the same size, so that all reduce together and shapes stay.
+    Every rank gets the same number of micro-batches of as many rows, so that all reduce together and, where a row's
+    shape is its own, shapes stay.
     """
     per_round = ranks * micro_batch
     empty = np.empty(0, dtype=np.int64)

@@ -7,17 +7,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modeling import KeelViTConfig, KeelViTForImageClassification
 from pretraining.data.augment import draw_mixing
 from pretraining.data.augment_batch import mix
-from pretraining.data.image_settings import AugmentSettings
+from pretraining.data.image_settings import MixingSettings
 from pretraining.data.rows import IGNORED, Example
 from pretraining.objectives.images import ImageObjective, ImageObjectiveSettings
+from pretraining.objectives.objective import by_all_processes
 from pretraining.pictures import draw_confusion
 from pretraining.settings import Settings
 
@@ -25,7 +24,7 @@ TOP = 5
 
 
 @dataclass
-class ClassificationSettings(AugmentSettings, ImageObjectiveSettings):
+class ClassificationSettings(MixingSettings, ImageObjectiveSettings):
     """Images and their classes; beside these, model.label_smoothing, model.drop_path_rate and optim.ema."""
 
     name: Literal["classification"] = "classification"
@@ -102,10 +101,13 @@ class Classification(ImageObjective):
         """Each class's accuracy, at the end of a run."""
         if not thorough:
             return {}
-        own = index[accelerator.process_index :: accelerator.num_processes]
-        labels = self.data["validation"].labels[own].tolist()
-        guesses = self.logits(accelerator.unwrap_model(model), own).argmax(1).tolist()
-        right, guessed = zip(*gather_object(list(zip(labels, guesses, strict=True))), strict=True)
+        from sklearn.metrics import confusion_matrix  # a second to import
+
+        def guess(own: np.ndarray) -> list[tuple[int, int]]:
+            guesses = self.logits(accelerator.unwrap_model(model), own).argmax(1)
+            return list(zip(self.data["validation"].labels[own].tolist(), guesses.tolist(), strict=True))
+
+        right, guessed = zip(*by_all_processes(index, accelerator, guess), strict=True)
         confusion = confusion_matrix(right, guessed, labels=range(len(self.classes)))
         self.confusion = confusion
         return {
@@ -116,7 +118,8 @@ class Classification(ImageObjective):
 
     def logits(self, model: Any, index: np.ndarray) -> Tensor:
         """Of held-out images `index` (M,): (M, N), on the CPU."""
-        return torch.cat([model(**batch).logits.float().cpu() for batch in self.batches(model, "validation", index)])
+        found = [model(**batch).logits.float().cpu() for batch in self.batches(model, "validation", index)]
+        return torch.cat(found) if found else torch.empty(0, len(self.classes))
 
     def draw_pictures(self, folder: Path) -> list[Path]:
         if self.confusion is None:

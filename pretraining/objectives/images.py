@@ -25,6 +25,7 @@ from pretraining.objectives.objective import Objective
 from pretraining.settings import Settings
 
 DRAWN = ("flip", "operations", "arguments", "erased", "noise_seed")  # what `augment` reads
+FIXED = ("resample", "image_mean", "image_std")  # in all phases of a run
 AT_A_TIME = 64  # images that are judged
 RESAMPLE = {"bilinear": Resampling.BILINEAR, "bicubic": Resampling.BICUBIC}
 
@@ -57,6 +58,8 @@ class ImageObjectiveSettings:
                     f"objective.{name} has {len(given)} numbers, and model.num_channels is {channels}: give one for "
                     "each."
                 )
+        if self.image_std and min(self.image_std) <= 0:
+            raise ValueError(f"objective.image_std is {self.image_std}: each must be above 0.")
 
 
 class ImageObjective(Objective):
@@ -78,9 +81,10 @@ class ImageObjective(Objective):
         cache, options = Path(self.run.cache).expanduser(), self.settings
         found = prepare_images(self.run.data, config.num_channels, self.labelled, cache, writer)
         self.data = {"train": found.train, "validation": found.validation}
-        mean, deviation = found.mean.tolist(), found.std.tolist()
-        if self.run.init_from is not None:
-            mean, deviation = image_statistics(self.run.init_from) or (mean, deviation)
+        mean, deviation, whose = found.mean.tolist(), found.std.tolist(), "the training images'"
+        theirs = None if self.run.init_from is None else image_statistics(self.run.init_from)
+        if theirs is not None:
+            (mean, deviation), whose = theirs, f"those of {self.run.init_from}"
         self.processor = ViTImageProcessorPil(
             size={"height": config.image_size, "width": config.image_size},
             resample=RESAMPLE[options.resample],
@@ -88,12 +92,24 @@ class ImageObjective(Objective):
             image_std=list(options.image_std or deviation),
             do_convert_rgb=config.num_channels == 3,
         )
-        self.fingerprint = " ".join(data.name for data in self.data.values())
+        mean, deviation = self.processor.image_mean, self.processor.image_std
+        if options.image_mean and options.image_std:
+            whose = "as set"
+        self.fingerprint = " ".join([*(data.name for data in self.data.values()), f"{mean} {deviation}"])
+        self.fixed = {name: getattr(options, name) for name in FIXED}
         self.open()
-        return found.lines
+        shown = (" ".join(f"{value:.3f}" for value in values) for values in (mean, deviation))
+        return [*found.lines, "pixels' mean {}, deviation {}: {}".format(*shown, whose)]
 
     def open(self) -> None:
-        """Nothing is chosen: an example is an image."""
+        """Nothing is chosen: an example is an image.
+
+        Raises:
+            ValueError: a phase asks for other pixels than the one processor that is saved makes.
+        """
+        for name, value in self.fixed.items():
+            if getattr(self.settings, name) != value:
+                raise ValueError(f"train.phases: objective.{name} is one for the whole run: take it out of the phases.")
 
     def load_weights(self, model: PreTrainedModel, checkpoint: str) -> str:
         return load_image_weights(model, checkpoint)

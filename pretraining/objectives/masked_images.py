@@ -10,11 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,6 +20,7 @@ from pretraining.data.image_settings import AugmentSettings
 from pretraining.data.rows import IGNORED, Example
 from pretraining.data.settings import between
 from pretraining.objectives.images import ImageObjective, ImageObjectiveSettings
+from pretraining.objectives.objective import by_all_processes
 from pretraining.settings import Settings
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of k-NN (Wu 2018, 3.4, with DINO's number of neighbours)
@@ -50,9 +46,6 @@ class MaskedImagesSettings(AugmentSettings, ImageObjectiveSettings):
             raise ValueError(f"objective.mask_ratio is {self.mask_ratio}: it must be above 0 and below 1.")
         between("objective.mask_size", self.mask_size, 1)
         between("objective.probe", self.probe, 0)
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name):
-                raise ValueError(f"objective.{name} mixes classes, and masked images have none: leave it out.")
 
     def check(self, run: Settings) -> None:
         super().check(run)
@@ -95,6 +88,18 @@ class MaskedImages(ImageObjective):
         self.labelled = bool(self.settings.probe)
         self.side = config.image_size // config.patch_size
         self.masking = (self.side, self.settings.mask_size, self.settings.mask_ratio)
+
+    def open(self) -> None:
+        super().open()
+        if self.labelled:
+            labels, count = self.data["train"].labels, self.settings.probe
+            drawn = np.argsort(draws.mix(draws.SUBSET, np.arange(len(labels))), kind="stable")
+            self.probed = drawn[:count]
+            if count > len(labels) or len(np.unique(labels[self.probed])) < 2:
+                raise ValueError(
+                    f"objective.probe is {count}, and there are {len(labels):,} training images: it must be no more, "
+                    "and enough for two classes, or 0."
+                )
 
     def build_model(self, config: KeelViTConfig) -> PreTrainedModel:
         return KeelViTForMaskedImageModeling(config)
@@ -149,14 +154,19 @@ class MaskedImages(ImageObjective):
         """What frozen features know of the classes, at the end of a run: a linear probe, and nearest neighbours."""
         if not thorough or not self.settings.probe:
             return {}
-        train = np.argsort(draws.mix(draws.SUBSET, np.arange(len(self.data["train"]))), kind="stable")
-        chosen = {"train": train[: self.settings.probe], "validation": index}
+        from sklearn.linear_model import LogisticRegression  # a second to import
+        from sklearn.neighbors import KNeighborsClassifier
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         body = accelerator.unwrap_model(model).base_model
         known, labels = {}, {}
-        for split, numbers in chosen.items():
-            own = numbers[accelerator.process_index :: accelerator.num_processes]
-            rows = zip(own.tolist(), self.features(body, split, own), strict=True)
-            found = dict(gather_object(list(rows)))
+        for split, numbers in {"train": self.probed, "validation": index}.items():
+
+            def look(own: np.ndarray, split: str = split) -> list[tuple[int, np.ndarray]]:
+                return list(zip(own.tolist(), self.features(body, split, own), strict=True))
+
+            found = dict(by_all_processes(numbers, accelerator, look))
             known[split] = np.stack([found[number] for number in numbers.tolist()])
             labels[split] = self.data[split].labels[numbers]
         neighbours = KNeighborsClassifier(

@@ -1,6 +1,7 @@
 """What the loop knows of a task, whatever is learnt."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from typing import Any, Self
@@ -8,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,6 +17,14 @@ from pretraining.data.rows import IGNORED, Example
 from pretraining.data.tokenizer import TARGET
 from pretraining.initial import load_weights
 from pretraining.settings import Settings
+
+
+def by_all_processes(index: np.ndarray, accelerator: Accelerator, work: Callable[[np.ndarray], list]) -> list:
+    """What `work` makes of each example of `index` (N,): every process sees to a part, and has all of it in the end.
+
+    The order is that of the processes, not of the index.
+    """
+    return gather_object(work(index[accelerator.process_index :: accelerator.num_processes]))
 
 
 class Objective(ABC):

@@ -6,7 +6,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,7 +14,7 @@ from pretraining.data.plan import choose_row_lengths
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
 from pretraining.data.settings import between
 from pretraining.metrics import METRICS, ExactMatch, TextMetric
-from pretraining.objectives.objective import TokenObjective, TokenObjectiveSettings
+from pretraining.objectives.objective import TokenObjective, TokenObjectiveSettings, by_all_processes
 from pretraining.settings import Settings
 
 AT_A_TIME = 64  # texts written; those that are finished leave the batch
@@ -164,14 +163,16 @@ class Seq2Seq(TokenObjective):
         if not self.settings.written:
             return {}
         index = index if thorough else index[: self.settings.written]
-        own = index[accelerator.process_index :: accelerator.num_processes]
-        examples = self.examples("validation", 0, own)
         beams = self.settings.beams if thorough else 1
-        sources = [example["input_ids"] for example in examples]
-        written = self.write(accelerator.unwrap_model(model), sources, beams)
-        references = [self.text("labels", example["labels"]) for example in examples]
-        groups = [self.group(int(number)) for number in own]
-        found = gather_object(list(zip(groups, written, references, strict=True)))
+
+        def write(own: np.ndarray) -> list[tuple[str, str, str]]:
+            examples = self.examples("validation", 0, own)
+            sources = [example["input_ids"] for example in examples]
+            written = self.write(accelerator.unwrap_model(model), sources, beams)
+            references = [self.text("labels", example["labels"]) for example in examples]
+            return list(zip(map(self.group, own.tolist()), written, references, strict=True))
+
+        found = by_all_processes(index, accelerator, write)
         measures = {name: compare(found, kind) for name, kind in METRICS.items()}
         if thorough:
             for group in sorted({group for group, *_ in found} - {""}):

@@ -258,6 +258,23 @@ def test_masked_images_then_classes_then_larger_ones(cache: Path, tmp_path: Path
     assert AutoImageProcessor.from_pretrained(third / "model").size["height"] == 24
 
 
+@pytest.mark.parametrize("kind", ["simmim", "mae"])
+def test_masked_images_start_from_a_classifier(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str):
+    first = run(tmp_path, cache, "classes", "--train.steps=1")
+    capsys.readouterr()
+    more = [*MASKED, *(DECODER if kind == "mae" else [])]
+    run(tmp_path, cache, "masked", "--train.steps=1", f"--init_from={first}/model", *more)
+    told = capsys.readouterr().out
+    assert ("fresh: decoder, mask_token, pixels" if kind == "mae" else "fresh: mask_token, pixels") in told
+    settings = parse([*SIZE, "--train.steps=1", f"--init_from={first}/model", *more])
+    objective = make(cache, f"--init_from={first}/model", *more)
+    model = objective.build_model(settings.model)
+    objective.load_weights(model, f"{first}/model")
+    source = KeelViTForImageClassification.from_pretrained(first / "model")
+    for name, weight in source.vit.state_dict().items():
+        assert torch.equal(model.vit.state_dict()[name], weight)
+
+
 def test_it_starts_from_a_native_vit(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     names = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
     config = ViTConfig(**dict(zip(names, (12, 3, 1, 32, 2, 2), strict=True)), intermediate_size=64, num_labels=7)
@@ -279,7 +296,15 @@ MISTAKES = {
         "image_mean has 2 numbers, and model.num_channels is 1",
     ),
     "patches that do not divide": (["--model.image_size=13"], "image_size=13 is no multiple of patch_size=3"),
-    "mixed masked images": ([*MASKED, "--objective.mixup=0.2"], "objective.mixup mixes classes"),
+    "mixed masked images": ([*MASKED, "--objective.mixup=0.2"], "there is no setting objective.mixup"),
+    "a probe of nothing": ([*MASKED, "--objective.probe=9999"], "objective.probe is 9999"),
+    "a probe of one class": ([*MASKED, "--objective.probe=1"], "enough for two classes"),
+    "a deviation of nothing": (["--objective.image_std=[0]"], "objective.image_std is [0.0]: each must be above 0"),
+    "all of the label smoothed": (["--model.label_smoothing=1"], "label_smoothing=1"),
+    "other pixels in a phase": (
+        ["--train.phases=[{until: 0.5, objective.resample: bilinear}]"],
+        "objective.resample is one for the whole run",
+    ),
     "squares that do not divide": ([*MASKED, "--objective.mask_size=3"], "objective.mask_size is 3"),
     "everything hidden": ([*MASKED, "--objective.mask_ratio=1"], "objective.mask_ratio is 1"),
     "a tokenizer": (["--tokenizer.vocab_size=100"], "there is no setting tokenizer.vocab_size"),

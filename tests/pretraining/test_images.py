@@ -242,6 +242,20 @@ def test_tables_as_datasets_writes_them(end: str):
             assert images.image(number).tobytes() == picture(seed).tobytes()
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_file_that_a_table_names_is_read_again_once_it_changed(nested: bool):
+    paths = [put(f"pictures/{seed}.png", file_of(picture(seed))) for seed in range(6)]
+    column = pa.array([{"bytes": None, "path": path} for path in paths]) if nested else pa.array(paths)
+    pq.write_table(pa.table({"image": column, "label": pa.array([0, 1] * 3)}), "named.parquet")
+    put(paths[0], b"no image")
+    with one_sentence("named.parquet:1 cannot be read"):
+        tables("named.parquet", validation_fraction=0.3)
+    put(paths[0], file_of(picture(9)))
+    found = tables("named.parquet", validation_fraction=0.3)
+    pictures = [part.image(number) for part in (found.train, found.validation) for number in range(len(part))]
+    assert len(pictures) == 6 and any(np.array_equal(each, np.asarray(picture(9))) for each in pictures)
+
+
 def test_columns_of_bytes_and_of_paths():
     paths = [put(f"pictures/{seed}.png", file_of(picture(seed))) for seed in range(4)]
     kinds = {
