@@ -9,11 +9,11 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from pretraining.data.augment import cut, draw, draw_mixing
 from pretraining.data.augment_batch import augment, mix, normal
-from pretraining.data.image_settings import AugmentSettings
+from pretraining.data.image_settings import MixingSettings
 from pretraining.data.randaugment import OPERATIONS, arguments, randaugment
 
 MANY = 20_000
-ALL = AugmentSettings(randaugment_layers=2, randaugment_magnitude=9, erasing=0.5, mixup=0.8, cutmix=1.0)
+ALL = MixingSettings(randaugment_layers=2, randaugment_magnitude=9, erasing=0.5, mixup=0.8, cutmix=1.0)
 
 
 def pictures(count: int, height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_operations_are_those_of_pil(name: str, channels: int):
 
 
 def test_crops_have_the_areas_and_ratios_asked_for():
-    settings = AugmentSettings(crop_scale=[0.2, 0.9], crop_ratio=[0.5, 2.0])
+    settings = MixingSettings(crop_scale=[0.2, 0.9], crop_ratio=[0.5, 2.0])
     sizes = np.tile([[300, 400]], (MANY, 1))
     left, top, right, bottom = draw(settings, 0, 0, np.arange(MANY), sizes, 32)["box"].T
     assert min(left.min(), top.min()) == 0 and right.max() == 400 and bottom.max() == 300
@@ -90,14 +90,14 @@ def test_crops_have_the_areas_and_ratios_asked_for():
 
 
 def test_crops_that_never_fit_are_of_the_middle():
-    settings = AugmentSettings(crop_scale=[0.9, 1.0])
+    settings = MixingSettings(crop_scale=[0.9, 1.0])
     box = draw(settings, 0, 0, np.arange(9), np.tile([[10, 100]], (9, 1)), 32)["box"]
     assert (box == [43, 0, 56, 10]).all()
 
 
 def test_padded_crops_reach_everywhere_as_often():
     sizes = np.tile([[32, 32]], (MANY, 1))
-    box = draw(AugmentSettings(crop="padded"), 0, 0, np.arange(MANY), sizes, 32)["box"]
+    box = draw(MixingSettings(crop="padded"), 0, 0, np.arange(MANY), sizes, 32)["box"]
     assert (box[:, 2:] - box[:, :2] == 32).all()
     for offsets in box[:, :2].T:
         counts = np.bincount(offsets + 4, minlength=9)
@@ -117,7 +117,7 @@ def test_cut_is_what_pil_and_padding_give():
 
 
 def test_shares_are_those_asked_for():
-    settings = AugmentSettings(flip=0.3, randaugment_layers=2, erasing=0.25)
+    settings = MixingSettings(flip=0.3, randaugment_layers=2, erasing=0.25)
     drawn = draw(settings, 0, 0, np.arange(MANY), np.full((MANY, 2), 32), 32)
     assert drawn["flip"].mean() == pytest.approx(0.3, abs=0.015)
     counts = np.stack([np.bincount(layer, minlength=14) for layer in drawn["operations"].T]) / MANY
@@ -132,12 +132,12 @@ def test_shares_are_those_asked_for():
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0])
 def test_mixup_weights_are_beta_and_partners_uniform(alpha: float):
-    mixing = draw_mixing(AugmentSettings(mixup=alpha, mixing=0.5), 0, 0, np.arange(MANY), 32, count=10)
+    mixing = draw_mixing(MixingSettings(mixup=alpha, mixing=0.5), 0, 0, np.arange(MANY), 32, count=10)
     assert not mixing["rectangle"].any()
     mixed = mixing["weight"] < 1
     # Of Beta(0.2, 0.2) some are so close to 1 that a 32-bit number cannot tell.
     assert mixed.mean() == pytest.approx(0.5, abs=0.015 if alpha > 0.5 else 0.03)
-    weight = draw_mixing(AugmentSettings(mixup=alpha), 0, 0, np.arange(MANY), 32, count=10)["weight"]
+    weight = draw_mixing(MixingSettings(mixup=alpha), 0, 0, np.arange(MANY), 32, count=10)["weight"]
     assert weight.mean() == pytest.approx(0.5, abs=0.02)
     assert weight.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.04)
     assert np.abs(np.bincount(mixing["partner"], minlength=10) / MANY - 0.1).max() < 0.01
@@ -145,7 +145,7 @@ def test_mixup_weights_are_beta_and_partners_uniform(alpha: float):
 
 def test_cutmix_takes_the_area_that_the_weight_says():
     index = np.arange(MANY)
-    mixing = tensors(draw_mixing(AugmentSettings(cutmix=1.0, mixup=0.8), 0, 0, index, 16, count=MANY))
+    mixing = tensors(draw_mixing(MixingSettings(cutmix=1.0, mixup=0.8), 0, 0, index, 16, count=MANY))
     pasted = mixing["rectangle"][:, 2] > mixing["rectangle"][:, 0]
     assert pasted.float().mean() == pytest.approx(0.5, abs=0.02)
     got = mix(torch.ones(MANY, 1, 16, 16), torch.zeros(MANY, 1, 16, 16), mixing["weight"], mixing["rectangle"])
@@ -198,7 +198,7 @@ def test_an_image_is_the_same_to_the_bit_alone_and_in_a_batch(channels: int):
 
 
 def test_noise_is_standard_normal_once_normalised():
-    settings = AugmentSettings(crop="none", flip=0, erasing=1)
+    settings = MixingSettings(crop="none", flip=0, erasing=1)
     drawn = tensors(draw(settings, 0, 0, np.arange(200), np.full((200, 2), 32), 32))
     mean, deviation = torch.tensor([0.3, 0.4, 0.5])[:, None, None], torch.tensor([0.1, 0.2, 0.3])[:, None, None]
     black = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
@@ -208,7 +208,7 @@ def test_noise_is_standard_normal_once_normalised():
 
 
 def test_nothing_asked_for_is_nothing_done():
-    off = AugmentSettings(crop="none", flip=0)
+    off = MixingSettings(crop="none", flip=0)
     images = pictures(8, 32, 32)
     drawn = draw(off, 0, 0, np.arange(8), np.full((8, 2), 32), 32)
     assert set(drawn) == {"box", "flip"}
