@@ -71,6 +71,9 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
     Raises:
         ValueError: another tokenizer, or another architecture than the checkpoint's.
     """
+    if settings.tokenizer is not None:
+        check_tokenizer(settings, start)
+        settings.model.tie_word_embeddings = start.tie_word_embeddings
     theirs = architecture(start)
     for name, value in architecture(settings.model).items():
         fits = name.removeprefix("model.") in FREE or (name in RESIZED and value > theirs[name])
@@ -79,9 +82,6 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
                 f"{name} is {value}, but {theirs[name]} in the checkpoint {settings.init_from}: leave it out, the "
                 "checkpoint decides."
             )
-    if settings.tokenizer is not None:
-        check_tokenizer(settings, start)
-        settings.model.tie_word_embeddings = start.tie_word_embeddings
     if isinstance(start, KeelViTConfig) and isinstance(settings.model, KeelViTConfig):
         settings.model.position_grid_size = start.position_grid_size or start.image_size // start.patch_size
 
