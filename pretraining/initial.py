@@ -174,7 +174,8 @@ def copy_weights(model: PreTrainedModel, source: PreTrainedModel, missing: set[s
     own = model.state_dict()
     weights = {name: weight for name, weight in source.state_dict().items() if name not in missing}
     model.load_state_dict(own | weights)
-    fresh = sorted({part for name in own.keys() - weights.keys() for part in name.split(".") if part in HEADS})
+    new = ([part for part in name.split(".") if part in HEADS] for name in own.keys() - weights.keys())
+    fresh = sorted({parts[0] for parts in new if parts})
     return f"weights of {checkpoint}, fresh: {', '.join(fresh) or 'nothing'}"
 
 
