@@ -37,6 +37,7 @@ SIZE = [
     "--train.precision=fp32",
     "--train.kernel=sdpa",
     "--train.linear=torch",
+    "--train.threads=1",  # what a probe chooses is another run's business
     "--optim.learning_rate=1e-3",
     "--optim.warmup=2",
     "--evaluation.examples=64",
