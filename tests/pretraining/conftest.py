@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import datasets
 import pyarrow as pa
 import pytest
 from datasets import Dataset
@@ -13,6 +14,15 @@ from pretraining.data.sources import FEATURES, as_documents
 from pretraining.objectives.sentence_pairs import SentencePairs
 from pretraining.parsing import parse
 from pretraining.settings import Settings
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and a cache of its own for what `datasets` stores."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
 
 
 @pytest.fixture(scope="session")

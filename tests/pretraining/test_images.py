@@ -27,13 +27,7 @@ from pretraining.data.stored import hash_bytes
 SIZES = [(5, 7), (8, 8), (12, 3), (16, 20)]
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, and caches of its own."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def picture(seed: int, channels: int = 3, size: tuple[int, int] | None = None) -> np.ndarray:
