@@ -117,6 +117,10 @@ class SincosPositions(nn.Module):
             return self.weight
         return self.table(height, width).to(self.weight)
 
+    def resized(self, config: PreTrainedConfig) -> "SincosPositions":
+        """Those of another `config.image_size`, where and as wide as these are."""
+        return SincosPositions(config, self.embedding_dim).to(self.weight)
+
 
 class PatchEmbeddings(nn.Module):
     """Patches (+ class token) + positions -> dropout (Dosovitskiy 2020, 3.1)."""
@@ -195,7 +199,7 @@ class PatchEmbeddings(nn.Module):
         """Another `config.image_size`, the positions interpolated to it for good."""
         side = config.image_size // config.patch_size
         if isinstance(self.positions, SincosPositions):
-            self.positions = SincosPositions(config, self.positions.embedding_dim).to(self.positions.weight)
+            self.positions = self.positions.resized(config)
         else:
             self.positions = nn.Parameter(self.interpolated(side, side), self.positions.requires_grad)
         self.image_size = config.image_size
@@ -220,4 +224,4 @@ class DecoderPatchEmbeddings(nn.Module):
         return torch.cat([cls, patches], 1) + self.positions(height, width)
 
     def resize(self, config: PreTrainedConfig) -> None:
-        self.positions = SincosPositions(config, self.positions.embedding_dim).to(self.positions.weight)
+        self.positions = self.positions.resized(config)

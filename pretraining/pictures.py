@@ -48,6 +48,13 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
     return list(dict.fromkeys(families)), missing
 
 
+def legible(texts: list[str]) -> tuple[list[str], list[str]]:
+    """Texts with what no installed font has spelt as its code point, and the font families that have the rest."""
+    families, missing = fonts_for("".join(texts))
+    spelt = str.maketrans({c: f"U+{ord(c):04X}" for c in missing})
+    return [text.translate(spelt) for text in texts], families
+
+
 def draw_attention(layers: list[np.ndarray], queries: list[str], keys: list[str], title: str, path: Path) -> None:
     """One panel for each layer (rows) and head (columns): dark where a query looks at a key.
 
@@ -55,9 +62,8 @@ def draw_attention(layers: list[np.ndarray], queries: list[str], keys: list[str]
         layers: attention weights of each layer (H, T, S).
         queries, keys: the T and S tokens.
     """
-    families, missing = fonts_for("".join(queries + keys))
-    spelt = str.maketrans({c: f"U+{ord(c):04X}" for c in missing})
-    queries, keys = ([token.translate(spelt) for token in tokens] for tokens in (queries, keys))
+    tokens, families = legible(queries + keys)
+    queries, keys = tokens[: len(queries)], tokens[len(queries) :]
     heads = len(layers[0])
     width, height = 1.0 + 0.16 * len(keys), 1.0 + 0.16 * len(queries)
     figure = Figure(figsize=(width * heads + 1, height * len(layers) + 0.6), layout="constrained")
@@ -86,7 +92,7 @@ def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> Non
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="guessed", ylabel="right", title=f"{int(confusion.sum()):,} held-out images")
     if named:
-        families, _ = fonts_for("".join(classes))
+        classes, families = legible(classes)
         axes.set_xticks(range(len(classes)), classes, rotation=90, family=families)
         axes.set_yticks(range(len(classes)), classes, family=families)
         for (row, column), count in np.ndenumerate(confusion):
@@ -142,8 +148,8 @@ def overlaid(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def draw_gallery(rows: list[list[tuple[str, np.ndarray]]], title: str, path: Path) -> None:
     """Rows of pictures (h, w, 1 or 3), from 0 to 1, each below its caption."""
-    families, missing = fonts_for("".join(caption for row in rows for caption, _ in row))
-    spelt = str.maketrans({c: f"U+{ord(c):04X}" for c in missing})
+    captions, families = legible([caption for row in rows for caption, _ in row])
+    shown = iter(captions)
     columns, side, room = max(map(len, rows)), 1.5, 0.22  # inches of a picture and of its caption
     width, height = columns * (side + 0.1) + 0.1, len(rows) * (side + room) + 0.5
     figure = Figure(figsize=(max(width, 6.5), height))
@@ -151,11 +157,9 @@ def draw_gallery(rows: list[list[tuple[str, np.ndarray]]], title: str, path: Pat
     axes.set_axis_off()
     axes.text(0.1, 0.25, title, va="center", fontsize=9)
     for row, cells in enumerate(rows):
-        for column, (caption, picture) in enumerate(cells):
+        for column, (_, picture) in enumerate(cells):
             left, top = 0.1 + column * (side + 0.1), 0.4 + row * (side + room)
-            axes.text(
-                left, top + 0.12, caption.translate(spelt), va="center", fontsize=7, family=families, parse_math=False
-            )
+            axes.text(left, top + 0.12, next(shown), va="center", fontsize=7, family=families, parse_math=False)
             area = (left, left + side, top + room + side, top + room)
             axes.imshow(colored(picture), extent=area, interpolation="nearest", aspect="auto")
             axes.add_patch(Rectangle((left, top + room), side, side, fill=False, edgecolor="grey", linewidth=0.5))

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from modeling import KeelViTForImageClassification
 from pretraining.data.batches import Batch
-from pretraining.objectives.classification import Classification
+from pretraining.objectives.classification import TOP, Classification
 from pretraining.settings import Settings
 from tests.benchmarks.minutes import Trained, train_ours, train_peer
 from tests.benchmarks.rounds import print_table
@@ -63,7 +63,7 @@ def train_native(settings: Settings, options: argparse.Namespace) -> Trained:
 def ask(model: PreTrainedModel, objective: Classification, index: np.ndarray) -> dict[str, float]:
     """Shares of held-out images `index` whose class is a model's first guess, or among its first five."""
     labels = torch.from_numpy(objective.data["validation"].labels[index])
-    best = objective.logits(model, index).topk(min(5, len(objective.classes))).indices == labels[:, None]
+    best = objective.logits(model, index).topk(min(TOP, len(objective.classes))).indices == labels[:, None]
     return {"accuracy": float(best[:, 0].float().mean()), "top5_accuracy": float(best.any(1).float().mean())}
 
 
