@@ -1,4 +1,4 @@
-"""Held-out evaluation: the same examples, masks and rows every time."""
+"""Held-out evaluation: the same examples, masks and rows every time; and how it is told."""
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +11,7 @@ from pretraining.objectives import Objective
 from pretraining.settings import Settings, TrainSettings
 
 EPOCH = 0  # whose draws the held-out examples keep
+GROUPS = 25  # classes or locales whose measures are told
 
 
 def make_evaluation_plan(objective: Objective, settings: Settings) -> Plan:
@@ -46,3 +47,17 @@ def evaluate(
         judged = objective.judge(model, plan.examples, accelerator)
     totals = {name: accelerator.reduce(total, "sum").tolist() for name, total in sums.items()}
     return {name: total / max(count, 1) for name, (total, count) in totals.items()} | judged
+
+
+def report(step: int, measures: dict[str, float], signatures: dict[str, str]) -> str:
+    """How good the exported weights are; of many groups (classes, locales) the worst."""
+    lines = [f"held out, the weights of step {step:,}:"]
+    groups = sorted((name for name in measures if " " in name), key=measures.__getitem__)
+    for name, value in measures.items():
+        if name in groups[GROUPS:]:
+            continue
+        name = name.removeprefix("eval_")
+        lines.append(f"  {name:18} {value:.4f}  {signatures.get(name, '')}".rstrip())
+    if len(groups) > GROUPS:
+        lines.append(f"  and {len(groups) - GROUPS:,} that are better, in results.json")
+    return "\n".join(lines)

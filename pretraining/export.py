@@ -46,6 +46,20 @@ def export(accelerator: Accelerator, model: nn.Module, objective: Objective, fol
     return final
 
 
+def how_to_open(model: PreTrainedModel, inputs: dict[str, tuple[str, str]], folder: Path) -> str:
+    """Lines of code that open the exported model anywhere.
+
+    Args:
+        inputs: as in `Objective`.
+    """
+    auto = next(auto for auto, name in model.config.auto_map.items() if name.endswith(f".{type(model).__name__}"))
+    parts = {**inputs, "model": (auto, "")}
+    lines = [f"  from transformers import {', '.join(sorted({auto for auto, _ in parts.values()}))}"]
+    for name, (auto, part) in parts.items():
+        lines.append(f'  {name} = {auto}.from_pretrained("{folder / part}", trust_remote_code=True)')
+    return "\n".join([f"\nthe model is in {folder}; it opens anywhere with", *lines])
+
+
 def open_exported(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     """The exported model, as a stranger's program opens it: on CPU, fp32, the eager kernel."""
     return model_class.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()

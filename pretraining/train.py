@@ -5,7 +5,6 @@ import logging
 import time
 import uuid
 from dataclasses import asdict
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -13,15 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pretraining import checkpoint
 from pretraining.checkpoint import State
 from pretraining.data.batches import Steps
 from pretraining.data.plan import Plan, make_plan
-from pretraining.evaluate import evaluate, make_evaluation_plan
-from pretraining.export import export, open_exported, write_probe
+from pretraining.evaluate import evaluate, make_evaluation_plan, report
+from pretraining.export import export, how_to_open, open_exported, write_probe
 from pretraining.hardware import SETTLED, choose_linear, make_accelerator, make_process, settle
 from pretraining.log import Log
 from pretraining.objectives import OBJECTIVES, Objective
@@ -30,7 +28,6 @@ from pretraining.settings import NOT_SET_BY_HAND, Settings, TrainSettings
 from pretraining.step import NotFinite, keep_bad_step, train_step
 
 # Settings of the loop that a resumed run must keep: they decide what a step sees.
-GROUPS = 25  # classes or locales whose measures are printed
 CONTRACT = ("rows_per_step", "rows_at_start", "batch_warmup", "phases", "window")
 
 
@@ -338,31 +335,3 @@ def make_contract(settings: Settings, objectives: list[Objective]) -> dict[str, 
         # The checkpoint's table may have more rows than the tokenizer has entries.
         contract["model.vocab_size"] = settings.model.vocab_size
     return json.loads(json.dumps(contract))
-
-
-def report(step: int, measures: dict[str, float], signatures: dict[str, str]) -> str:
-    """How good the exported weights are; of many groups (classes, locales) the worst."""
-    lines = [f"held out, the weights of step {step:,}:"]
-    groups = sorted((name for name in measures if " " in name), key=measures.__getitem__)
-    for name, value in measures.items():
-        if name in groups[GROUPS:]:
-            continue
-        name = name.removeprefix("eval_")
-        lines.append(f"  {name:18} {value:.4f}  {signatures.get(name, '')}".rstrip())
-    if len(groups) > GROUPS:
-        lines.append(f"  and {len(groups) - GROUPS:,} that are better, in results.json")
-    return "\n".join(lines)
-
-
-def how_to_open(model: PreTrainedModel, inputs: dict[str, tuple[str, str]], folder: Path) -> str:
-    """Lines of code that open the exported model anywhere.
-
-    Args:
-        inputs: as in `Objective`.
-    """
-    auto = next(auto for auto, name in model.config.auto_map.items() if name.endswith(f".{type(model).__name__}"))
-    parts = {**inputs, "model": (auto, "")}
-    lines = [f"  from transformers import {', '.join(sorted({auto for auto, _ in parts.values()}))}"]
-    for name, (auto, part) in parts.items():
-        lines.append(f'  {name} = {auto}.from_pretrained("{folder / part}", trust_remote_code=True)')
-    return "\n".join([f"\nthe model is in {folder}; it opens anywhere with", *lines])
