@@ -8,65 +8,18 @@ B sentences still in the batch, K beams of each, N = B K, S source tokens, L pla
 size, V vocabulary.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from .inference import Affine, AttentionWeights, Weights
 
 IMPOSSIBLE = -1e9  # transformers' score of what is not to be chosen; exactly this, since it is added to others
 ROOM = 32  # places that a cache starts with; it doubles where they do not do
 LEAVE = 4  # finished sentences leave once they are one in so many: leaving copies the caches
-
-
-Affine = tuple[Tensor, Tensor | None]  # weight and bias
-
-
-def cast(weight: Tensor) -> Tensor:
-    """What autocast would do in every single step."""
-    device = weight.device.type
-    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
-
-
-def affine(*linears: nn.Linear) -> Affine:
-    """The one layer that stands for all these side by side."""
-    weights, biases = zip(*((linear.weight, linear.bias) for linear in linears), strict=True)
-    if len(linears) > 1:
-        return cast(torch.cat(weights)), None if biases[0] is None else cast(torch.cat(biases))
-    return cast(weights[0]), None if biases[0] is None else cast(biases[0])
-
-
-class Layer(NamedTuple):
-    """What a step needs of a decoder block: with one sentence, module calls are a fifth of what is not arithmetic."""
-
-    own: Affine  # queries, keys and values: (3 D, D)
-    own_output: Affine
-    own_norm: nn.LayerNorm
-    cross_query: Affine
-    cross_output: Affine
-    cross_norm: nn.LayerNorm
-    up: Affine
-    activation: Callable[[Tensor], Tensor]
-    down: Affine
-    norm: nn.LayerNorm
-
-
-def layer_of(block: Any) -> Layer:
-    own, cross, forward = block.attention, block.cross_attention, block.feed_forward
-    return Layer(
-        affine(own.query, own.key, own.value),
-        affine(own.output),
-        block.attention_residual.norm,
-        affine(cross.query),
-        affine(cross.output),
-        block.cross_attention_residual.norm,
-        affine(forward.up),
-        forward.activation,
-        affine(forward.down),
-        block.feed_forward_residual.norm,
-    )
+BLOCK = 64  # scores whose greatest is found before the best of all
 
 
 class Decoder:
@@ -77,26 +30,26 @@ class Decoder:
         beams: K.
     """
 
-    def __init__(self, model: Any, memory: Tensor, attention_mask: Tensor | None, beams: int):
-        decoder, size, width = model.model.decoder, len(memory), memory.shape[-1]
-        blocks = decoder.stack.blocks
-        self.embeddings, self.norm = decoder.embeddings, decoder.stack.norm
-        self.layers = [layer_of(block) for block in blocks]
-        self.pre = model.config.norm_position == "pre"
-        self.output = cast(model.lm_head.weight), cast(model.final_logits_bias[0].to(model.lm_head.weight.dtype))
-        self.beams, self.width, self.heads, self.length = beams, width, model.config.num_attention_heads, 0
-
-        cross = (block.cross_attention for block in blocks)
-        source = F.linear(memory, *affine(*(linear for module in cross for linear in (module.key, module.value))))
-        source = source.unflatten(-1, (len(blocks), 2, self.heads, -1))  # (B, S, layers, 2, H, D/H)
-        self.memory = source.permute(2, 3, 0, 4, 1, 5).contiguous()  # (layers, 2, B, H, S, D/H)
-        never = torch.finfo(source.dtype).min
+    def __init__(self, weights: Weights, memory: Tensor, attention_mask: Tensor | None, beams: int):
+        size, width = len(memory), memory.shape[-1]
+        self.weights, self.beams, self.width, self.length = weights, beams, width, 0
+        depth, never = len(weights.decoder.blocks), torch.finfo(weights.memory.weight.dtype).min
         self.memory_mask = None  # (B, 1, 1, S)
-        if attention_mask is not None and not attention_mask.all():
-            padding = attention_mask[:, None, None] == 0
-            self.memory_mask = source.new_zeros(padding.shape).masked_fill(padding, never)
+        if attention_mask is None or attention_mask.all():
+            source = weights.memory(memory.flatten(0, 1)).unflatten(0, memory.shape[:2])  # (B, S, blocks 2 D)
+        else:
+            real = attention_mask != 0
+            found = weights.memory(memory[real])
+            source = found.new_zeros(*real.shape, found.shape[-1])
+            source[real] = found
+            self.memory_mask = source.new_zeros(real.shape).masked_fill(~real, never)[:, None, None]
+        source = source.unflatten(-1, (depth, 2, weights.heads, -1))  # (B, S, blocks, 2, H, D/H)
+        self.memory = source.permute(2, 3, 0, 4, 1, 5).contiguous()  # (blocks, 2, B, H, S, D/H)
+        self.folded: list[tuple[Affine, Affine]] | None = None
+        if size == 1 and self.memory_mask is None and memory.shape[1] * (weights.heads - 1) < width:
+            self.folded = [self.fold(at) for at in range(depth)]
 
-        self.past = source.new_empty(len(blocks), size, ROOM, beams, 2, width)
+        self.past = source.new_empty(depth, size, ROOM, beams, 2, width)
         self.ancestry: Tensor | None = None  # (N, L K): a token of place l and beam k is in column l K + k
         if beams > 1:  # what comes is a token's own beam's
             strangers = torch.eye(beams, device=memory.device) == 0
@@ -106,14 +59,31 @@ class Decoder:
 
     def look(self) -> None:
         """The views that steps read, to be made again where memory or past are others."""
-        self.source = [layer.unbind() for layer in self.memory]
+        self.source = [block.unbind() for block in self.memory]
         self.places = self.past.unbind()
-        flat = self.past.flatten(2, 3).unflatten(-1, (self.heads, -1))  # (layers, B, L K, 2, H, D/H)
-        self.own = [layer.unbind() for layer in flat.permute(0, 3, 1, 4, 2, 5)]  # twice (B, H, L K, D/H)
+        flat = self.past.flatten(2, 3).unflatten(-1, (self.weights.heads, -1))  # (blocks, B, L K, 2, H, D/H)
+        self.own = [block.unbind() for block in flat.permute(0, 3, 1, 4, 2, 5)]  # twice (B, H, L K, D/H)
+
+    def fold(self, at: int) -> tuple[Affine, Affine]:
+        """A block's attention over one short source as two layers, D to H S scores and H S weights back to D.
+
+        A query q = x W + b scores q k = x (W k) + b k with a key k, and the output of mixed values is a mix of outputs:
+        matrices of H S columns instead of D are less to read where S (H - 1) < D.
+        """
+        cross, (keys, values) = self.weights.decoder.blocks[at].cross, self.memory[at]
+        assert cross is not None
+        heads, keys = self.weights.heads, keys[0] * keys.shape[-1] ** -0.5  # (H, S, D/H)
+        scores = cross.into.weight.unflatten(1, (heads, -1)).transpose(0, 1) @ keys.transpose(1, 2)  # (H, D, S)
+        bias = cross.into.bias
+        if bias is not None:
+            bias = (keys @ bias.view(heads, -1, 1)).flatten()  # (H S,)
+        mixed = values[0] @ cross.output.weight.unflatten(0, (heads, -1))  # (H, S, D)
+        return Affine(scores.transpose(0, 1).flatten(1), bias), Affine(mixed.flatten(0, 1), cross.output.bias)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """The last tokens (N,) to the logits (N, V) of the next, in float32."""
-        x = self.embeddings(ids[:, None], past_length=self.length)[:, 0]  # (N, D)
+        weights, (embeddings, blocks, norm) = self.weights, self.weights.decoder
+        x = embeddings.at(ids, self.length)  # (N, D)
         if self.length == self.past.shape[2]:
             self.past = torch.cat([self.past, torch.empty_like(self.past)], 2)
             if self.ancestry is not None:
@@ -124,39 +94,31 @@ class Decoder:
         mask = None
         if self.ancestry is not None:
             mask = self.ancestry.view(-1, 1, self.beams, self.ancestry.shape[1])[..., : self.length * self.beams]
-        for at, layer in enumerate(self.layers):
-            x = self.residual(layer.own_norm, x, partial(self.own_attention, at, layer, mask))
-            x = self.residual(layer.cross_norm, x, partial(self.cross_attention, at, layer))
-            x = self.residual(layer.norm, x, partial(self.feed_forward, layer))
-        return F.linear(self.norm(x), *self.output).float()
+        for at, block in enumerate(blocks):
+            assert block.cross is not None
+            x = weights.residual(block.own.norm, x, partial(self.own_attention, at, block.own, mask))
+            x = weights.residual(block.cross.norm, x, partial(self.cross_attention, at, block.cross))
+            x = weights.residual(block.norm, x, block.feed_forward)
+        return weights.output(norm(x)).float()
 
-    def residual(self, norm: nn.LayerNorm, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """`layers.Residual` without dropout."""
-        shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
-        if self.pre:
-            return x + branch(torch.layer_norm(x, shape, weight, bias, eps))
-        return torch.layer_norm(x + branch(x), shape, weight, bias, eps)
-
-    def own_attention(self, at: int, layer: Layer, mask: Tensor | None, x: Tensor) -> Tensor:
-        new = F.linear(x, *layer.own)  # (N, 3 D)
+    def own_attention(self, at: int, own: AttentionWeights, mask: Tensor | None, x: Tensor) -> Tensor:
+        new = own.into(x)  # (N, 3 D)
         self.places[at][:, self.length - 1] = new[:, self.width :].view(-1, self.beams, 2, self.width)
         keys, values = self.own[at]
         upto = self.length * self.beams
         mixed = self.attend(new[:, : self.width], keys[:, :, :upto], values[:, :, :upto], mask)
-        return F.linear(mixed, *layer.own_output)
+        return own.output(mixed)
 
-    def cross_attention(self, at: int, layer: Layer, x: Tensor) -> Tensor:
+    def cross_attention(self, at: int, cross: AttentionWeights, x: Tensor) -> Tensor:
+        if self.folded is not None:
+            scores, mixed = self.folded[at]
+            return mixed(scores(x).unflatten(1, (self.weights.heads, -1)).softmax(-1).flatten(1))
         keys, values = self.source[at]
-        return F.linear(
-            self.attend(F.linear(x, *layer.cross_query), keys, values, self.memory_mask), *layer.cross_output
-        )
-
-    def feed_forward(self, layer: Layer, x: Tensor) -> Tensor:
-        return F.linear(layer.activation(F.linear(x, *layer.up)), *layer.down)
+        return cross.output(self.attend(cross.into(x), keys, values, self.memory_mask))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Queries (N, D), keys and values (B, H, L, D/H), and a mask to be added, to (N, D)."""
-        q = q.view(-1, self.beams, self.heads, self.width // self.heads).transpose(1, 2)  # (B, H, K, D/H)
+        q = q.view(-1, self.beams, self.weights.heads, k.shape[-1]).transpose(1, 2)  # (B, H, K, D/H)
         mixed = F.scaled_dot_product_attention(q, k, v, mask)
         return mixed.transpose(1, 2).reshape(-1, self.width)
 
@@ -182,6 +144,24 @@ def is_one_of(tokens: Tensor, ends: Tensor) -> Tensor:
     return (tokens[..., None] == ends).any(-1)
 
 
+def likeliest(logits: Tensor) -> Tensor:
+    """`argmax` over V, which on CPUs takes torch twenty times as long as numpy: (B, V) to (B,)."""
+    return torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
+
+
+def best_of(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`topk` of rows (B, X), several times as fast: it looks only into the blocks of the `count` greatest maxima."""
+    blocks = scores.shape[1] // BLOCK
+    if blocks <= count:
+        return scores.topk(count)
+    most = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(-1).topk(count).indices
+    columns = torch.arange(scores.shape[1], device=scores.device)
+    inside = (most[..., None] * BLOCK + columns[:BLOCK]).flatten(1)
+    index = torch.cat([inside, columns[blocks * BLOCK :].expand(len(scores), -1)], 1)  # and what is left of a block
+    top, at = scores.gather(1, index).topk(count)
+    return top, index.gather(1, at)
+
+
 def greedy_search(decoder: Decoder, starts: Tensor, ends: Tensor, filler: int, max_length: int) -> Tensor:
     """The likeliest next token, again and again.
 
@@ -195,22 +175,24 @@ def greedy_search(decoder: Decoder, starts: Tensor, ends: Tensor, filler: int, m
     Returns:
         (B, T), T tokens the longest target.
     """
-    found = starts.new_full((len(starts), max_length), filler)
-    found[:, 0] = tokens = starts
-    rows = torch.arange(len(starts), device=starts.device)  # whose targets are in the batch
-    done = torch.zeros_like(rows, dtype=torch.bool)
-    for length in range(1, max_length):
-        tokens = decoder(tokens).argmax(-1).masked_fill(done, filler)
-        found[rows, length] = tokens
-        done |= is_one_of(tokens, ends)
-        count = int(done.sum())
-        if count == len(rows):
-            return found[:, : length + 1]
-        if count * LEAVE >= len(rows):
-            stay = torch.nonzero(~done)[:, 0]
-            decoder.keep(stay)
-            rows, tokens, done = rows[stay], tokens[stay], done[stay]
-    return found
+    last = set(ends.tolist())
+    targets = [[start] for start in starts.tolist()]
+    tokens, batch, going = starts, targets, [True] * len(targets)  # the batch's targets, and which of them go on
+    for _ in range(1, max_length):
+        tokens = likeliest(decoder(tokens))
+        for at, token in enumerate(tokens.tolist()):
+            if going[at]:
+                batch[at].append(token)
+                going[at] = token not in last
+        stay = [at for at, goes_on in enumerate(going) if goes_on]
+        if not stay:
+            break
+        if (len(batch) - len(stay)) * LEAVE >= len(batch):
+            rows = torch.tensor(stay, device=starts.device)
+            decoder.keep(rows)
+            tokens, batch, going = tokens[rows], [batch[at] for at in stay], [True] * len(stay)
+    longest = max(map(len, targets))
+    return torch.tensor([target + [filler] * (longest - len(target)) for target in targets], device=starts.device)
 
 
 def beam_search(
@@ -238,13 +220,16 @@ def beam_search(
         The best R = num_return_sequences of each sentence (B, R, T), the best first, and their scores (B, R).
     """
     size, beams, device = len(starts), decoder.beams, starts.device
+    # Of the sentences in the batch: which they are, whether they are done, their K targets and those targets' scores
+    # and lengths (0: none yet), and the score that their prefixes have to beat.
+    rows = torch.arange(size, device=device)
+    done = torch.zeros_like(rows, dtype=torch.bool)
     found = starts.new_full((size, beams, max_length), filler)
     scores = torch.full((size, beams), IMPOSSIBLE, device=device)
-    lengths = torch.zeros((size, beams), dtype=torch.long, device=device)  # 0: no target yet
-    worst = torch.full((size,), IMPOSSIBLE, device=device)  # what a sentence's prefixes have to beat
+    lengths = torch.zeros((size, beams), dtype=torch.long, device=device)
+    worst = torch.full((size,), IMPOSSIBLE, device=device)
+    left = []  # the same of those that have left it
 
-    rows = torch.arange(size, device=device)  # which sentences are in the batch
-    done = torch.zeros_like(rows, dtype=torch.bool)
     offsets = rows[:, None] * beams
     prefixes = starts[:, None].repeat_interleave(beams, 0)  # (N, length)
     running = torch.full((size, beams), IMPOSSIBLE, device=device)
@@ -255,24 +240,22 @@ def beam_search(
         logprobs = decoder(prefixes[:, -1]).log_softmax(-1)
         vocabulary = logprobs.shape[-1]
         logprobs = logprobs.view(-1, beams, vocabulary).add_(running[..., None])
-        top, index = logprobs.flatten(1).topk(candidates)
+        top, index = best_of(logprobs.flatten(1), candidates)
         parents = index // vocabulary
         tokens = index - parents * vocabulary
         parents += offsets[: len(rows)]
         ended = torch.ones_like(top, dtype=torch.bool) if length + 1 == max_length else is_one_of(tokens, ends)
 
-        hits = torch.nonzero(ended[:, :beams].any(-1) & ~done)[:, 0]
-        if len(hits):  # the K best of these sentences' targets, old and new
-            at, new = rows[hits], ended[hits, :beams]
-            score = (top[hits, :beams] / length**length_penalty).masked_fill(~new, IMPOSSIBLE)
-            score, best = torch.cat([scores[at], score], 1).topk(beams)
-            target = torch.cat([prefixes[parents[hits, :beams]], tokens[hits, :beams, None]], 2)
-            target = torch.cat([found[at], F.pad(target, (0, max_length - length - 1), value=filler)], 1)
-            full = torch.cat([lengths[at], new * length], 1).gather(1, best)
-            found[at] = target.gather(1, best[..., None].expand(-1, -1, max_length))
-            scores[at], lengths[at] = score, full
-            enough = torch.full_like(worst[at], torch.inf) if early_stopping is True else score[:, -1]
-            worst[at] = torch.where(full.all(-1), enough, IMPOSSIBLE)
+        new = ended[:, :beams] & ~done[:, None]
+        if new.any():  # the K best of the targets, old and new
+            score = (top[:, :beams] / length**length_penalty).masked_fill(~new, IMPOSSIBLE)
+            scores, best = torch.cat([scores, score], 1).topk(beams)
+            target = torch.cat([prefixes[parents[:, :beams]], tokens[:, :beams, None]], 2)
+            target = torch.cat([found, F.pad(target, (0, max_length - length - 1), value=filler)], 1)
+            found = target.gather(1, best[..., None].expand(-1, -1, max_length))
+            lengths = torch.cat([lengths, new * length], 1).gather(1, best)
+            enough = torch.full_like(worst, torch.inf) if early_stopping is True else scores[:, -1]
+            worst = torch.where(lengths.all(-1), enough, IMPOSSIBLE)
         if length + 1 == max_length:
             break
 
@@ -282,14 +265,20 @@ def beam_search(
         prefixes = torch.cat([prefixes.index_select(0, parents), tokens.gather(1, best).view(-1, 1)], 1)
 
         reach = max_length - 1 if early_stopping == "never" and length_penalty > 0 else length
-        done |= running[:, 0] / reach**length_penalty <= worst[rows]
+        done |= running[:, 0] / reach**length_penalty <= worst
         count = int(done.sum())
         if count == len(rows):
             break
         if count * LEAVE >= len(rows):
+            left.append([state[done] for state in (rows, found, scores, lengths)])
             stay = torch.nonzero(~done)[:, 0]
             decoder.keep(stay)
             prefixes = prefixes.view(len(rows), beams, -1)[stay].flatten(0, 1)
-            rows, done, running = rows[stay], done[stay], running[stay]
-    longest = 1 + int(lengths[:, :num_return_sequences].max())
-    return found[:, :num_return_sequences, :longest], scores[:, :num_return_sequences]
+            rows, done, found, scores, lengths, worst, running = (
+                state[stay] for state in (rows, done, found, scores, lengths, worst, running)
+            )
+    left.append([rows, found, scores, lengths])
+    rows, found, scores, lengths = (torch.cat(states) for states in zip(*left, strict=True))
+    order, wanted = rows.argsort(), slice(num_return_sequences)
+    longest = 1 + int(lengths[:, wanted].max())
+    return found[order, wanted, :longest], scores[order, wanted]

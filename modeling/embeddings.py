@@ -71,11 +71,7 @@ class TokenEmbeddings(nn.Module):
         if position_ids is None and sequence_ids is not None:
             position_ids = packed_positions(sequence_ids)[:, -length:]
         elif position_ids is None:
-            if past_length + length > self.max_position_embeddings:
-                raise ValueError(
-                    f"{past_length + length} tokens, but the model knows max_position_embeddings="
-                    f"{self.max_position_embeddings} positions: shorten the input or enlarge the table."
-                )
+            self.check_length(past_length + length)
             position_ids = torch.arange(past_length, past_length + length, device=x.device)[None]
         x = x * self.scale + self.positions(position_ids)
         if self.segments is not None:
@@ -83,6 +79,22 @@ class TokenEmbeddings(nn.Module):
                 token_type_ids = torch.zeros_like(position_ids)
             x = x + self.segments(token_type_ids)
         return self.dropout(self.norm(x))
+
+    def at(self, input_ids: Tensor, position: int) -> Tensor:
+        """Tokens (N,) that are all at one position to (N, D), without dropout: a step of a search."""
+        self.check_length(position + 1)
+        x = self.tokens(input_ids) * self.scale + self.positions.weight[position]
+        if self.segments is not None:
+            x = x + self.segments.weight[0]
+        return self.norm(x)
+
+    def check_length(self, length: int) -> None:
+        """Refuses more tokens than the table has positions."""
+        if length > self.max_position_embeddings:
+            raise ValueError(
+                f"{length} tokens, but the model knows max_position_embeddings={self.max_position_embeddings} "
+                "positions: shorten the input or enlarge the table."
+            )
 
 
 class SincosPositions(nn.Module):

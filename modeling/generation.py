@@ -1,6 +1,6 @@
 """What `generate()` is asked: plain greedy or beam search, which is ours, or anything else, which is transformers'.
 
-B sentences, S source tokens.
+B sentences.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from .decoding import Decoder, beam_search, greedy_search
+from .inference import Weights, encode, kept_weights_of, modules_of
 
 # An option that is not named here, and is not at transformers' default, is left to transformers.
 OPTIONS = {
@@ -19,21 +20,15 @@ OPTIONS = {
 }
 
 
-def padded_right(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Sources (B, S) and their masks, padding on the left moved to the right: positions count from the first column."""
-    first = (attention_mask != 0).int().argmax(1, keepdim=True)
-    index = (torch.arange(input_ids.shape[1], device=input_ids.device) + first) % input_ids.shape[1]
-    return input_ids.gather(1, index), attention_mask.gather(1, index)
-
-
 def is_as_built(model: Any) -> bool:
-    """Whether nothing is in the decoder, or about it, that `Decoder` would pass over: dropout, adapters, hooks."""
+    """Whether nothing is in the model, or about it, that our search would pass over: dropout, adapters, hooks."""
     if model.training:
         return False
-    for module in (*model.model.decoder.modules(), model.lm_head):
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            if hook.__module__ != "transformers.utils.output_capturing":  # idle unless outputs are asked for
-                return False
+    for module in (*modules_of(model.model), model.lm_head):
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for hook in hooks.values():
+                if hook.__module__ != "transformers.utils.output_capturing":  # idle unless outputs are asked for
+                    return False
         if "_hf_hook" in vars(module):  # Accelerate's, of models spread over devices
             return False
         if module._parameters and type(module) not in (nn.Linear, nn.LayerNorm, nn.Embedding):
@@ -84,12 +79,9 @@ def plain_search(
         and is_as_built(model)
     )
 
-    def search() -> Tensor:
-        source, mask = input_ids, attention_mask
-        if mask is not None:
-            source, mask = padded_right(source, mask)
-        memory = model.model.encoder(source, mask).last_hidden_state
-        decoder = Decoder(model, memory, mask, beams)
+    def search(weights: Weights) -> Tensor:
+        memory = encode(weights, input_ids, attention_mask)
+        decoder = Decoder(weights, memory, attention_mask, beams)
         starts = torch.full((len(memory),), start, device=memory.device)
         last = torch.tensor(ends, dtype=torch.long, device=memory.device)
         if beams == 1:
@@ -99,4 +91,10 @@ def plain_search(
         rules = options["length_penalty"], options["early_stopping"], count
         return beam_search(decoder, starts, last, filler, length, *rules)[0].flatten(0, 1)
 
-    return search if plain else None
+    def searched() -> Tensor:
+        weights = kept_weights_of(model)
+        with torch.inference_mode():
+            found = search(weights)
+        return found.clone()  # which autograd may see, as transformers' tokens
+
+    return searched if plain else None

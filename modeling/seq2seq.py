@@ -33,6 +33,7 @@ from .configuration import KeelSeq2SeqConfig
 from .embeddings import TokenEmbeddings
 from .generation import plain_search
 from .heads import Counts, divided, smoothed_loss
+from .inference import KEPT
 from .layers import DecoderBlock, EncoderBlock, Stack
 
 # The logit of padding, which is never a target: its probability is exactly zero in every dtype, and yet finite, so
@@ -243,6 +244,11 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         old, size = self.final_logits_bias, embeddings.weight.shape[0]
         self.final_logits_bias = nn.functional.pad(old[:, :size], (0, max(0, size - old.shape[1])))
         return embeddings
+
+    def train(self, mode: bool = True) -> "KeelSeq2SeqForConditionalGeneration":
+        """As in torch, `eval()` too; what `generate()` keeps of the weights, laid out for it, is gone."""
+        KEPT.pop(self, None)
+        return super().train(mode)
 
     @torch.no_grad()
     def generate(

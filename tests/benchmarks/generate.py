@@ -72,7 +72,7 @@ class Contestants:
 
     def searches(self, sources: list[BatchEncoding], beams: int) -> dict[str, Callable[[], Targets]]:
         """What each one does with all these batches."""
-        settings = {"num_beams": beams, "max_new_tokens": self.most}
+        settings = {"num_beams": beams, "max_length": self.most + 1}  # the start token is one
         assert plain_search(self.model, None, None, {**sources[0], **settings}), "generate() would not take our search"
         tokens = [
             [self.tokenizer.convert_ids_to_tokens(ids[mask == 1]) for ids, mask in zip(*pair, strict=True)]

@@ -1,5 +1,7 @@
 """Our greedy and beam search: transformers' tokens, whatever shares the batch; and what is left to transformers."""
 
+import copy
+import gc
 from contextlib import contextmanager
 
 import pytest
@@ -9,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerationMixin, MaxLengthCriteria
 from transformers.modeling_outputs import BaseModelOutput
 
-from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration, decoding, generation
+from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration, decoding, generation, inference
 from modeling.convert import to_native
 
 END, PAD, WIDTH = 0, 39, 12
@@ -171,7 +173,7 @@ def test_a_step_is_the_whole_model(lively, beams):
     torch.manual_seed(3)
     batch = sentences(6)
     memory = model.model.encoder(**batch).last_hidden_state
-    decoder = decoding.Decoder(model, memory, batch["attention_mask"], beams)
+    decoder = decoding.Decoder(inference.weights_of(model), memory, batch["attention_mask"], beams)
     prefixes, rows = torch.full((6 * beams, 1), PAD), torch.arange(6)
     for step in range(decoding.ROOM + 2):
         logits = decoder(prefixes[:, -1])
@@ -200,6 +202,99 @@ def test_finished_sentences_leave_the_batch(lively, monkeypatch, beams):
         for length, size in enumerate(sizes, 1):
             going_on = int(((found[:, 1:length] == END).sum(1) == 0).sum())
             assert going_on <= size and (size - going_on) * decoding.LEAVE < size
+
+
+def negate(weight: Tensor) -> None:
+    with torch.no_grad():
+        weight.neg_()
+
+
+def behind_torch_s_back(model) -> None:
+    model.lm_head.weight.data[1:20] = 0.0
+    model.eval()
+
+
+CHANGES = {
+    "in place": lambda model: negate(model.model.decoder.stack.blocks[0].feed_forward.down.weight),
+    "other memory": lambda model: setattr(model.lm_head.weight, "data", model.lm_head.weight.data.flip(1)),
+    "another parameter": lambda model: setattr(
+        model.model.decoder.stack.blocks[1].cross_attention.value, "weight", nn.Parameter(torch.randn(32, 32).double())
+    ),
+    "a buffer": lambda model: negate(model.final_logits_bias),
+    "loaded": lambda model: model.load_state_dict({name: x.flip(0) for name, x in model.state_dict().items()}),
+    "dtype": lambda model: negate(model.bfloat16().double().lm_head.weight),
+    "behind torch's back": behind_torch_s_back,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_that_are_kept_for_steps_are_those_of_now(lively, change):
+    model = copy.deepcopy(lively())
+    torch.manual_seed(1)
+    settings = sentences(20) | {"max_new_tokens": 10}
+    before = model.generate(**settings)
+    kept = inference.KEPT[model].weights
+    model.generate(**settings)
+    assert inference.KEPT[model].weights is kept
+    CHANGES[change](model)
+    after = model.generate(**settings)
+    assert torch.equal(after, GenerationMixin.generate(model, **settings, renormalize_logits=True))
+    assert not torch.equal(after, before)
+
+
+def test_weights_are_not_kept_longer_than_they_serve(lively):
+    model = copy.deepcopy(lively())
+    torch.manual_seed(1)
+    model.generate(**sentences(2), max_new_tokens=4)
+    assert model in inference.KEPT
+    model.train()
+    assert model not in inference.KEPT
+    model.eval().generate(**sentences(2), max_new_tokens=4)
+    count = len(inference.KEPT)
+    del model
+    gc.collect()
+    assert len(inference.KEPT) == count - 1
+    with torch.inference_mode():  # whose tensors do not tell when they change
+        born = KeelSeq2SeqForConditionalGeneration(lively().config).eval()
+        assert born.generate(**sentences(2), max_new_tokens=4).shape[0] == 2 and born not in inference.KEPT
+
+
+@torch.no_grad()
+def test_sources_share_rows(lively):
+    model, sizes = lively(), []
+    encoder, weights = model.model.encoder, inference.weights_of(model)
+    torch.manual_seed(1)
+    batch = sentences(40)
+    batch["attention_mask"][:5, 1] = 0  # padding within a source, too
+    real = batch["attention_mask"] == 1
+    hook = encoder.embeddings.register_forward_hook(lambda module, args, output: sizes.append(output[..., 0].numel()))
+    try:
+        found = inference.encode(weights, **batch)
+    finally:
+        hook.remove()
+    assert sizes[0] < 1.15 * real.sum() and 1.15 * sizes[0] < real.numel()
+    expected = encoder(**batch).last_hidden_state
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found[real], expected[real])
+    torch.testing.assert_close(
+        inference.encode(weights, batch["input_ids"], None), encoder(batch["input_ids"]).last_hidden_state
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", LAYOUTS, ids=str)
+@pytest.mark.parametrize("length", [1, 7, 12])
+def test_a_step_of_one_sentence_is_the_whole_model(lively, length, fields):
+    """Short sources are folded into the weights."""
+    model, source = lively(**fields), torch.randint(1, PAD, (1, length))
+    weights = inference.weights_of(model)
+    decoder = decoding.Decoder(weights, inference.encode(weights, source, None), None, beams=2)
+    assert (decoder.folded is None) == (length == 12)
+    targets = torch.randint(1, PAD, (2, 5))
+    for step in range(5):
+        logits = decoder(targets[:, step])
+        expected = model(source.expand(2, -1), decoder_input_ids=targets[:, : step + 1]).logits[:, -1]
+        torch.testing.assert_close(logits, expected.float())
 
 
 @pytest.mark.parametrize("beams", [1, 3])
