@@ -19,26 +19,25 @@ from .inference import Affine, AttentionWeights, Weights
 IMPOSSIBLE = -1e9  # transformers' score of what is not to be chosen; exactly this, since it is added to others
 ROOM = 32  # places that a cache starts with; it doubles where they do not do
 LEAVE = 4  # finished sentences leave once they are one in so many: leaving copies the caches
-BLOCK = 64  # scores whose greatest is found before the best of all
+CHUNK = 64  # scores whose greatest is found before the best of all
 
 
 class Decoder:
     """The decoder and the output matrix of a seq2seq model, one token further at each call.
 
     Args:
-        memory, attention_mask: (B, S, D), (B, S): the encoder's output and which of it is no padding.
+        memory, real: (B, S, D), (B, S): the encoder's output and what of it is no padding, None where nothing is.
         beams: K.
     """
 
-    def __init__(self, weights: Weights, memory: Tensor, attention_mask: Tensor | None, beams: int):
+    def __init__(self, weights: Weights, memory: Tensor, real: Tensor | None, beams: int):
         size, width = len(memory), memory.shape[-1]
         self.weights, self.beams, self.width, self.length = weights, beams, width, 0
         depth, never = len(weights.decoder.blocks), torch.finfo(weights.memory.weight.dtype).min
         self.memory_mask = None  # (B, 1, 1, S)
-        if attention_mask is None or attention_mask.all():
+        if real is None:
             source = weights.memory(memory.flatten(0, 1)).unflatten(0, memory.shape[:2])  # (B, S, blocks 2 D)
         else:
-            real = attention_mask != 0
             found = weights.memory(memory[real])
             source = found.new_zeros(*real.shape, found.shape[-1])
             source[real] = found
@@ -46,7 +45,7 @@ class Decoder:
         source = source.unflatten(-1, (depth, 2, weights.heads, -1))  # (B, S, blocks, 2, H, D/H)
         self.memory = source.permute(2, 3, 0, 4, 1, 5).contiguous()  # (blocks, 2, B, H, S, D/H)
         self.folded: list[tuple[Affine, Affine]] | None = None
-        if size == 1 and self.memory_mask is None and memory.shape[1] * (weights.heads - 1) < width:
+        if size == 1 and real is None and memory.shape[1] * (weights.heads - 1) < width:
             self.folded = [self.fold(at) for at in range(depth)]
 
         self.past = source.new_empty(depth, size, ROOM, beams, 2, width)
@@ -102,17 +101,15 @@ class Decoder:
         return weights.output(norm(x)).float()
 
     def own_attention(self, at: int, own: AttentionWeights, mask: Tensor | None, x: Tensor) -> Tensor:
-        new = own.into(x)  # (N, 3 D)
-        self.places[at][:, self.length - 1] = new[:, self.width :].view(-1, self.beams, 2, self.width)
-        keys, values = self.own[at]
-        upto = self.length * self.beams
-        mixed = self.attend(new[:, : self.width], keys[:, :, :upto], values[:, :, :upto], mask)
-        return own.output(mixed)
+        q, new = own.into(x).split((self.width, 2 * self.width), 1)  # (N, D), (N, 2 D)
+        self.places[at].select(1, self.length - 1).copy_(new.view(-1, self.beams, 2, self.width))
+        (keys, values), upto = self.own[at], self.length * self.beams
+        return own.output(self.attend(q, keys.narrow(2, 0, upto), values.narrow(2, 0, upto), mask))
 
     def cross_attention(self, at: int, cross: AttentionWeights, x: Tensor) -> Tensor:
         if self.folded is not None:
             scores, mixed = self.folded[at]
-            return mixed(scores(x).unflatten(1, (self.weights.heads, -1)).softmax(-1).flatten(1))
+            return mixed(scores(x).view(len(x), self.weights.heads, -1).softmax(-1).flatten(1))
         keys, values = self.source[at]
         return cross.output(self.attend(cross.into(x), keys, values, self.memory_mask))
 
@@ -140,29 +137,25 @@ class Decoder:
         self.look()
 
 
-def is_one_of(tokens: Tensor, ends: Tensor) -> Tensor:
-    return (tokens[..., None] == ends).any(-1)
-
-
 def likeliest(logits: Tensor) -> Tensor:
     """`argmax` over V, which on CPUs takes torch twenty times as long as numpy: (B, V) to (B,)."""
     return torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
 
 
 def best_of(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`topk` of rows (B, X), several times as fast: it looks only into the blocks of the `count` greatest maxima."""
-    blocks = scores.shape[1] // BLOCK
-    if blocks <= count:
+    """`topk` of rows (B, X), several times as fast: it looks only into the chunks of the `count` greatest maxima."""
+    chunks = scores.shape[1] // CHUNK
+    if chunks <= count:
         return scores.topk(count)
-    most = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(-1).topk(count).indices
+    most = scores[:, : chunks * CHUNK].unflatten(1, (chunks, CHUNK)).amax(-1).topk(count).indices
     columns = torch.arange(scores.shape[1], device=scores.device)
-    inside = (most[..., None] * BLOCK + columns[:BLOCK]).flatten(1)
-    index = torch.cat([inside, columns[blocks * BLOCK :].expand(len(scores), -1)], 1)  # and what is left of a block
+    inside = (most[..., None] * CHUNK + columns[:CHUNK]).flatten(1)
+    index = torch.cat([inside, columns[chunks * CHUNK :].expand(len(scores), -1)], 1)  # and the rest, which is no chunk
     top, at = scores.gather(1, index).topk(count)
     return top, index.gather(1, at)
 
 
-def greedy_search(decoder: Decoder, starts: Tensor, ends: Tensor, filler: int, max_length: int) -> Tensor:
+def greedy_search(decoder: Decoder, starts: Tensor, ends: list[int], filler: int, max_length: int) -> Tensor:
     """The likeliest next token, again and again.
 
     Args:
@@ -175,7 +168,6 @@ def greedy_search(decoder: Decoder, starts: Tensor, ends: Tensor, filler: int, m
     Returns:
         (B, T), T tokens the longest target.
     """
-    last = set(ends.tolist())
     targets = [[start] for start in starts.tolist()]
     tokens, batch, going = starts, targets, [True] * len(targets)  # the batch's targets, and which of them go on
     for _ in range(1, max_length):
@@ -183,7 +175,7 @@ def greedy_search(decoder: Decoder, starts: Tensor, ends: Tensor, filler: int, m
         for at, token in enumerate(tokens.tolist()):
             if going[at]:
                 batch[at].append(token)
-                going[at] = token not in last
+                going[at] = token not in ends
         stay = [at for at, goes_on in enumerate(going) if goes_on]
         if not stay:
             break
@@ -198,7 +190,7 @@ def greedy_search(decoder: Decoder, starts: Tensor, ends: Tensor, filler: int, m
 def beam_search(
     decoder: Decoder,
     starts: Tensor,
-    ends: Tensor,
+    ends: list[int],
     filler: int,
     max_length: int,
     length_penalty: float = 1.0,
@@ -235,6 +227,7 @@ def beam_search(
     running = torch.full((size, beams), IMPOSSIBLE, device=device)
     running[:, 0] = 0.0  # all beams are the same yet
     candidates = max(2, 1 + len(ends)) * beams  # so many that K of them do not end
+    ending = torch.tensor(ends, dtype=torch.long, device=device)
 
     for length in range(1, max_length):
         logprobs = decoder(prefixes[:, -1]).log_softmax(-1)
@@ -244,7 +237,11 @@ def beam_search(
         parents = index // vocabulary
         tokens = index - parents * vocabulary
         parents += offsets[: len(rows)]
-        ended = torch.ones_like(top, dtype=torch.bool) if length + 1 == max_length else is_one_of(tokens, ends)
+        ended = (
+            torch.ones_like(top, dtype=torch.bool)
+            if length + 1 == max_length
+            else (tokens[..., None] == ending).any(-1)
+        )
 
         new = ended[:, :beams] & ~done[:, None]
         if new.any():  # the K best of the targets, old and new

@@ -7,33 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 
 from .decoding import Decoder, beam_search, greedy_search
-from .inference import Weights, encode, kept_weights_of, modules_of
+from .inference import Weights, encode, kept_weights_of, parts_as_built
 
 # An option that is not named here, and is not at transformers' default, is left to transformers.
 OPTIONS = {
     *("max_length", "max_new_tokens", "num_beams", "num_return_sequences", "length_penalty", "early_stopping"),
     *("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version"),
 }
-
-
-def is_as_built(model: Any) -> bool:
-    """Whether nothing is in the model, or about it, that our search would pass over: dropout, adapters, hooks."""
-    if model.training:
-        return False
-    for module in (*modules_of(model.model), model.lm_head):
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for hook in hooks.values():
-                if hook.__module__ != "transformers.utils.output_capturing":  # idle unless outputs are asked for
-                    return False
-        if "_hf_hook" in vars(module):  # Accelerate's, of models spread over devices
-            return False
-        if module._parameters and type(module) not in (nn.Linear, nn.LayerNorm, nn.Embedding):
-            return False
-    return True
 
 
 def plain_search(
@@ -62,6 +46,7 @@ def plain_search(
     beams, count = options["num_beams"], options["num_return_sequences"]
     start, pad, ends = (options[name] for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"))
     ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
+    parts = parts_as_built(model)
     length = options["max_length"] if options["max_new_tokens"] is None else options["max_new_tokens"] + 1
     plain = (
         not inputs
@@ -76,23 +61,23 @@ def plain_search(
         and 1 <= count <= beams
         and isinstance(options["length_penalty"], int | float)
         and options["early_stopping"] in (True, False, "never")
-        and is_as_built(model)
+        and parts is not None
     )
 
     def search(weights: Weights) -> Tensor:
-        memory = encode(weights, input_ids, attention_mask)
-        decoder = Decoder(weights, memory, attention_mask, beams)
-        starts = torch.full((len(memory),), start, device=memory.device)
-        last = torch.tensor(ends, dtype=torch.long, device=memory.device)
+        real = None if attention_mask is None or attention_mask.all() else attention_mask != 0
+        decoder = Decoder(weights, encode(weights, input_ids, real), real, beams)
+        starts = torch.full((len(input_ids),), start, device=input_ids.device)
         if beams == 1:
-            return greedy_search(decoder, starts, last, ends[0] if ends and pad is None else pad or 0, length)
+            return greedy_search(decoder, starts, ends, ends[0] if ends and pad is None else pad or 0, length)
         # Behind a target's end transformers puts the end again where padding is 0, and -1 where there is no end.
         filler = (pad or ends[0]) if ends else -1
         rules = options["length_penalty"], options["early_stopping"], count
-        return beam_search(decoder, starts, last, filler, length, *rules)[0].flatten(0, 1)
+        return beam_search(decoder, starts, ends, filler, length, *rules)[0].flatten(0, 1)
 
     def searched() -> Tensor:
-        weights = kept_weights_of(model)
+        assert parts is not None
+        weights = kept_weights_of(model, parts)
         with torch.inference_mode():
             found = search(weights)
         return found.clone()  # which autograd may see, as transformers' tokens

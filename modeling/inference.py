@@ -4,10 +4,9 @@ B sentences, S source tokens, R rows that they share, H heads, D hidden size, V 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,9 @@ from .embeddings import TokenEmbeddings
 def cast(weight: Tensor) -> Tensor:
     """What autocast would do in every single step."""
     device = weight.device.type
-    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
+    if not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:  # which autocast leaves alone
+        return weight
+    return weight.to(torch.get_autocast_dtype(device))
 
 
 class Affine(NamedTuple):
@@ -113,7 +114,7 @@ def block_weights(block: Any) -> BlockWeights:
         ),
         cross,
         affine(forward.up),
-        forward.activation,
+        forward.activation.forward,
         affine(forward.down),
         norm_of(block.feed_forward_residual.norm),
     )
@@ -135,77 +136,107 @@ def weights_of(model: Any) -> Weights:
     )
 
 
-def modules_of(module: nn.Module) -> Iterator[nn.Module]:
-    """`modules()`, which with one sentence would take as long as a block does: it makes names."""
-    yield module
-    for child in module._modules.values():
-        if child is not None:
-            yield from modules_of(child)
+class Parts(NamedTuple):
+    """What a model consists of."""
+
+    modules: list[nn.Module]
+    tensors: list[Tensor]
+
+
+@cache
+def has_weight(kind: type[nn.Module]) -> bool:
+    """Whether such a module shows a weight that is another's, as adapters do."""
+    return hasattr(kind, "weight")
+
+
+def parts_as_built(model: Any) -> Parts | None:
+    """Its parts, if nothing is among them, or about them, that a search would pass over: dropout, adapters, hooks."""
+    if model.training:
+        return None
+    modules, tensors = [model.model, model.lm_head], [model.final_logits_bias]
+    for module in modules:  # which grow: `modules()` makes names, and takes as long as a block does with one sentence
+        modules.extend(child for child in module._modules.values() if child is not None)
+    for module in (model, *modules):
+        if module._forward_hooks or module._forward_pre_hooks:
+            hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+            if any(hook.__module__ != "transformers.utils.output_capturing" for hook in hooks):  # idle unless asked
+                return None
+        if "_hf_hook" in module.__dict__:  # Accelerate's, of models spread over devices
+            return None
+        if type(module) in (nn.Linear, nn.LayerNorm, nn.Embedding):
+            tensors.extend(x for x in module._parameters.values() if x is not None)
+        elif module._parameters or has_weight(type(module)):
+            return None
+    if any(type(x) is not nn.Parameter for x in tensors[1:]):  # quantised, or spread over processes
+        return None
+    return Parts(modules, tensors)
 
 
 class Kept(NamedTuple):
-    """Weights, and what they were made of: under which autocast, of which modules, tensors and versions of these."""
+    """Weights, and what they were made of: under which autocast, of which modules, tensors and versions of these.
+
+    Fused optimizers change weights without a new version, and so does what writes to `.data`; hence the samples.
+    """
 
     weights: Weights
     made_of: tuple[torch.dtype, list[nn.Module], list[tuple[int, int]]]
-    tensors: list[Tensor]  # held, for nothing else to be put in their place in memory
+    samples: list[Tensor]  # the first numbers of every tensor, in its own memory
+    sampled: Tensor  # what they were
 
 
-KEPT: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
-
-
-def kept_weights_of(model: Any) -> Weights:
-    """The same, made anew where a module or a weight has changed, or `train()` or `eval()` has been called, since."""
-    modules = [*modules_of(model.model), model.lm_head]
-    tensors = [x for module in modules for x in module._parameters.values() if x is not None]
-    tensors.append(model.final_logits_bias)
-    if any(tensor.is_inference() for tensor in tensors):  # which do not tell that they have changed
+def kept_weights_of(model: Any, parts: Parts) -> Weights:
+    """`weights_of` a model, made anew where a part has changed since; they lie with the model, as `kept_weights`."""
+    if any(tensor.is_inference() for tensor in parts.tensors):  # which do not tell that they have changed
         return weights_of(model)
     dtype = cast(model.final_logits_bias[:0]).dtype
-    made_of = dtype, modules, [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-    kept = KEPT.get(model)
-    if kept is None or kept.made_of != made_of:
-        kept = KEPT[model] = Kept(weights_of(model), made_of, [tensor.detach() for tensor in tensors])
+    made_of = dtype, parts.modules, [(tensor.data_ptr(), tensor._version) for tensor in parts.tensors]
+    kept = model.kept_weights
+    if kept is None or kept.made_of != made_of or not torch.equal(torch.cat(kept.samples), kept.sampled):
+        model.kept_weights = kept = None  # before there are others
+        samples = [x.detach()[(0,) * (x.ndim - 1)][:8] for x in parts.tensors]
+        model.kept_weights = kept = Kept(weights_of(model), made_of, samples, torch.cat(samples))
     return kept.weights
 
 
 # The encoder
 
 
-def rows_of(lengths: list[int], room: int) -> list[list[int]]:
-    """Which sources share a row: with the longest left, the shortest that there is room for."""
-    left = deque(sorted(range(len(lengths)), key=lengths.__getitem__))
-    rows = []
-    while left:
-        rows.append([left.pop()])
-        free = room - lengths[rows[-1][0]]
-        while left and lengths[left[0]] <= free:
-            rows[-1].append(left.popleft())
-            free -= lengths[rows[-1][-1]]
-    return rows
+def share_rows(lengths: list[int], room: int) -> tuple[list[int], list[int], int]:
+    """Puts with the longest source left the shortest that there is room for, row by row.
 
-
-def encode(weights: Weights, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The memory (B, S, D) of sources (B, S), several of which share a row, for little of it to be padding.
-
-    A source's positions count from its first token that is no padding.
+    Returns:
+        Where each source starts in the flattened rows, its number in its row, and how many rows there are.
     """
-    if attention_mask is None or attention_mask.all():
-        return states(weights, input_ids, None, None)
-    real = attention_mask != 0
-    lengths = real.sum(1).tolist()
-    room = max(1, *lengths)
-    rows = rows_of(lengths, room)
-    starts, numbers = [0] * len(lengths), [0] * len(lengths)  # where in the flattened rows, and the how manieth there
-    for row, members in enumerate(rows):
-        start = row * room
+    left = deque(sorted(range(len(lengths)), key=lengths.__getitem__))
+    starts, numbers, rows = [0] * len(lengths), [0] * len(lengths), 0
+    while left:
+        members = [left.pop()]
+        start, end = rows * room, rows * room + room - lengths[members[0]]
+        while left and start + lengths[left[0]] <= end:
+            members.append(left.popleft())
+            end -= lengths[members[-1]]
         for number, at in enumerate(members, 1):
             starts[at], numbers[at] = start, number
             start += lengths[at]
-    start, number = torch.tensor([starts, numbers], device=real.device)[..., None]  # (B, 1) each
-    places = start + real.cumsum(1) - 1  # (B, S)
+        rows += 1
+    return starts, numbers, rows
+
+
+def encode(weights: Weights, input_ids: Tensor, real: Tensor | None) -> Tensor:
+    """The memory (B, S, D) of sources (B, S), several of which share a row, for little of it to be padding.
+
+    Args:
+        real: (B, S), what is no padding; None where nothing is. Positions count from a source's first token.
+    """
+    if real is None:
+        return states(weights, input_ids, None, None)
+    lengths = real.sum(1).tolist()
+    room = max(1, *lengths)
+    starts, numbers, rows = share_rows(lengths, room)
+    first, number = torch.tensor([starts, numbers], device=real.device)[..., None]  # (B, 1) each
+    places = first + real.cumsum(1) - 1  # (B, S)
     columns = torch.arange(real.shape[1], device=real.device) - real.int().argmax(1, keepdim=True)
-    packed = torch.zeros(3, len(rows) * room, dtype=torch.long, device=real.device)
+    packed = torch.zeros(3, rows * room, dtype=torch.long, device=real.device)
     packed[:, places[real]] = torch.stack([input_ids, columns, number.expand_as(columns)])[:, real]
     ids, positions, owners = packed.view(3, -1, room)
     return states(weights, ids, positions, owners).flatten(0, 1)[places.where(real, 0)]

@@ -33,7 +33,7 @@ from .configuration import KeelSeq2SeqConfig
 from .embeddings import TokenEmbeddings
 from .generation import plain_search
 from .heads import Counts, divided, smoothed_loss
-from .inference import KEPT
+from .inference import Kept
 from .layers import DecoderBlock, EncoderBlock, Stack
 
 # The logit of padding, which is never a target: its probability is exactly zero in every dtype, and yet finite, so
@@ -217,6 +217,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
     """Predicts the next target token; the output matrix is the decoder's token table (Vaswani 2017, 3.4)."""
 
     final_logits_bias: Tensor
+    kept_weights: Kept | None = None  # of `generate()`
     _tied_weights_keys = {
         "lm_head.weight": "model.encoder.embeddings.tokens.weight",
         "model.decoder.embeddings.tokens.weight": "model.encoder.embeddings.tokens.weight",
@@ -246,15 +247,26 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         return embeddings
 
     def train(self, mode: bool = True) -> "KeelSeq2SeqForConditionalGeneration":
-        """As in torch, `eval()` too; what `generate()` keeps of the weights, laid out for it, is gone."""
-        KEPT.pop(self, None)
+        if mode != self.training:
+            self.kept_weights = None
         return super().train(mode)
+
+    def _apply(self, *args, **kwargs) -> "KeelSeq2SeqForConditionalGeneration":
+        self.kept_weights = None  # or what is moved would stay where it was, too
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept_weights": None}
 
     @torch.no_grad()
     def generate(
         self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args, **kwargs
     ) -> Any:
-        """As in transformers, whose search it is too unless the options ask for no more than greedy or beam search."""
+        """As in transformers, whose search it is too unless the options ask for no more than greedy or beam search.
+
+        Ours keeps the weights, laid out for it (on CPUs copies of all of them), until they change, move or are trained.
+        A change of a few numbers through `.data` cannot be seen: call `model.train()` and `model.eval()` after it.
+        """
         search = None if args else plain_search(self, inputs, generation_config, kwargs)
         if search is None:
             return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]

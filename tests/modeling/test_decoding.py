@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -173,7 +174,7 @@ def test_a_step_is_the_whole_model(lively, beams):
     torch.manual_seed(3)
     batch = sentences(6)
     memory = model.model.encoder(**batch).last_hidden_state
-    decoder = decoding.Decoder(inference.weights_of(model), memory, batch["attention_mask"], beams)
+    decoder = decoding.Decoder(inference.weights_of(model), memory, batch["attention_mask"] == 1, beams)
     prefixes, rows = torch.full((6 * beams, 1), PAD), torch.arange(6)
     for step in range(decoding.ROOM + 2):
         logits = decoder(prefixes[:, -1])
@@ -209,8 +210,15 @@ def negate(weight: Tensor) -> None:
         weight.neg_()
 
 
-def behind_torch_s_back(model) -> None:
+def a_fused_step(model) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+    model(**sentences(4), labels=torch.ones(4, 3, dtype=torch.long)).loss.backward()
+    optimizer.step()
+
+
+def a_few_numbers(model) -> None:
     model.lm_head.weight.data[1:20] = 0.0
+    model.train()
     model.eval()
 
 
@@ -223,7 +231,10 @@ CHANGES = {
     "a buffer": lambda model: negate(model.final_logits_bias),
     "loaded": lambda model: model.load_state_dict({name: x.flip(0) for name, x in model.state_dict().items()}),
     "dtype": lambda model: negate(model.bfloat16().double().lm_head.weight),
-    "behind torch's back": behind_torch_s_back,
+    "a fused step": a_fused_step,
+    "through .data": lambda model: model.model.encoder.stack.blocks[0].attention.value.weight.data.neg_(),
+    "a few numbers through .data": a_few_numbers,
+    "an activation": lambda model: setattr(model.model.decoder.stack.blocks[0].feed_forward, "activation", nn.Tanh()),
 }
 
 
@@ -233,9 +244,9 @@ def test_weights_that_are_kept_for_steps_are_those_of_now(lively, change):
     torch.manual_seed(1)
     settings = sentences(20) | {"max_new_tokens": 10}
     before = model.generate(**settings)
-    kept = inference.KEPT[model].weights
-    model.generate(**settings)
-    assert inference.KEPT[model].weights is kept
+    kept = model.kept_weights
+    model.eval().generate(**settings)
+    assert model.kept_weights is kept is not None
     CHANGES[change](model)
     after = model.generate(**settings)
     assert torch.equal(after, GenerationMixin.generate(model, **settings, renormalize_logits=True))
@@ -243,20 +254,36 @@ def test_weights_that_are_kept_for_steps_are_those_of_now(lively, change):
 
 
 def test_weights_are_not_kept_longer_than_they_serve(lively):
-    model = copy.deepcopy(lively())
-    torch.manual_seed(1)
-    model.generate(**sentences(2), max_new_tokens=4)
-    assert model in inference.KEPT
-    model.train()
-    assert model not in inference.KEPT
-    model.eval().generate(**sentences(2), max_new_tokens=4)
-    count = len(inference.KEPT)
-    del model
+    model, batch = copy.deepcopy(lively()), sentences(2)
+    for drop in (model.train, model.float, lambda: None):
+        drop()
+        assert model.kept_weights is None or drop.__name__ == "<lambda>"
+        model.eval().generate(**batch, max_new_tokens=4)
+        assert model.kept_weights is not None
+    assert copy.deepcopy(model).kept_weights is None
+    model.model.encoder.owner = [model]  # a circle, as hooks make them
+    gone = weakref.ref(model)
+    del model, drop
     gc.collect()
-    assert len(inference.KEPT) == count - 1
+    assert gone() is None
     with torch.inference_mode():  # whose tensors do not tell when they change
         born = KeelSeq2SeqForConditionalGeneration(lively().config).eval()
-        assert born.generate(**sentences(2), max_new_tokens=4).shape[0] == 2 and born not in inference.KEPT
+        assert born.generate(**batch, max_new_tokens=4).shape[0] == 2 and born.kept_weights is None
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_best_of_is_topk(count):
+    torch.manual_seed(0)
+    for columns in (40, 10 * decoding.CHUNK, 12 * decoding.CHUNK + 5):
+        scores = torch.randn(6, columns)
+        scores[1, -count:] += 9.0
+        scores[2] = scores[2].round()  # ties
+        scores[3, 7] = torch.nan
+        top, index = decoding.best_of(scores, count)
+        expected, places = scores.topk(count)
+        torch.testing.assert_close(top, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(index[[0, 1, 3, 4, 5]], places[[0, 1, 3, 4, 5]])
+        torch.testing.assert_close(scores.gather(1, index), top, rtol=0, atol=0, equal_nan=True)
 
 
 @torch.no_grad()
@@ -269,7 +296,7 @@ def test_sources_share_rows(lively):
     real = batch["attention_mask"] == 1
     hook = encoder.embeddings.register_forward_hook(lambda module, args, output: sizes.append(output[..., 0].numel()))
     try:
-        found = inference.encode(weights, **batch)
+        found = inference.encode(weights, batch["input_ids"], real)
     finally:
         hook.remove()
     assert sizes[0] < 1.15 * real.sum() and 1.15 * sizes[0] < real.numel()
@@ -396,6 +423,50 @@ def test_what_changes_the_modules_is_transformers(lively, monkeypatch):
     with only(monkeypatch, theirs=True):
         model.train().generate(**settings)
     model.eval()
+
+
+class Adapted(nn.Module):
+    """A linear layer and what is added to it, as adapters wrap them: without parameters of its own."""
+
+    def __init__(self, inner: nn.Linear):
+        super().__init__()
+        self.inner = inner
+
+    weight = property(lambda self: self.inner.weight)
+    bias = property(lambda self: self.inner.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).flip(-1)
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_adapters_are_transformers(lively, monkeypatch, side):
+    model = copy.deepcopy(lively())
+    torch.manual_seed(1)
+    settings = sentences(20) | {"max_new_tokens": 10}
+    before = model.generate(**settings)
+    attention = getattr(model.model, side).stack.blocks[0].attention
+    attention.query = Adapted(attention.query)
+    with only(monkeypatch, theirs=True):
+        assert not torch.equal(model.generate(**settings), before)
+
+
+def test_a_hook_on_the_model_is_called(lively):
+    model, calls = lively(), []
+    hook = model.register_forward_hook(lambda *args: calls.append(1))
+    try:
+        torch.manual_seed(1)
+        assert model.generate(**sentences(4), max_new_tokens=6).shape[1] == len(calls) + 1
+    finally:
+        hook.remove()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_models_are_transformers(lively, monkeypatch):
+    model = torch.ao.quantization.quantize_dynamic(copy.deepcopy(lively()).float(), {nn.Linear})
+    torch.manual_seed(1)
+    with only(monkeypatch, theirs=True):
+        assert model.generate(**sentences(4), max_new_tokens=6).shape[0] == 4
 
 
 def test_options_come_from_everywhere(lively, monkeypatch):
