@@ -165,7 +165,7 @@ def parts_as_built(model: Any) -> Parts | None:
             return None
         if type(module) in (nn.Linear, nn.LayerNorm, nn.Embedding):
             tensors.extend(x for x in module._parameters.values() if x is not None)
-        elif module._parameters or has_weight(type(module)):
+        elif module._parameters or has_weight(type(module)):  # type: ignore[arg-type]  # typeshed: a class is hashable
             return None
     if any(type(x) is not nn.Parameter for x in tensors[1:]):  # quantised, or spread over processes
         return None
