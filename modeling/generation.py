@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from .decoding import Decoder, beam_search, greedy_search
-from .inference import Weights, encode, kept_weights_of, parts_as_built
+from .inference import encode, kept_weights_of, parts_as_built
 
 # An option that is not named here, and is not at transformers' default, is left to transformers.
 OPTIONS = {
@@ -46,7 +46,6 @@ def plain_search(
     beams, count = options["num_beams"], options["num_return_sequences"]
     start, pad, ends = (options[name] for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"))
     ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
-    parts = parts_as_built(model)
     length = options["max_length"] if options["max_new_tokens"] is None else options["max_new_tokens"] + 1
     plain = (
         not inputs
@@ -61,10 +60,14 @@ def plain_search(
         and 1 <= count <= beams
         and isinstance(options["length_penalty"], int | float)
         and options["early_stopping"] in (True, False, "never")
-        and parts is not None
     )
+    parts = parts_as_built(model) if plain else None
+    if parts is None:
+        return None
 
-    def search(weights: Weights) -> Tensor:
+    @torch.inference_mode()
+    def search() -> Tensor:
+        weights = kept_weights_of(model, parts)
         real = None if attention_mask is None or attention_mask.all() else attention_mask != 0
         decoder = Decoder(weights, encode(weights, input_ids, real), real, beams)
         starts = torch.full((len(input_ids),), start, device=input_ids.device)
@@ -75,11 +78,4 @@ def plain_search(
         rules = options["length_penalty"], options["early_stopping"], count
         return beam_search(decoder, starts, ends, filler, length, *rules)[0].flatten(0, 1)
 
-    def searched() -> Tensor:
-        assert parts is not None
-        weights = kept_weights_of(model, parts)
-        with torch.inference_mode():
-            found = search(weights)
-        return found.clone()  # which autograd may see, as transformers' tokens
-
-    return searched if plain else None
+    return lambda: search().clone()  # which autograd may see, as transformers' tokens

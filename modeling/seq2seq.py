@@ -247,7 +247,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         return embeddings
 
     def train(self, mode: bool = True) -> "KeelSeq2SeqForConditionalGeneration":
-        if mode != self.training:
+        if mode:
             self.kept_weights = None
         return super().train(mode)
 
@@ -256,7 +256,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "kept_weights": None}
+        return {**super().__getstate__(), "kept_weights": None}
 
     @torch.no_grad()
     def generate(
@@ -264,8 +264,9 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
     ) -> Any:
         """As in transformers, whose search it is too unless the options ask for no more than greedy or beam search.
 
-        Ours keeps the weights, laid out for it (on CPUs copies of all of them), until they change, move or are trained.
-        A change of a few numbers through `.data` cannot be seen: call `model.train()` and `model.eval()` after it.
+        Ours keeps the weights as it wants them, on CPUs mostly copies, and sees when they have changed; not, though, a
+        change of a few numbers through `.data`: call `model.train()` and `model.eval()` after it. It counts positions
+        from a source's first token, so that sources padded on the left and on the right are the same.
         """
         search = None if args else plain_search(self, inputs, generation_config, kwargs)
         if search is None:

@@ -268,6 +268,7 @@ def train(settings: Settings) -> None:
                             samples = objective.samples(evaluated, settings.evaluation.samples)
                         log.say("\n".join(f"  {sample}" for sample in samples))
                     model.train()
+                    evaluated.train()  # an average too, which keeps nothing of its searches then
                     value = held[objective.metric] if objective.lower_is_better else -held[objective.metric]
                     if not state.best or value < state.best["value"]:
                         state.best, state.stale = {"step": state.step, "value": value, **state.evaluation}, 0

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 from contextlib import contextmanager
 
@@ -255,11 +256,12 @@ def test_weights_that_are_kept_for_steps_are_those_of_now(lively, change):
 
 def test_weights_are_not_kept_longer_than_they_serve(lively):
     model, batch = copy.deepcopy(lively()), sentences(2)
-    for drop in (model.train, model.float, lambda: None):
-        drop()
-        assert model.kept_weights is None or drop.__name__ == "<lambda>"
+    for drop in (model.train, model.float, torch.compile(model).train):
         model.eval().generate(**batch, max_new_tokens=4)
         assert model.kept_weights is not None
+        drop()
+        assert model.kept_weights is None
+    model.eval().generate(**batch, max_new_tokens=4)
     assert copy.deepcopy(model).kept_weights is None
     model.model.encoder.owner = [model]  # a circle, as hooks make them
     gone = weakref.ref(model)
@@ -449,6 +451,36 @@ def test_adapters_are_transformers(lively, monkeypatch, side):
     attention.query = Adapted(attention.query)
     with only(monkeypatch, theirs=True):
         assert not torch.equal(model.generate(**settings), before)
+
+
+SURGERY = {
+    "a subclass": lambda model: setattr(model, "__class__", type("Mine", (type(model),), {"__module__": "mine"})),
+    "a bias": lambda model: setattr(model.lm_head, "bias", nn.Parameter(torch.randn(40).double() * 9)),
+    "dropout": lambda model: model.model.encoder.stack.blocks[0].attention_residual.train(),
+    "forward": lambda model: setattr(
+        model.model.decoder.stack.blocks[0].feed_forward, "forward", lambda x: torch.zeros_like(x)
+    ),
+    "another kind": lambda model: setattr(
+        model.model.decoder.stack.blocks[0], "feed_forward", nn.Sequential(nn.Linear(32, 32).double(), nn.Tanh())
+    ),
+}
+
+
+@pytest.mark.parametrize("change", SURGERY)
+def test_other_models_are_transformers(lively, monkeypatch, change):
+    model = copy.deepcopy(lively())
+    SURGERY[change](model)
+    torch.manual_seed(1)
+    with only(monkeypatch, theirs=True):
+        model.generate(**sentences(4), max_new_tokens=6)
+
+
+def test_compiled_models_are_copied_whole(lively):
+    model = KeelSeq2SeqForConditionalGeneration(lively().config).eval()
+    model.compile(backend="eager")
+    model.generate(**sentences(2), max_new_tokens=4)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert copied.kept_weights is None and copied._compiled_call_impl is None
 
 
 def test_a_hook_on_the_model_is_called(lively):
