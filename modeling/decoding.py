@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .inference import Affine, AttentionWeights, Weights
+from .inference import Affine, AttentionWeights, Weights, hidden
 
 IMPOSSIBLE = -1e9  # transformers' score of what is not to be chosen; exactly this, since it is added to others
 ROOM = 32  # places that a cache starts with; it doubles where they do not do
@@ -33,7 +33,7 @@ class Decoder:
     def __init__(self, weights: Weights, memory: Tensor, real: Tensor | None, beams: int):
         size, width = len(memory), memory.shape[-1]
         self.weights, self.beams, self.width, self.length = weights, beams, width, 0
-        depth, never = len(weights.decoder.blocks), torch.finfo(weights.memory.weight.dtype).min
+        depth, dtype = len(weights.decoder.blocks), weights.memory.weight.dtype
         self.memory_mask = None  # (B, 1, 1, S)
         if real is None:
             source = weights.memory(memory.flatten(0, 1)).unflatten(0, memory.shape[:2])  # (B, S, blocks 2 D)
@@ -41,7 +41,7 @@ class Decoder:
             found = weights.memory(memory[real])
             source = found.new_zeros(*real.shape, found.shape[-1])
             source[real] = found
-            self.memory_mask = source.new_zeros(real.shape).masked_fill(~real, never)[:, None, None]
+            self.memory_mask = hidden(~real, dtype)[:, None, None]
         source = source.unflatten(-1, (depth, 2, weights.heads, -1))  # (B, S, blocks, 2, H, D/H)
         self.memory = source.permute(2, 3, 0, 4, 1, 5).contiguous()  # (blocks, 2, B, H, S, D/H)
         self.folded: list[tuple[Affine, Affine]] | None = None
@@ -51,8 +51,7 @@ class Decoder:
         self.past = source.new_empty(depth, size, ROOM, beams, 2, width)
         self.ancestry: Tensor | None = None  # (N, L K): a token of place l and beam k is in column l K + k
         if beams > 1:  # what comes is a token's own beam's
-            strangers = torch.eye(beams, device=memory.device) == 0
-            self.strange = source.new_zeros(beams, beams).masked_fill(strangers, never)
+            self.strange = hidden(torch.eye(beams, device=memory.device) == 0, dtype)
             self.ancestry = self.strange.repeat(size, ROOM)
         self.look()
 
@@ -237,11 +236,7 @@ def beam_search(
         parents = index // vocabulary
         tokens = index - parents * vocabulary
         parents += offsets[: len(rows)]
-        ended = (
-            torch.ones_like(top, dtype=torch.bool)
-            if length + 1 == max_length
-            else (tokens[..., None] == ending).any(-1)
-        )
+        ended = (tokens[..., None] == ending).any(-1) | (length + 1 == max_length)
 
         new = ended[:, :beams] & ~done[:, None]
         if new.any():  # the K best of the targets, old and new

@@ -33,6 +33,11 @@ class Affine(NamedTuple):
         return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
 
 
+def hidden(unseen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of attention where a key must not be seen."""
+    return torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill_(unseen, torch.finfo(dtype).min)
+
+
 def affine(*linears: nn.Linear) -> Affine:
     """The one layer that stands for all these side by side.
 
@@ -265,8 +270,7 @@ def states(weights: Weights, ids: Tensor, positions: Tensor | None, owners: Tens
     mask = None  # (R, 1, S, S)
     if owners is not None:
         strangers = owners[:, None, :, None] != owners[:, None, None]
-        like = weights.memory.weight  # under autocast x is wider yet
-        mask = like.new_zeros(strangers.shape).masked_fill_(strangers, torch.finfo(like.dtype).min)
+        mask = hidden(strangers, weights.memory.weight.dtype)  # under autocast x is wider yet
 
     def attention(own: AttentionWeights, x: Tensor) -> Tensor:
         q, k, v = own.into(x).view(*ids.shape, 3, weights.heads, -1).permute(2, 0, 3, 1, 4)  # (R, H, S, D/H) each
