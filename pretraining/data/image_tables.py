@@ -88,10 +88,13 @@ def state_of_named(column: pa.ChunkedArray) -> str:
     """A hash of the state of all files that a column of images names instead of holding them."""
     digest = hashlib.sha256()
     for chunk in column.chunks:
-        paths = chunk if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type) else None
         if pa.types.is_struct(chunk.type):
             paths = pc.struct_field(chunk, "path").filter(pc.is_null(pc.struct_field(chunk, "bytes")))
-        for path in [] if paths is None else paths.to_pylist():
+        elif _is_text(chunk.type):
+            paths = chunk
+        else:  # bytes alone
+            continue
+        for path in paths.to_pylist():
             there = path is not None and os.path.exists(path)
             digest.update(json.dumps(state_of(path, os.stat(path)) if there else [path]).encode())
     return digest.hexdigest()
