@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling import KeelSeq2SeqForConditionalGeneration
 from pretraining.data.tokenizer import TARGET, load_tokenizer
-from pretraining.errors import one_line
+from pretraining.export import open_one_of
 from pretraining.pictures import draw_attention
 
 MAPS = {
@@ -36,17 +36,12 @@ def draw_maps(folder: Path, text: str, out: Path) -> tuple[str, list[Path]]:
     Raises:
         ValueError: the folder holds no checkpoint of ours, or the text is beyond the model's positions.
     """
-    try:
-        model = KeelSeq2SeqForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no encoder-decoder of ours can be read from {folder} ({one_line(error)}): give a run's model/."
-        ) from error
+    model: Any = open_one_of([KeelSeq2SeqForConditionalGeneration], "encoder-decoder", folder)
     tokenizer = target_tokenizer = load_tokenizer(str(folder))
     if not model.config.share_encoder_decoder_embeddings:
         target_tokenizer = load_tokenizer(str(folder), TARGET)
     source = tokenizer(text, return_tensors="pt").input_ids
-    written: Any = model.generate(input_ids=source)
+    written = model.generate(input_ids=source)
     target = written[:, 1:]  # behind the start token
     outputs = model(input_ids=source, labels=target, output_attentions=True)
     before = model.prepare_decoder_input_ids_from_labels(target)

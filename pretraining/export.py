@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from pretraining.errors import one_line
 from pretraining.objectives import Objective
 
 
@@ -63,6 +65,27 @@ def how_to_open(model: PreTrainedModel, inputs: dict[str, tuple[str, str]], fold
 def open_exported(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     """The exported model, as a stranger's program opens it: on CPU, fp32, the eager kernel."""
     return model_class.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def open_one_of(classes: Sequence[type[PreTrainedModel]], called: str, folder: Path) -> PreTrainedModel:
+    """The model in a folder that somebody named, under that one of these classes of ours which wrote it.
+
+    Raises:
+        ValueError: there is no such folder, or no model of these classes in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: give a run's model/.")
+    try:
+        wrote = AutoConfig.from_pretrained(folder, trust_remote_code=False).architectures
+        for model_class in classes:
+            if wrote == [model_class.__name__]:
+                return open_exported(folder, model_class)
+        names = " or ".join(model_class.__name__ for model_class in classes)
+        raise ValueError(f"it says that {', '.join(wrote or ['nobody'])} wrote it, not {names}")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no {called} of ours can be read from {folder} ({one_line(error)}): give a run's model/."
+        ) from error
 
 
 @torch.no_grad()

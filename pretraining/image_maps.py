@@ -8,13 +8,12 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
-import modeling
-from modeling import KeelViTConfig, KeelViTForMaskedImageModeling
+from modeling import KeelViTForImageClassification, KeelViTForMaskedImageModeling, KeelViTModel
 from pretraining.data.pixels import Coloured, Unreadable, decode
 from pretraining.errors import one_line, one_sentence_errors
-from pretraining.export import open_exported
+from pretraining.export import open_one_of
 from pretraining.objectives.masked_images import hidden_patches
 from pretraining.pictures import draw_gallery, draw_similarities, overlaid
 from pretraining.vit_insides import (
@@ -27,6 +26,7 @@ from pretraining.vit_insides import (
 
 MOST = 64  # images in one picture
 ACROSS = 7  # components in a row
+VITS = KeelViTModel, KeelViTForImageClassification, KeelViTForMaskedImageModeling
 HIDDEN = 0.5  # the grey of a patch that is not seen
 ATTENTION = {"cls": "what the class token looks at", "mean": "what the patches look at, in the mean"}
 PREDICTED = {
@@ -42,20 +42,10 @@ def open_vit(folder: Path) -> PreTrainedModel:
     Raises:
         ValueError: there is no such folder, or no ViT of ours in it.
     """
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: give a run's model/.")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        if not isinstance(config, KeelViTConfig):
-            raise ValueError(f"its model_type is {config.model_type}, not {KeelViTConfig.model_type}")
-        (name,) = config.architectures or ["KeelViTModel"]
-        model = open_exported(folder, getattr(modeling, name))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no ViT of ours can be read from {folder} ({one_line(error)}): give a run's model/."
-        ) from error
-    if config.num_channels not in (1, 3):
-        raise ValueError(f"{folder} has num_channels={config.num_channels}: only grey (1) and RGB (3) can be drawn.")
+    model = open_one_of(VITS, "ViT", folder)
+    channels = model.config.num_channels
+    if channels not in (1, 3):
+        raise ValueError(f"{folder} has num_channels={channels}: only grey (1) and RGB (3) can be drawn.")
     return model
 
 

@@ -165,6 +165,9 @@ def main() -> None:
             f"--model {options.model}: no checkpoint there; give the folder of a trained one, such as "
             "runs/seq2seq-multi30k/model, which `pretrain.py` writes."
         )
+    for file in options.data:
+        if not file.is_file():
+            parser.error(f"--data {file}: no such file; give parquet files of translations.")
     torch.set_num_threads(options.threads)
     pairs = [pair for file in options.data for pair in pq.read_table(file)["translation"].to_pylist()]
     pairs = pairs[: options.sentences]

@@ -441,7 +441,7 @@ def test_alignments_of_packed_pairs_are_those_of_each_alone(arguments, tmp_path:
     assert (batch["alignment_labels"] != IGNORED).any()
 
 
-def test_attention_maps_are_drawn_from_a_checkpoint(arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_attention_maps_are_drawn_from_a_checkpoint(arguments, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every panel shows what the model looked at: rows that add up to 1, over the tokens that stand beside them."""
     main([*arguments("translation"), "--train.steps=2", f"--runs={tmp_path}", "--name=drawn"])
     seen: list[tuple] = []
@@ -456,5 +456,11 @@ def test_attention_maps_are_drawn_from_a_checkpoint(arguments, tmp_path: Path, m
     assert seen[0][1] == seen[0][2] == seen[2][2] and "".join(seen[0][1]).startswith("_seven")
     families, missing = fonts_for("a\U0010fffd")  # one that no font has is spelt as its code point, not as a box
     assert families and missing == {"\U0010fffd"}
-    with pytest.raises(ValueError, match="no encoder-decoder of ours"):
-        attention_maps.draw_maps(tmp_path, "seven", tmp_path)
+    tiny("KeelViTModel").save_pretrained(tmp_path / "vit")
+    for folder, told in (
+        ("nowhere", "there is no folder"),
+        ("", "no encoder-decoder of ours"),
+        ("vit", "KeelViTModel"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            attention_maps.draw_maps(tmp_path / folder, "seven", tmp_path)
