@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,8 +85,8 @@ class Screen(NamedTuple):
         """The token of the greatest logit of a state (1, D), None where others come too near to it."""
         logits, state = torch.ops.quantized.linear_dynamic_fp16.default(x, self.packed).numpy()[0], x.numpy()[0]
         best = int(logits.argmax())
-        near = logits >= logits[best] - 2 * self.error * math.sqrt(state.dot(state))
-        return best if np.count_nonzero(near) == 1 else None
+        greatest, logits[best] = logits[best], -math.inf
+        return best if greatest - logits.max() > 2 * self.error * math.sqrt(state.dot(state)) else None
 
 
 def screen_of(layer: nn.Linear, bias: Tensor) -> Screen | None:
