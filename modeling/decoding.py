@@ -89,7 +89,8 @@ class Decoder:
     def states(self, ids: Tensor) -> Tensor:
         """The last tokens (N,) to the states (N, D) that the next ones are told from."""
         weights, (embeddings, blocks, norm) = self.weights, self.weights.decoder
-        x = embeddings.at(ids, self.length)  # (N, D)
+        embeddings.check_length(self.length + 1)
+        x = embeddings(ids, self.length)  # (N, D)
         if self.length == self.past.shape[2]:
             self.past = torch.cat([self.past, torch.empty_like(self.past)], 2)
             if self.ancestry is not None:

@@ -80,14 +80,6 @@ class TokenEmbeddings(nn.Module):
             x = x + self.segments(token_type_ids)
         return self.dropout(self.norm(x))
 
-    def at(self, input_ids: Tensor, position: int) -> Tensor:
-        """Tokens (N,) that are all at one position to (N, D), without dropout: a step of a search."""
-        self.check_length(position + 1)
-        x = self.tokens(input_ids) * self.scale + self.positions.weight[position]
-        if self.segments is not None:
-            x = x + self.segments.weight[0]
-        return self.norm(x)
-
     def check_length(self, length: int) -> None:
         """Refuses more tokens than the table has positions."""
         if length > self.max_position_embeddings:

@@ -56,20 +56,34 @@ def affine(*linears: nn.Linear) -> Affine:
     return Affine(weight, cast(torch.cat(biases) if several else biases[0]))
 
 
-class Norm(NamedTuple):
+def norm_of(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     """A layer norm, its numbers at hand: a module would look up each by name."""
-
-    shape: tuple[int, ...]
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.layer_norm(x, *self)
+    if not isinstance(norm, nn.LayerNorm):
+        return norm.forward  # of none at all
+    shape, eps = norm.normalized_shape, norm.eps
+    return partial(torch.layer_norm, normalized_shape=shape, weight=norm.weight, bias=norm.bias, eps=eps)
 
 
-def norm_of(norm: nn.LayerNorm) -> Norm:
-    return Norm(norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+class EmbeddingWeights(NamedTuple):
+    """`TokenEmbeddings` of the first segment, without dropout."""
+
+    tokens: Tensor  # (V, D)
+    positions: Tensor  # (positions, D), the segment added
+    scale: float
+    norm: Callable[[Tensor], Tensor]
+    check_length: Callable[[int], None]
+
+    def __call__(self, ids: Tensor, positions: Tensor | slice | int) -> Tensor:
+        """Ids of any shape (...), and their places in the table, to (..., D)."""
+        return self.norm(torch.add(self.positions[positions], F.embedding(ids, self.tokens), alpha=self.scale))
+
+
+def embedding_weights(embeddings: TokenEmbeddings) -> EmbeddingWeights:
+    positions = embeddings.positions.weight
+    if embeddings.segments is not None:
+        positions = positions + embeddings.segments.weight[0]
+    norm, check = norm_of(embeddings.norm), embeddings.check_length
+    return EmbeddingWeights(embeddings.tokens.weight, positions, embeddings.scale, norm, check)
 
 
 class Screen(NamedTuple):
@@ -124,7 +138,7 @@ class Output(NamedTuple):
 class AttentionWeights(NamedTuple):
     into: Affine  # queries, keys and values (D, 3 D); over a memory queries alone (D, D)
     output: Affine
-    norm: Norm
+    norm: Callable[[Tensor], Tensor]
 
 
 class BlockWeights(NamedTuple):
@@ -135,16 +149,16 @@ class BlockWeights(NamedTuple):
     up: Affine
     activation: Callable[[Tensor], Tensor]
     down: Affine
-    norm: Norm
+    norm: Callable[[Tensor], Tensor]
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x)))
 
 
 class StackWeights(NamedTuple):
-    embeddings: TokenEmbeddings  # the module itself, as the last norm
+    embeddings: EmbeddingWeights
     blocks: list[BlockWeights]
-    norm: nn.Module
+    norm: Callable[[Tensor], Tensor]
 
 
 class Weights(NamedTuple):
@@ -155,7 +169,7 @@ class Weights(NamedTuple):
     heads: int
     pre_norm: bool
 
-    def residual(self, norm: Norm, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    def residual(self, norm: Callable[[Tensor], Tensor], x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """`layers.Residual` without dropout."""
         return x + branch(norm(x)) if self.pre_norm else norm(x + branch(x))
 
@@ -179,7 +193,11 @@ def block_weights(block: Any) -> BlockWeights:
 
 def weights_of(model: Any) -> Weights:
     stacks = [
-        StackWeights(part.embeddings, [block_weights(block) for block in part.stack.blocks], part.stack.norm)
+        StackWeights(
+            embedding_weights(part.embeddings),
+            [block_weights(block) for block in part.stack.blocks],
+            norm_of(part.stack.norm),
+        )
         for part in (model.model.encoder, model.model.decoder)
     ]
     cross = (block.cross_attention for block in model.model.decoder.stack.blocks)
@@ -240,7 +258,8 @@ def parts_as_built(model: Any) -> Parts | None:
     tensors = [x for module in modules for x in module._parameters.values() if x is not None]
     if any(type(x) is not nn.Parameter for x in tensors):  # quantised, or spread over processes
         return None
-    return Parts(modules, [*tensors, model.final_logits_bias])
+    tables = (stack.embeddings.positions.weight for stack in (model.model.encoder, model.model.decoder))
+    return Parts(modules, [*tensors, *tables, model.final_logits_bias])
 
 
 class Kept(NamedTuple):
@@ -317,9 +336,8 @@ def encode(weights: Weights, input_ids: Tensor, real: Tensor | None) -> Tensor:
 def states(weights: Weights, ids: Tensor, positions: Tensor | None, owners: Tensor | None) -> Tensor:
     """The encoder's states (R, S, D) of ids (R, S), of which those with one owner see one another."""
     embeddings, blocks, norm = weights.encoder
-    if positions is not None:
-        embeddings.check_length(int(positions.max()) + 1)
-    x = embeddings(ids, position_ids=positions).flatten(0, 1)  # (R S, D)
+    embeddings.check_length(ids.shape[1] if positions is None else int(positions.max()) + 1)
+    x = embeddings(ids, slice(ids.shape[1]) if positions is None else positions).flatten(0, 1)  # (R S, D)
     mask = None  # (R, 1, S, S)
     if owners is not None:
         strangers = owners[:, None, :, None] != owners[:, None, None]
