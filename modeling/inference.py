@@ -3,7 +3,7 @@
 B sentences, S source tokens, R rows that they share, H heads, D hidden size, V vocabulary.
 """
 
-import math
+import copy
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .embeddings import TokenEmbeddings
-
-SCREENED = 2048  # tokens from which on a screen saves time
 
 
 def cast(weight: Tensor) -> Tensor:
@@ -86,55 +84,6 @@ def embedding_weights(embeddings: TokenEmbeddings) -> EmbeddingWeights:
     return EmbeddingWeights(embeddings.tokens.weight, positions, embeddings.scale, norm, check)
 
 
-class Screen(NamedTuple):
-    """The output layer in half precision: half to read, and reading is what a step of one sentence waits for.
-
-    It tells the greatest logit where that one stands out by more than both precisions can be off.
-    """
-
-    packed: Any
-    error: float  # a logit is off by no more than so many lengths of its state
-
-    def likeliest(self, x: Tensor) -> int | None:
-        """The token of the greatest logit of a state (1, D), None where others come too near to it."""
-        logits, state = torch.ops.quantized.linear_dynamic_fp16.default(x, self.packed).numpy()[0], x.numpy()[0]
-        best = int(logits.argmax())
-        greatest, logits[best] = logits[best], -math.inf
-        return best if greatest - logits.max() > 2 * self.error * math.sqrt(state.dot(state)) else None
-
-
-def screen_of(layer: nn.Linear, bias: Tensor) -> Screen | None:
-    """None where it is of no use: on other devices, in other types, with few tokens."""
-    weight = layer.weight.detach()
-    kernels = torch.backends.quantized.engine in ("x86", "fbgemm")
-    if not kernels or weight.device.type != "cpu" or cast(weight).dtype != torch.float32 or len(weight) < SCREENED:
-        return None
-    if not weight.abs().max() < torch.finfo(torch.half).max:  # not a number, too
-        return None
-    packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-    lost = torch.ops.quantized.linear_unpack_fp16(packed)[0].sub_(weight).norm(dim=1)
-    summed = weight.shape[1] * torch.finfo(weight.dtype).eps * weight.norm(dim=1)  # what two sums of D products lose
-    return Screen(packed, float((lost + summed).max()))
-
-
-class Output(NamedTuple):
-    """From states (N, D) to logits (N, V), in float32, or to their greatest."""
-
-    layer: Affine
-    screen: Screen | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.layer(x).float()
-
-    def likeliest(self, x: Tensor) -> Tensor:
-        """`argmax` over V, (N,), which on CPUs takes torch twenty times as long as numpy."""
-        token = self.screen.likeliest(x) if self.screen is not None and len(x) == 1 else None
-        if token is not None:
-            return torch.tensor([token])
-        logits = self(x)
-        return torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
-
-
 class AttentionWeights(NamedTuple):
     into: Affine  # queries, keys and values (D, 3 D); over a memory queries alone (D, D)
     output: Affine
@@ -165,7 +114,7 @@ class Weights(NamedTuple):
     encoder: StackWeights
     decoder: StackWeights
     memory: Affine  # every decoder block's keys and values of the memory: (D, blocks 2 D)
-    output: Output
+    output: Affine  # (D, V)
     heads: int
     pre_norm: bool
 
@@ -201,12 +150,13 @@ def weights_of(model: Any) -> Weights:
         for part in (model.model.encoder, model.model.decoder)
     ]
     cross = (block.cross_attention for block in model.model.decoder.stack.blocks)
-    bias = model.final_logits_bias[0].to(model.lm_head.weight.dtype)
+    output = affine(model.lm_head)
+    bias = model.final_logits_bias.expand(1, output.weight.shape[1])[0].to(model.lm_head.weight.dtype)
     return Weights(
         stacks[0],
         stacks[1],
         affine(*(linear for module in cross for linear in (module.key, module.value))),
-        Output(Affine(affine(model.lm_head).weight, cast(bias)), screen_of(model.lm_head, bias)),
+        output._replace(bias=cast(bias)),
         model.config.num_attention_heads,
         model.config.norm_position == "pre",
     )
@@ -219,41 +169,38 @@ class Parts(NamedTuple):
     tensors: list[Tensor]
 
 
-def is_ours(kind: type[nn.Module]) -> bool:
-    """Whether it comes from the package that this file is in, which in a checkpoint's own code is another."""
-    return kind.__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
+def modules_of(model: Any) -> list[nn.Module]:
+    """All within it. `modules()` makes names, and takes as long as a block does with one sentence."""
+    modules = [model.model, model.lm_head]
+    for module in modules:  # which grow
+        modules.extend(child for child in module._modules.values() if child is not None)
+    return modules
 
 
-def is_hooked(module: nn.Module) -> bool:
+def does_as_its_kind(module: nn.Module) -> bool:
+    """Whether nothing but its class says what it does: no hook, no forward of its own, no dropout."""
+    if module.training or "forward" in module.__dict__ or "_hf_hook" in module.__dict__:  # Accelerate's hook
+        return False
     if module._forward_hooks or module._forward_pre_hooks:
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        if any(hook.__module__ != "transformers.utils.output_capturing" for hook in hooks):  # idle unless asked
-            return True
-    return "_hf_hook" in module.__dict__  # Accelerate's, of models spread over devices
-
-
-def is_as_built(module: nn.Module) -> bool:
-    """Whether it does what a search makes of it: no dropout, no hook, no adapter, nothing that a search knows not."""
-    if module.training or is_hooked(module):
-        return False
-    kind = type(module)
-    if kind in (nn.Linear, nn.LayerNorm, nn.Embedding):
-        return True
-    if module._parameters or "forward" in module.__dict__:
-        return False
-    return kind is nn.ModuleList or is_ours(kind) or not (module._modules or module._buffers)
+        return all(hook.__module__ == "transformers.utils.output_capturing" for hook in hooks)  # idle unless asked
+    return True
 
 
 def parts_as_built(model: Any) -> Parts | None:
-    """Its parts, if all of it is as built."""
-    if model.training or is_hooked(model) or not is_ours(type(model)) or model.lm_head.bias is not None:
+    """Its parts, if they are of the kinds that its configuration asks for, and do no more and no less."""
+    ours = type(model).__module__.rpartition(".")[0] == __name__.rpartition(".")[0]  # a checkpoint's own code, too
+    if not ours or not does_as_its_kind(model) or model.lm_head.bias is not None:
         return None
     if "prepare_inputs_for_generation" in model.__dict__:  # as prefix tuning sets it
         return None
-    modules = [model.model, model.lm_head]
-    for module in modules:  # which grow: `modules()` makes names, and takes as long as a block does with one sentence
-        modules.extend(child for child in module._modules.values() if child is not None)
-    if not all(map(is_as_built, modules)):
+    modules = modules_of(model)
+    if not all(map(does_as_its_kind, modules)):
+        return None
+    if model.built_kinds is None:
+        with torch.device("meta"):
+            model.built_kinds = [*map(type, modules_of(type(model)(copy.deepcopy(model.config))))]
+    if [*map(type, modules)] != model.built_kinds:  # adapters, other layers
         return None
     tensors = [x for module in modules for x in module._parameters.values() if x is not None]
     if any(type(x) is not nn.Parameter for x in tensors):  # quantised, or spread over processes

@@ -218,6 +218,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
 
     final_logits_bias: Tensor
     kept_weights: Kept | None = None  # of `generate()`
+    built_kinds: list[type[nn.Module]] | None = None  # what `generate()` expects to find
     _tied_weights_keys = {
         "lm_head.weight": "model.encoder.embeddings.tokens.weight",
         "model.decoder.embeddings.tokens.weight": "model.encoder.embeddings.tokens.weight",
@@ -265,8 +266,9 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         """As in transformers, whose search it is too unless the options ask for no more than greedy or beam search.
 
         Ours keeps the weights as it wants them, on CPUs mostly copies, and sees when they have changed; not, though, a
-        change of a few numbers through `.data`: call `model.train()` and `model.eval()` after it. It counts positions
-        from a source's first token, so that sources padded on the left and on the right are the same.
+        change of a few numbers through `.data`, or of a number that is no weight (a norm's `eps`): call
+        `model.train()` and `model.eval()` after it. It counts positions from a source's first token, so that sources
+        padded on the left and on the right are the same.
         """
         search = None if args else plain_search(self, inputs, generation_config, kwargs)
         if search is None:

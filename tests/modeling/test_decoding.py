@@ -1,11 +1,9 @@
 """Our greedy and beam search: transformers' tokens, whatever shares the batch."""
 
-import copy
-
 import pytest
 import torch
 from searches import END, PAD, WIDTH, both, sentences
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling import decoding, inference
 from modeling.convert import to_native
@@ -17,9 +15,6 @@ LAYOUTS = [
     {"qkv_bias": False, "scale_embedding": False, "type_vocab_size": 2, "hidden_act": "gelu"},
     {"tie_word_embeddings": False, "decoder_layers": 1},
 ]
-needs_kernels = pytest.mark.skipif(
-    torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="torch has the kernels on x86 alone"
-)
 SEARCHES = [
     {},
     {"eos_token_id": [END, 5, 7]},
@@ -133,8 +128,8 @@ def test_a_step_is_the_whole_model(lively, beams):
 @pytest.mark.parametrize("beams", [1, 4])
 def test_finished_sentences_leave_the_batch(lively, monkeypatch, beams):
     model, sizes = lively(), []
-    step = decoding.Decoder.states
-    monkeypatch.setattr(decoding.Decoder, "states", lambda self, ids: sizes.append(len(ids)) or step(self, ids))
+    step = decoding.Decoder.__call__
+    monkeypatch.setattr(decoding.Decoder, "__call__", lambda self, ids: sizes.append(len(ids)) or step(self, ids))
     torch.manual_seed(1)
     found = model.generate(**sentences(100), num_beams=beams, max_new_tokens=24)
     assert sizes[0] == 100 * beams and sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 3
@@ -157,54 +152,6 @@ def test_best_of_is_topk(count):
         torch.testing.assert_close(top, expected, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(index[[0, 1, 3, 4, 5]], places[[0, 1, 3, 4, 5]])
         torch.testing.assert_close(scores.gather(1, index), top, rtol=0, atol=0, equal_nan=True)
-
-
-def output_layer(rows: Tensor) -> inference.Output:
-    """Of a matrix (V, 64), the second half of the bias like the first."""
-    layer, bias = nn.Linear(64, len(rows), bias=False), torch.randn(2048).repeat(2)[: len(rows)]
-    layer.weight = nn.Parameter(rows)
-    bias[7] = torch.finfo(torch.float32).min  # as padding has it
-    return inference.Output(inference.affine(layer)._replace(bias=bias), inference.screen_of(layer, bias))
-
-
-@needs_kernels
-@torch.no_grad()
-def test_a_screen_finds_the_greatest_logit_or_says_that_it_cannot():
-    torch.manual_seed(0)
-    rows, states = torch.randn(4096, 64), torch.randn(300, 1, 64)
-    nearly = torch.cat([rows[:2048], rows[:2048] * (1 + 1e-3 * torch.randn(2048, 1))])  # half precision mistakes some
-    for matrix, fewest, most in ((rows, 280, 300), (nearly, 20, 200)):
-        output = output_layer(matrix)
-        exact = (states.double()[:, 0] @ matrix.double().t() + output.layer.bias.double()).argmax(-1).tolist()
-        found = [output.screen.likeliest(x) for x in states]
-        assert all(token in (None, best) for token, best in zip(found, exact, strict=True))
-        assert fewest <= sum(token is not None for token in found) <= most
-        assert [int(output.likeliest(x)) for x in states] == exact
-    assert output.screen.likeliest(torch.full((1, 64), torch.nan)) is None
-
-
-def test_what_needs_no_screen(monkeypatch):
-    rows = torch.randn(4096, 64)
-    for others in (rows[:1000], rows.double(), rows.bfloat16(), rows * 1e6, rows / 0):
-        assert output_layer(others).screen is None
-    with torch.autocast("cpu", torch.bfloat16):
-        assert output_layer(rows).screen is None
-    monkeypatch.setattr(torch.backends.quantized, "engine", "qnnpack")  # which has no such kernel
-    assert output_layer(rows).screen is None
-
-
-@needs_kernels
-def test_tokens_of_one_sentence_with_a_screen(lively, monkeypatch):
-    monkeypatch.setattr(inference, "SCREENED", 0)
-    model, found = copy.deepcopy(lively()).float(), []
-    likeliest = inference.Screen.likeliest
-    monkeypatch.setattr(inference.Screen, "likeliest", lambda *args: found.append(likeliest(*args)) or found[-1])
-    torch.manual_seed(1)
-    batch = sentences(40)
-    for ids, mask in zip(*batch.values(), strict=True):
-        ours, theirs = both(monkeypatch, model, input_ids=ids[mask == 1][None], max_new_tokens=20)
-        assert torch.equal(ours, theirs)
-    assert len(found) > 200 and sum(token is not None for token in found) > 0.9 * len(found)
 
 
 @torch.no_grad()

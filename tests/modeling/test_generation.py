@@ -124,12 +124,32 @@ def test_adapters_are_transformers(lively, monkeypatch, side):
         assert not torch.equal(model.generate(**settings), before)
 
 
+class Nowhere(nn.Module):
+    def forward(self, position_ids: Tensor) -> Tensor:
+        return torch.zeros(*position_ids.shape, 32, dtype=torch.double)
+
+
+class Reversed(nn.Module):
+    """Without weights, as an activation is, but in another place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(-1)
+
+
 SURGERY = {
     "a subclass": lambda model: setattr(model, "__class__", type("Mine", (type(model),), {"__module__": "mine"})),
     "a bias": lambda model: setattr(model.lm_head, "bias", nn.Parameter(torch.randn(40).double() * 9)),
     "dropout": lambda model: model.model.encoder.stack.blocks[0].attention_residual.train(),
     "forward": lambda model: setattr(
         model.model.decoder.stack.blocks[0].feed_forward, "forward", lambda x: torch.zeros_like(x)
+    ),
+    "forward of a matrix": lambda model: setattr(model.lm_head, "forward", lambda x: torch.zeros(*x.shape[:-1], 40)),
+    "forward of the last norm": lambda model: setattr(model.model.decoder.stack.norm, "forward", lambda x: x * 2),
+    "an activation": lambda model: setattr(model.model.decoder.stack.blocks[0].feed_forward, "activation", nn.Tanh()),
+    "instead of dropout": lambda model: setattr(model.model.encoder.embeddings, "dropout", Reversed()),
+    "instead of positions": lambda model: setattr(model.model.encoder.embeddings, "positions", Nowhere()),
+    "nothing instead of a matrix": lambda model: setattr(
+        model.model.encoder.stack.blocks[0].attention, "output", nn.Identity()
     ),
     "another kind": lambda model: setattr(
         model.model.decoder.stack.blocks[0], "feed_forward", nn.Sequential(nn.Linear(32, 32).double(), nn.Tanh())
@@ -220,8 +240,10 @@ def test_without_a_length_transformers_warns(lively):
 @pytest.mark.parametrize("beams", [1, 2])
 def test_beyond_the_table_of_positions(lively, beams):
     ids = torch.ones(1, 41, dtype=torch.long)
-    with pytest.raises(ValueError, match="41 tokens, but"):
-        lively().generate(ids, max_new_tokens=5, num_beams=beams)
+    padded = {"input_ids": ids.expand(2, -1), "attention_mask": torch.tensor([[1] * 41, [1] * 7 + [0] * 34])}
+    for inputs in ({"input_ids": ids}, padded):
+        with pytest.raises(ValueError, match="41 tokens, but"):
+            lively().generate(**inputs, max_new_tokens=5, num_beams=beams)
     with pytest.raises(ValueError, match="41 tokens, but"):
         lively().generate(ids[:, :4], max_new_tokens=60, num_beams=beams, eos_token_id=None)
 
@@ -258,13 +280,13 @@ CHANGES = {
     "a fused step": a_fused_step,
     "through .data": lambda model: model.model.encoder.stack.blocks[0].attention.value.weight.data.neg_(),
     "a few numbers through .data": a_few_numbers,
-    "an activation": lambda model: setattr(model.model.decoder.stack.blocks[0].feed_forward, "activation", nn.Tanh()),
+    "positions": lambda model: negate(model.model.decoder.embeddings.positions.weight),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_weights_that_are_kept_for_steps_are_those_of_now(lively, change):
-    model = copy.deepcopy(lively())
+    model = copy.deepcopy(lively(type_vocab_size=2))
     torch.manual_seed(1)
     settings = sentences(20) | {"max_new_tokens": 10}
     before = model.generate(**settings)
