@@ -6,13 +6,23 @@ from typing import Literal
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+# What every model needs at least one of, and shares of which something must be left.
+SIZES = (
+    *("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "encoder_layers"),
+    *("decoder_layers", "vocab_size", "max_position_embeddings", "image_size", "patch_size", "num_channels"),
+)
+SHARES = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"),
+    "label_smoothing",
+)
+
 
 class KeelConfig(PreTrainedConfig):
     """Fields that BERT, the encoder-decoder Transformer and ViT have in common.
 
     Raises:
-        ValueError: `hidden_size` is no multiple of `num_attention_heads`, there is no activation `hidden_act`, or
-            `drop_path_rate` leaves no example.
+        ValueError: a number is out of its range, `hidden_size` is no multiple of `num_attention_heads`, or there is no
+            activation `hidden_act`.
     """
 
     hidden_size: int = 768
@@ -43,6 +53,15 @@ class KeelConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        for name in SIZES:
+            if getattr(self, name, 1) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in SHARES:
+            if not 0 <= (getattr(self, name, 0) or 0) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not (getattr(self, name) is None or getattr(self, name) > 0):
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}: "
@@ -50,10 +69,6 @@ class KeelConfig(PreTrainedConfig):
             )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; there are: {', '.join(ACT2FN)}.")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(
-                f"drop_path_rate={self.drop_path_rate} must be at least 0 and below 1: a share of examples."
-            )
         if self.initializer_range is None:
             self.initializer_range = self.hidden_size**-0.5
 
@@ -106,7 +121,7 @@ class KeelSeq2SeqConfig(KeelConfig):
     """The encoder-decoder Transformer (Vaswani 2017): the defaults are its base size.
 
     Raises:
-        ValueError: there is no decoder layer `alignment_layer`.
+        ValueError: there is no decoder layer `alignment_layer`, or `alignment_weight` is negative.
     """
 
     model_type = "keel-seq2seq"
@@ -166,6 +181,8 @@ class KeelSeq2SeqConfig(KeelConfig):
             raise ValueError(
                 f"alignment_layer={self.alignment_layer}, but the decoder's layers are 0 to {self.decoder_layers - 1}."
             )
+        if self.alignment_weight < 0:
+            raise ValueError(f"alignment_weight={self.alignment_weight} must be at least 0.")
 
 
 class KeelViTConfig(KeelConfig):
@@ -227,8 +244,6 @@ class KeelViTConfig(KeelConfig):
                 f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}: "
                 "the patches must cover the image."
             )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
         if self.decoder_num_hidden_layers < 0:
             raise ValueError(f"decoder_num_hidden_layers={self.decoder_num_hidden_layers} must be at least 0.")
         if self.position_grid_size is not None and self.position_grid_size < 1:

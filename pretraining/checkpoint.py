@@ -5,11 +5,16 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import nn
+
+from pretraining.errors import one_line
 
 
 @dataclass
@@ -43,6 +48,19 @@ class State:
     """What the probe found at the run's start: a resumed run computes in the same way."""
     contract: dict[str, Any] = field(default_factory=dict)
     """What decides the data and the mathematics of a step; a resumed run must have the same."""
+
+
+HELD: dict[Path, FileLock] = {}
+
+
+def claim(folder: Path) -> None:
+    """The run's folder is this process's until it ends; ValueError where it is another's."""
+    path = folder.resolve() / "checkpoints" / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        HELD.setdefault(path, FileLock(path, timeout=0)).acquire()
+    except Timeout as error:
+        raise ValueError(f"another process is training in {folder}: wait for it, or give another --name.") from error
 
 
 def find(folder: Path) -> list[Path]:
@@ -112,15 +130,25 @@ def choose(folder: Path, resume: str) -> Path | None:
 
 
 def read_state(path: Path) -> State:
-    """The state in a checkpoint."""
-    return State(**json.loads((path / "state.json").read_text()))
+    """The state in a checkpoint; ValueError where it cannot be read."""
+    try:
+        return State(**json.loads((path / "state.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"the checkpoint {path} cannot be read ({one_line(error)}): restore it, or move it away to go on from the one "
+        "before."
+    )
 
 
 def load(accelerator: Accelerator, path: Path, state: State, contract: dict[str, Any]) -> None:
     """Weights and optimizer of the checkpoint that `state` was read from.
 
     Raises:
-        ValueError: it was made with other settings.
+        ValueError: it was made with other settings, or is damaged.
     """
     for name, value in contract.items():
         saved = state.contract.get(name, value)  # an older version's checkpoint knows fewer settings
@@ -129,7 +157,10 @@ def load(accelerator: Accelerator, path: Path, state: State, contract: dict[str,
                 f"{path} was trained with {name}={saved}, now it is {value}: resume with the same settings, or start "
                 "another run with --name."
             )
-    accelerator.load_state(str(path))
+    try:
+        accelerator.load_state(str(path))
+    except (OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise unreadable(path, error) from error
 
 
 @torch.no_grad()

@@ -49,9 +49,9 @@ def evaluate(
     return {name: total / max(count, 1) for name, (total, count) in totals.items()} | judged
 
 
-def report(step: int, measures: dict[str, float], signatures: dict[str, str]) -> str:
+def report(step: int, examples: int, measures: dict[str, float], signatures: dict[str, str]) -> str:
     """How good the exported weights are; of many groups (classes, locales) the worst."""
-    lines = [f"held out, the weights of step {step:,}:"]
+    lines = [f"held out, {examples:,} examples, the weights of step {step:,}:"]
     groups = sorted((name for name in measures if " " in name), key=measures.__getitem__)
     for name, value in measures.items():
         if name in groups[GROUPS:]:

@@ -23,6 +23,15 @@ def wandb_mode(settings: LogSettings) -> str:
     return os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
 
 
+def flat(resolved: str) -> dict[str, bool | int | float | str]:
+    """Resolved settings by their names on the command line, of plain values: tensorboard takes no other."""
+    return {
+        ".".join(filter(None, (section, name))): value if isinstance(value, bool | int | float) else str(value)
+        for section, values in (yaml.safe_load(resolved) or {}).items()
+        for name, value in (values if isinstance(values, dict) else {"": values}).items()
+    }
+
+
 class Log:
     """Speaks on the main process alone."""
 
@@ -46,7 +55,12 @@ class Log:
         """
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(settings.resolved)
+            config = self.folder / "config.yaml"
+            before, now = flat(config.read_text() if config.exists() else ""), flat(settings.resolved)
+            changed = [f"{name} {before[name]} -> {now[name]}" for name in before if before[name] != now.get(name)]
+            if state.step and changed:
+                self.say(f"from step {state.step} on: {', '.join(changed)}")
+            config.write_text(settings.resolved)
             kept = [line for line in self.read() if line["step"] <= state.step > 0]
             unfinished = self.metrics.with_suffix(".unfinished")
             unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -64,14 +78,9 @@ class Log:
                 "dir": str(self.folder),
                 "settings": wandb.Settings(silent=True),
             }
-            sections = yaml.safe_load(settings.resolved)
-            config = {  # flat, of plain values: tensorboard takes no other
-                ".".join(filter(None, (section, name))): value if isinstance(value, bool | int | float) else str(value)
-                for section, values in sections.items()
-                for name, value in (values if isinstance(values, dict) else {"": values}).items()
-            }
             trackio = {"name": f"{settings.name}-{state.run_id}", "resume": "allow"}
-            accelerator.init_trackers(self.settings.project, config, {"wandb": options, "trackio": trackio})
+            trackers = {"wandb": options, "trackio": trackio}
+            accelerator.init_trackers(self.settings.project, flat(settings.resolved), trackers)
         try:
             yield
         finally:

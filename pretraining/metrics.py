@@ -6,6 +6,8 @@ import evaluate
 from datasets import Features, Value
 from sacrebleu.metrics import BLEU, CHRF
 
+from pretraining.errors import one_line
+
 
 class TextMetric(evaluate.Metric):
     """A measure of predicted against reference texts, one reference each."""
@@ -14,8 +16,7 @@ class TextMetric(evaluate.Metric):
         features = Features({"predictions": Value("string"), "references": Value("string")})
         return evaluate.MetricInfo(description=type(self).__doc__ or "", citation="", features=features)
 
-    @classmethod
-    def signature(cls) -> str:
+    def signature(self) -> str:
         """By what rules it is computed, as papers print it."""
         return ""
 
@@ -30,14 +31,30 @@ def signature_of(metric: BLEU | CHRF) -> str:
 
 
 class Bleu(TextMetric):
-    """SacreBLEU of the corpus (Post 2018), 0 to 100: cased, 13a tokenisation."""
+    """SacreBLEU of the corpus (Post 2018), 0 to 100: cased.
+
+    Args:
+        tokenize: sacreBLEU's name of how texts are cut into what is counted.
+
+    Raises:
+        ValueError: that way needs a package which is not installed.
+    """
+
+    def __init__(self, tokenize: str = "13a"):
+        super().__init__()
+        try:
+            self.rules = BLEU(tokenize=tokenize)
+        except (ImportError, RuntimeError) as error:
+            package = tokenize.removesuffix("-mecab")
+            raise ValueError(
+                f"sacreBLEU cannot tokenise by {tokenize} ({one_line(error)}): pip install 'sacrebleu[{package}]'."
+            ) from error
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        return {"score": BLEU().corpus_score(predictions, [references]).score}
+        return {"score": self.rules.corpus_score(predictions, [references]).score}
 
-    @classmethod
-    def signature(cls) -> str:
-        return signature_of(BLEU())
+    def signature(self) -> str:
+        return signature_of(self.rules)
 
 
 class ChrF(TextMetric):
@@ -46,8 +63,7 @@ class ChrF(TextMetric):
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         return {"score": CHRF().corpus_score(predictions, [references]).score}
 
-    @classmethod
-    def signature(cls) -> str:
+    def signature(self) -> str:
         return signature_of(CHRF())
 
 
@@ -57,6 +73,3 @@ class ExactMatch(TextMetric):
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         equal = [one == other for one, other in zip(predictions, references, strict=True)]
         return {"score": sum(equal) / len(equal)}
-
-
-METRICS: dict[str, type[TextMetric]] = {"bleu": Bleu, "chrf": ChrF, "exact_match": ExactMatch}

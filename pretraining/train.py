@@ -81,6 +81,7 @@ def check_scale(accelerator: Accelerator, settings: Settings) -> None:
         "optim.optimizer: muon": settings.optim.optimizer == "muon",
         "optim.ema": settings.optim.ema,
         "train.phases": settings.train.phases,
+        "objective.written above 0": getattr(settings.objective, "written", 0),  # processes end after other steps
     }
     for name, asked in unproven.items():
         if asked:
@@ -173,6 +174,8 @@ def train(settings: Settings) -> None:
     if options.minutes is not None:
         log.say("the budget is in minutes: two such runs are never equal, and a resumed one is not exact")
 
+    if accelerator.is_main_process:
+        checkpoint.claim(folder)
     with log.running(accelerator, settings, state):
         measured: list[dict[str, Tensor]] = []
         logged = (state.tokens, state.seconds)
@@ -308,10 +311,10 @@ def train(settings: Settings) -> None:
         probe = objective.finish(Steps(objective, "validation", 0, held_out, micro_batch=4, rank=0, ranks=1)[0, 0.0][0])
         inputs = {name: value for name, value in probe.items() if name not in (*objective.targets, "read_at")}
         write_probe(opened, inputs, folder / "probe.safetensors")
-        results = {"step": step, **told, "signatures": objective.signatures}
+        results = {"step": step, "examples": len(held_out.examples), **told, "signatures": objective.signatures}
         (folder / "results.json").write_text(json.dumps(results, indent=1))
         log.say(f"\n{state.step:,} steps, {state.tokens:,} {objective.unit}, {state.seconds:.0f} s of training")
-        log.say(report(step, told, objective.signatures))
+        log.say(report(step, len(held_out.examples), told, objective.signatures))
         for path in objective.draw_pictures(folder):
             log.say(f"  drawn: {path}")
         for sample in objective.samples(opened, settings.evaluation.samples):
@@ -323,6 +326,7 @@ def train(settings: Settings) -> None:
 def make_contract(settings: Settings, objectives: list[Objective]) -> dict[str, Any]:
     """What a resumed run must have in common with the one that it continues."""
     model = {name: value for name, value in settings.model.to_dict().items() if name not in NOT_SET_BY_HAND}
+    learnt = {name: value for name, value in asdict(settings.objective).items() if name not in objectives[0].asides}
     contract = {
         "seed": settings.seed,
         "the data's fingerprint": " ".join(objective.fingerprint for objective in objectives),
@@ -330,7 +334,7 @@ def make_contract(settings: Settings, objectives: list[Objective]) -> dict[str, 
         **{f"train.{name}": getattr(settings.train, name) for name in CONTRACT},
         **{f"optim.{name}": getattr(settings.optim, name) for name in ("optimizer", "layer_decay", "ema")},
         **{f"model.{name}": value for name, value in model.items()},
-        **{f"objective.{name}": value for name, value in asdict(settings.objective).items()},
+        **{f"objective.{name}": value for name, value in learnt.items()},
     }
     if settings.init_from is not None and settings.tokenizer is not None:
         # The checkpoint's table may have more rows than the tokenizer has entries.

@@ -32,8 +32,11 @@ Cells = Iterator[tuple[str, Cell, Cell, Cell | None]]  # the pair's name, source
 
 
 def _tsv(path: str, columns: Columns) -> Rows:
-    """Cells stand between tabs, and quotes are text. If no column is asked for there is no header."""
-    header = None if columns else HEADER
+    """Cells stand between tabs, and quotes are text. If no column is asked for there is no header.
+
+    More cells than columns are passed over where the first line has more, too; else they are a tab that is none.
+    """
+    header, loose = (None, False) if columns else (HEADER, None)
     for number, line in enumerate(lines(path), 1):
         cells = line.rstrip("\n").split("\t")
         if cells == [""]:  # a blank line
@@ -42,7 +45,9 @@ def _tsv(path: str, columns: Columns) -> Rows:
             header = cells
             readers.check_columns(columns, header, path)
             continue
-        if len(cells) < len(header):
+        if loose is None:
+            loose = len(cells) > len(header)
+        if len(cells) < len(header) or (len(cells) > len(header) and not loose):
             raise ValueError(f"{path}:{number} has {len(cells)} cells instead of {len(header)}: part them by tabs")
         yield f"{path}:{number}", dict(zip(header, cells, strict=False))
 

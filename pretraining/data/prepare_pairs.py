@@ -17,7 +17,7 @@ from pretraining.data.prepare import encode
 if TYPE_CHECKING:  # the processes that tokenise import this file, and transformers would bring them torch
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1  # of what lies on disk: raise it when the arrays change, and old caches are left alone
+VERSION = 2  # of what lies on disk: raise it when the arrays change, and old caches are left alone
 AT_A_TIME = 500  # pairs tokenised
 ARRAYS = {"offsets": "int64", "groups": "uint16", "points": "uint16", "point_offsets": "int64"}
 
@@ -67,9 +67,10 @@ class PreparedPairs:
 
 
 def words_of(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """The number of the word, by spaces, that each token of a text begins in."""
-    number = np.cumsum([c.isspace() for c in text])  # of the word that a character belongs to
-    # A token may begin with the space before its word.
+    """The number of the word, by spaces, that each token of a text ends in, or that stands behind it."""
+    spaces = np.array([c.isspace() for c in text], dtype=bool)
+    begins = ~spaces & np.concatenate([[True], spaces[:-1]])
+    number = begins.cumsum() - ~spaces  # of the word that a character belongs to, or that a space stands before
     offsets = tokenizer.encode(text, add_special_tokens=False).offsets
     return np.array([number[min(end, len(text)) - 1] for _, end in offsets], dtype=np.int64)
 

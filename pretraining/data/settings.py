@@ -124,6 +124,11 @@ class PairSettings:
             raise ValueError(f"data.columns is {self.columns}: it must be the source's and the target's column.")
         if bool(self.source_language) != bool(self.target_language):
             raise ValueError("data.source_language and data.target_language belong together: set both, or neither.")
+        for one, other in (("source_language", "target_language"), ("source_files", "target_files")):
+            if getattr(self, one) and getattr(self, one) == getattr(self, other):
+                raise ValueError(f"data.{one} and data.{other} are both {getattr(self, one)}: name one for each side.")
+        if len(set(self.columns)) == 1:
+            raise ValueError(f"data.columns is {self.columns}: name the source's column and the target's.")
         lines = ["source_files", "target_files"]
         named = [kind for kind in ("files", *lines, "alignment_files") if getattr(self, kind)]
         held = [f"validation_{kind}" for kind in ("files", *lines) if getattr(self, f"validation_{kind}")]
@@ -140,6 +145,11 @@ class PairSettings:
                 f"Of the held-out files, {', '.join(held)} is named: name data.validation_files, or "
                 "data.validation_source_files and data.validation_target_files."
             )
+
+    @property
+    def names_held_out(self) -> bool:
+        """Whether a held-out split is named, instead of a share of the pairs."""
+        return bool(self.validation_files or self.validation_source_files or self.validation_split)
 
 
 @dataclass
@@ -167,6 +177,7 @@ class TokenizerSettings:
 
     def __post_init__(self) -> None:
         between("tokenizer.new_words", self.new_words, 0)
+        between("tokenizer.sample_characters", self.sample_characters, 1)
         if self.path is None and (self.new_words or self.words):
             name = "new_words" if self.new_words else "words"
             raise ValueError(

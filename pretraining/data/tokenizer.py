@@ -225,8 +225,12 @@ def load_tokenizer(path: str, part: str = "") -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or Hub name, or of the folder `part` in it; a ValueError where there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, subfolder=part)
+        if not tokenizer.is_fast:
+            raise ValueError(f"a {type(tokenizer).__name__} is none of the library tokenizers, whose processes read it")
         if not len(regular_ids(tokenizer)):  # what transformers makes of a BERT model's folder without a vocabulary
             raise ValueError("it has no vocabulary")
+        if len(tokenizer) <= (last := max(tokenizer.get_vocab().values())):
+            raise ValueError(f"it has {len(tokenizer)} entries, but numbers up to {last}")
         return tokenizer
     except Exception as error:  # there are dozens, from missing files to a missing network
         raise ValueError(
@@ -290,6 +294,23 @@ def require_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> 
         raise ValueError(
             f"the tokenizer {tokenizer.name_or_path!r} has no {' and no '.join(missing)}: give it one with "
             f"add_special_tokens({{{missing[0]!r}: ...}}) and save it, or leave path empty to train one"
+        )
+
+
+def require_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError unless the tokenizer puts its end behind a text and nothing else around it, as `SEQ2SEQ`."""
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if end == pad:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has {tokenizer.pad_token!r} for padding and for the end: give "
+            "it a pad_token of its own and save it, or leave path empty to train one"
+        )
+    found = tokenizer("a").input_ids
+    if found != [*tokenizer("a", add_special_tokens=False).input_ids, end]:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} makes {tokenizer.convert_ids_to_tokens(found)} of 'a', but an "
+            f"encoder-decoder reads a text and then its end, {tokenizer.eos_token!r}: set its post_processor to "
+            "TemplateProcessing of '$A' and the end and save it, or leave path empty to train one"
         )
 
 

@@ -14,7 +14,7 @@ from pretraining.data.noise import count_spans, hide_spans, permute
 from pretraining.data.rows import Example
 from pretraining.data.settings import between
 from pretraining.data.text import Text, prepare
-from pretraining.data.tokenizer import require_tokens
+from pretraining.data.tokenizer import require_end, require_tokens
 from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
 
 
@@ -54,6 +54,7 @@ class Denoising(Seq2Seq):
         self.corpus = prepare(self.run.data, self.run.tokenizer, limit, short_rate, cache, writer, "seq2seq")
         self.tokenizer = self.corpus.tokenizer
         require_tokens(self.tokenizer, ("pad_token", "eos_token", "mask_token"))
+        require_end(self.tokenizer)
         self.open()
         return self.corpus.describe(limit, self.run.seed)
 
@@ -64,6 +65,9 @@ class Denoising(Seq2Seq):
 
     def index(self, split: str, epoch: int) -> np.ndarray:
         return self.corpus.index(split, epoch, self.seed(split))
+
+    def in_any_epoch(self, split: str) -> np.ndarray:
+        return np.arange(len(self.corpus.splits[split]))
 
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
         data = self.corpus.splits[split]

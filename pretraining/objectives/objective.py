@@ -44,6 +44,9 @@ class Objective(ABC):
     signatures: dict[str, str] = {}
     """How a measure is computed, where its name alone does not say it."""
 
+    asides: tuple[str, ...] = ()
+    """Settings that change no step, only what is told or handed over at the end: a resumed run may change them."""
+
     inputs: dict[str, tuple[str, str]]
     """What turns a user's data into the model's input: its name, its Auto class, its folder in the model's."""
 

@@ -1,5 +1,6 @@
 """What translation and denoising share: a source and a target in one packed row, and texts that a model writes."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration
 from pretraining.data.plan import choose_row_lengths
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
 from pretraining.data.settings import between
-from pretraining.metrics import METRICS, ExactMatch, TextMetric
+from pretraining.metrics import Bleu, ChrF, ExactMatch, TextMetric
 from pretraining.objectives.objective import TokenObjective, TokenObjectiveSettings, by_all_processes
 from pretraining.settings import Settings
 
@@ -30,10 +31,12 @@ class Seq2SeqSettings(TokenObjectiveSettings):
     """Tokens in a packed row, on the side that has more of them; null: as the data's lengths ask for."""
     metric: Literal["loss", "bleu", "chrf", "exact_match"] = "loss"
     """The measure that decides which checkpoint is best."""
+    bleu_tokenize: Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char"] = "13a"
+    """How sacreBLEU cuts the targets into words: zh, ja-mecab, ko-mecab or char for those without spaces."""
     written: int = 256
     """Held-out examples of which, at each evaluation, the model writes the target by itself, greedily; 0: none."""
     beams: int = 4
-    """Beams with which the exported model writes all held-out targets at the end, and by default ever after."""
+    """Beams with which the exported model writes the held-out targets at the end, and by default ever after."""
     length_penalty: float = 1.0
     """Of a beam: its log-probability is divided by its length to this power."""
 
@@ -46,10 +49,10 @@ class Seq2SeqSettings(TokenObjectiveSettings):
             raise ValueError(f"objective.metric is {self.metric}, of what the model writes: set objective.written.")
 
 
-def compare(found: list[tuple[str, str, str]], kind: type[TextMetric]) -> float:
+def compare(found: list[tuple[str, str, str]], metric: TextMetric) -> float:
     """A measure of what was written, from (group, written, reference)."""
     _, written, references = zip(*found, strict=True)
-    return kind().score(written, references)
+    return metric.score(written, references)
 
 
 class Seq2Seq(TokenObjective):
@@ -59,16 +62,27 @@ class Seq2Seq(TokenObjective):
     """
 
     targets: tuple[str, ...] = ("labels",)
+    asides = ("beams", "length_penalty")
 
     def configure(self, settings: Settings) -> None:
         super().configure(settings)
         self.metric = self.settings.metric
         self.lower_is_better = self.metric == "loss"
-        self.signatures = {name: kind.signature() for name, kind in METRICS.items()}
+        self.signatures = {name: metric.signature() for name, metric in self.metrics().items()}
+
+    def metrics(self) -> dict[str, TextMetric]:
+        """What is measured of written texts, by name."""
+        return {"bleu": Bleu(self.settings.bleu_tokenize), "chrf": ChrF(), "exact_match": ExactMatch()}
 
     def open(self) -> None:
-        train, held = (self.lengths(split, 0, self.index(split, 0)) for split in ("train", "validation"))
-        self.row_lengths = choose_row_lengths(train, held.max(0), self.settings.row_length)
+        splits = ("train", "validation")
+        longest = [self.lengths(split, 0, self.in_any_epoch(split)).max(0) for split in splits]
+        train = self.lengths("train", 0, self.index("train", 0))
+        self.row_lengths = choose_row_lengths(train, np.max(longest, axis=0), self.settings.row_length)
+
+    @abstractmethod
+    def in_any_epoch(self, split: str) -> np.ndarray:
+        """The examples that the split has in one epoch or another: (N,)."""
 
     @property
     def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
@@ -90,8 +104,10 @@ class Seq2Seq(TokenObjective):
             tokenizer.model_max_length = config.max_position_embeddings
         model = KeelSeq2SeqForConditionalGeneration(config)
         defaults: Any = model.generation_config
-        defaults.max_length = self.settings.sequence_length
-        defaults.num_beams, defaults.length_penalty = self.settings.beams, self.settings.length_penalty
+        defaults.max_length = self.settings.sequence_length + 1  # the start token
+        defaults.num_beams = self.settings.beams
+        if self.settings.beams > 1:  # transformers saves no penalty of what no beam pays
+            defaults.length_penalty = self.settings.length_penalty
         return model
 
     def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
@@ -150,6 +166,10 @@ class Seq2Seq(TokenObjective):
         """What tokens of a side ("input_ids" or "labels") say."""
         return str(self.tokenizers[side].decode(ids.tolist(), skip_special_tokens=True)).strip()
 
+    def references(self, index: np.ndarray, examples: list[Example]) -> list[str]:
+        """What the model should write for held-out examples `index` (N,), as their source has it."""
+        return [self.text("labels", example["labels"]) for example in examples]
+
     @torch.no_grad()
     def judge(
         self, model: nn.Module, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
@@ -169,23 +189,25 @@ class Seq2Seq(TokenObjective):
             examples = self.examples("validation", 0, own)
             sources = [example["input_ids"] for example in examples]
             written = self.write(accelerator.unwrap_model(model), sources, beams)
-            references = [self.text("labels", example["labels"]) for example in examples]
-            return list(zip(map(self.group, own.tolist()), written, references, strict=True))
+            return list(zip(map(self.group, own.tolist()), written, self.references(own, examples), strict=True))
 
         found = by_all_processes(index, accelerator, write)
-        measures = {name: compare(found, kind) for name, kind in METRICS.items()}
+        measures = {name: compare(found, metric) for name, metric in self.metrics().items()}
         if thorough:
             for group in sorted({group for group, *_ in found} - {""}):
-                measures[f"exact_match {group}"] = compare([row for row in found if row[0] == group], ExactMatch)
+                measures[f"exact_match {group}"] = compare([row for row in found if row[0] == group], ExactMatch())
         return measures
 
     @torch.no_grad()
     def samples(self, model: Any, count: int) -> list[str]:
         """Some sources, what the model makes of them, and what was right."""
-        examples = self.examples("validation", 0, self.index("validation", 0)[:count])
-        written = self.write(model, [example["input_ids"] for example in examples], 1)
+        index = self.index("validation", 0)[:count]
+        examples = self.examples("validation", 0, index)
+        sources = [example["input_ids"] for example in examples]
+        told = map(self.text, ["input_ids"] * len(sources), sources)
         return [
             f"{source}\n    written: {text}\n    right:   {target}"
-            for example, text in zip(examples, written, strict=True)
-            for source, target in [[self.text(side, example[side]) for side in self.tokenizers]]
+            for source, text, target in zip(
+                told, self.write(model, sources, 1), self.references(index, examples), strict=True
+            )
         ]

@@ -19,7 +19,7 @@ from pretraining.data.prepare_pairs import prepare_pairs
 from pretraining.data.rows import IGNORED, Example, pack_tokens
 from pretraining.data.settings import between
 from pretraining.data.stored import require_held_out
-from pretraining.data.tokenizer import TARGET, build_tokenizer, require_tokens
+from pretraining.data.tokenizer import TARGET, build_tokenizer, require_end, require_tokens
 from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
 
 
@@ -57,6 +57,7 @@ class Translation(Seq2Seq):
     def prepare(self, writer: bool) -> list[str]:
         cache, options = Path(self.run.cache).expanduser(), self.run.data
         pairs, self.repeated = load_pairs(options)
+        self.held_out = pairs["validation"].dataset
         require_held_out(pairs, "pairs", "set data.validation_fraction")
         self.build_tokenizers(pairs["train"], cache, writer)
         tokenizers, processes = list(self.tokenizers.values()), count_processes(options.processes)
@@ -84,6 +85,8 @@ class Translation(Seq2Seq):
                 "tokenizer.separate: the numbers of entries, the ids of the end and of padding are {} of the sources' "
                 "tokenizer and {} of the targets': both must have the same.".format(*numbers)
             )
+        for tokenizer in (source, target):
+            require_end(tokenizer)
 
     def check_alignments(self) -> None:
         """Raises ValueError where word alignments are to be learnt and there are none, or none can be seen."""
@@ -116,19 +119,23 @@ class Translation(Seq2Seq):
         """
         lengths = self.data[split].lengths
         long = lengths.max(1) >= self.settings.sequence_length  # and an end token
+        without = (lengths.min(1) == 0) & ~long
         unlike = lengths.max(1) > self.settings.max_ratio * np.maximum(lengths.min(1), 1)
+        unlike &= ~long & ~without & bool(self.settings.max_ratio)
+        if split == "validation" and self.run.data.names_held_out:  # as it is, so that scores on it compare
+            unlike[:] = False
         reasons = {
             f"longer than {self.settings.sequence_length} tokens": long,
-            f"more than {self.settings.max_ratio:g} times as long as their other side": unlike
-            & ~long
-            & bool(self.settings.max_ratio),
+            "of no token on a side": without,
+            f"more than {self.settings.max_ratio:g} times as long as their other side": unlike,
         }
         kept = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
         if not len(kept):
             why = " and ".join(f"{found.sum():,} are {reason}" for reason, found in reasons.items() if found.any())
+            mends = {"objective.sequence_length": long, "another tokenizer": without, "objective.max_ratio": unlike}
             raise ValueError(
                 f"Nothing of the {split} split is left, of whose {len(lengths):,} pairs {why}: set "
-                "objective.sequence_length or objective.max_ratio higher."
+                f"{' or '.join(mend for mend, found in mends.items() if found.any())} higher."
             )
         return kept, {reason: int(found.sum()) for reason, found in reasons.items()}
 
@@ -150,6 +157,9 @@ class Translation(Seq2Seq):
         if split == "train":
             return kept
         return kept[np.argsort(draws.mix(self.seed(split), epoch, draws.SUBSET, kept), kind="stable")]
+
+    def in_any_epoch(self, split: str) -> np.ndarray:
+        return self.kept[split]
 
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
         return self.data[split].lengths[index] + 1
@@ -181,6 +191,10 @@ class Translation(Seq2Seq):
 
     def judged(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value for name, value in batch.items() if name != "alignment_labels"}
+
+    def references(self, index: np.ndarray, examples: list[Example]) -> list[str]:
+        """The targets themselves: what a tokenizer makes of them may be lower-case, or lack what it does not know."""
+        return self.held_out.select(index)["target"][:]
 
     def group(self, number: int) -> str:
         data = self.data["validation"]

@@ -312,8 +312,19 @@ def test_values_that_are_no_pairs():
     mistake("b.jsonl:1, en holds 3 instead of text: set columns", files=["b.jsonl"], **COLUMNS)
     Path("a.tsv").write_text("one\teins\ntwo zwei\n")
     mistake("a.tsv:2 has 1 cells instead of 2: part them by tabs", files=["a.tsv"])
+    Path("a.tsv").write_text("one\teins\ntwo\tzw\tei\n")
+    mistake("a.tsv:2 has 3 cells instead of 2", files=["a.tsv"])
+    Path("b.tsv").write_text("one\teins\tby Ann\ntwo\tzwei\tby Bob\n")
+    assert sides(load("b.tsv", validation_fraction=0)[0]["train"]) == [("one", "eins"), ("two", "zwei")]
     Path("empty.tsv").touch()
     mistake("empty.tsv holds no pairs", files=["empty.tsv"])
+
+
+def test_one_side_twice():
+    write("a.jsonl", PAIRS)
+    mistake("source_language and data.target_language", files=["a.jsonl"], source_language="en", target_language="en")
+    mistake("data.columns is ['en', 'en']", files=["a.jsonl"], columns=["en", "en"])
+    mistake("data.source_files and data.target_files", source_files=["a.en"], target_files=["a.en"])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import sacrebleu
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertTokenizer, MarianMTModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertTokenizer, GenerationConfig, MarianMTModel
 
 from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration
 from modeling.convert import to_native
@@ -165,7 +165,10 @@ def test_what_is_written_is_judged_against_all_targets(objective: Seq2Seq, monke
 def test_metrics_are_those_of_sacrebleu():
     written, right = ["The dog sat on a mat .", "hello"], ["The dog sat on the mat .", "hello"]
     assert Bleu().score(written, right) == sacrebleu.corpus_bleu(written, [right]).score
-    assert Bleu.signature().startswith("nrefs:1|case:mixed|eff:no|tok:13a")
+    assert Bleu().signature().startswith("nrefs:1|case:mixed|eff:no|tok:13a")
+    written, right = ["一只狗在草地上跑。", "你好"], ["一只狗在沙滩上跑。", "你好"]
+    assert Bleu("zh").score(written, right) == sacrebleu.corpus_bleu(written, [right], tokenize="zh").score > 40
+    assert "tok:zh" in Bleu("zh").signature() and Bleu().score(written, right) == 0
     assert ExactMatch().score(written, right) == 0.5
 
 
@@ -181,6 +184,8 @@ def test_word_alignments_become_those_of_tokens(objective: Seq2Seq):
         for side in zip(tokens, words, strict=True)
     ]
     assert [text.strip("Ġ ") for text in spelt] == ["eight", "nine"]
+    odd = words_of(backends[0], "seven  eight")  # as aligners count, two spaces are one
+    assert [*dict.fromkeys(odd)] == [0, 1]
     points = token_points("0-1 1-0", *words)
     assert {(int(words[0][s]), int(words[1][t])) for s, t in points} == {(0, 1), (1, 0)}
     count = [[int((side == word).sum()) for word in (0, 1)] for side in words]
@@ -198,6 +203,60 @@ def test_pairs_that_are_too_long_or_too_unlike_are_left_out_and_counted(argument
     said = " ".join(lines)
     assert "1 longer than 32 tokens" in said and "1 more than 9 times as long as their other side" in said
     assert sum(map(len, objective.kept.values())) == 300
+    held = tmp_path / "held.tsv"
+    held.write_text(f"{'eight ' * 4}\t8\n{'one two three four five ' * 20}\t1\nnine\t9\n")
+    named = ["--train.steps=1", f'--data.files=["{path}"]', f'--data.validation_files=["{held}"]']
+    objective = OBJECTIVES["translation"](parse([*arguments("translation"), *named, "--tokenizer.vocab_size=290"]))
+    assert "left out: 1 longer than 32 tokens" in objective.prepare(writer=True)[-1]  # or scores would not compare
+    assert len(objective.kept["validation"]) == 2
+
+
+def test_references_are_what_people_wrote(arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not what is left of it in the tokens, where upper case and rare characters may be lost."""
+    path = tmp_path / "odd.tsv"
+    path.write_text("".join(f"one two {i}\tEins Zwei  {i}, Ω{chr(0x4E00 + i)}\n" for i in range(300)))
+    run = [*arguments("translation"), "--train.steps=1", f'--data.files=["{path}"]', "--tokenizer.kind=unigram"]
+    objective = OBJECTIVES["translation"](parse([*run, "--tokenizer.cased=false", "--tokenizer.vocab_size=320"]))
+    objective.prepare(writer=True)
+    index = objective.index("validation", 0)[:5]
+    examples = objective.examples("validation", 0, index)
+    references = objective.references(index, examples)
+    assert all(text.startswith("Eins Zwei  ") and "Ω" in text for text in references)
+    sources = [objective.text("input_ids", example["input_ids"]).split()[-1] for example in examples]
+    assert sources == [text.split()[2].strip(",") for text in references]
+    assert not set(references) & {objective.text("labels", example["labels"]) for example in examples}
+
+
+def test_rows_have_room_for_what_only_a_later_epoch_has(arguments, tmp_path: Path):
+    """Of a source of weight 0.1 each epoch takes another tenth."""
+    path = tmp_path / "texts"
+    path.mkdir()
+    for number in range(204):
+        (path / f"{number}.txt").write_text(f"word {number}." if number < 200 else f"long {number} " * 12)
+    run = [*arguments("denoising"), f'--data.files=["{path}/*.txt"]', "--data.weight=0.1", "--train.steps=1"]
+    run += ["--objective.sequence_length=64", "--objective.row_length=null", "--tokenizer.vocab_size=270"]
+    run += ["--data.validation_fraction=0.03"]
+    for seed in range(20):
+        objective = OBJECTIVES["denoising"](parse([*run, "--data.near_duplicates=1", f"--seed={seed}"]))
+        objective.prepare(writer=True)
+        first, *later = (objective.lengths("train", at, objective.index("train", at)).max() for at in range(40))
+        if first < max(later):
+            break
+    assert objective.lengths("validation", 0, objective.index("validation", 0)).max() <= first < max(later)
+    assert max(later) <= max(objective.row_lengths)
+
+
+def test_how_a_finished_model_writes_may_still_be_chosen(arguments, tmp_path: Path):
+    """One beam pays no penalty; a run that has ended is judged and handed over again with others."""
+    run = [*arguments("translation"), "--train.steps=2", f"--runs={tmp_path}", "--name=one"]
+    main([*run, "--objective.beams=1", "--objective.length_penalty=0.6"])
+    written = GenerationConfig.from_pretrained(tmp_path / "one/model")
+    assert written.num_beams in (None, 1) and written.max_length == 33
+    main([*run, "--objective.beams=3", "--objective.length_penalty=0.6"])
+    written = GenerationConfig.from_pretrained(tmp_path / "one/model")
+    assert (written.num_beams, written.length_penalty) == (3, 0.6)
+    results = json.loads((tmp_path / "one/results.json").read_text())
+    assert results["step"] == 2 and results["examples"] == 39
 
 
 BAD = {
@@ -205,6 +264,11 @@ BAD = {
     "no pair is alike": (["--objective.max_ratio=0.5"], "Nothing of the train split is left"),
     "wordpiece cannot write": (["--tokenizer.kind=wordpiece"], "choose bpe or unigram"),
     "another family's objective": (["--objective.name=sentence_pairs"], "sentence_pairs"),
+    "a tokenizer that puts more around a text": (["--tokenizer.path={tmp}/around"], "reads a text and then its end"),
+    "a tokenizer that pads with the end": (["--tokenizer.path={tmp}/padded"], "for padding and for the end"),
+    "a model of no heads": (["--model.num_attention_heads=0"], "num_attention_heads=0 must be at least 1"),
+    "a share of more than all": (["--model.label_smoothing=1.5"], "label_smoothing=1.5 must be at least 0"),
+    "nothing to train a tokenizer on": (["--tokenizer.sample_characters=0"], "sample_characters is 0"),
     "a measure that is not taken": (["--objective.metric=bleu", "--objective.written=0"], "objective.written"),
     "nothing held out": (["--data.validation_fraction=0"], "Nothing is held out"),
     "a tokenizer without an end": (["--tokenizer.path={tmp}/bert"], "eos_token"),
@@ -225,6 +289,9 @@ def test_wrong_input_is_one_sentence(case: str, arguments, tmp_path: Path, capsy
     for folder, more in (("unlike", []), ("unlike/target", ["two"])):
         unlike = BertTokenizer({word: i for i, word in enumerate(words + more)}, eos_token="[SEP]")
         unlike.save_pretrained(tmp_path / folder)
+    BertTokenizer({word: i for i, word in enumerate(words)}, eos_token="[SEP]").save_pretrained(tmp_path / "around")
+    end = {"eos_token": "[SEP]", "pad_token": "[SEP]"}
+    BertTokenizer({word: i for i, word in enumerate(words)}, **end).save_pretrained(tmp_path / "padded")
     for folder, shared in (("one", True), ("two", False)):
         KeelSeq2SeqConfig(share_encoder_decoder_embeddings=shared).save_pretrained(tmp_path / folder)
     more, expected = BAD[case]
@@ -345,7 +412,7 @@ def test_whoever_opens_it_writes_as_it_was_judged(trained: Path):
     """Beams and length are the checkpoint's own; no space comes before the first word."""
     model = AutoModelForSeq2SeqLM.from_pretrained(trained / "model")
     tokenizer = AutoTokenizer.from_pretrained(trained / "model")
-    assert (model.generation_config.num_beams, model.generation_config.max_length) == (2, 32)
+    assert (model.generation_config.num_beams, model.generation_config.max_length) == (2, 33)
     written = tokenizer.decode(
         model.generate(**tokenizer("seven eight", return_tensors="pt"))[0], skip_special_tokens=True
     )

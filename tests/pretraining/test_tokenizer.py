@@ -30,6 +30,7 @@ from pretraining.data.sources import FEATURES, as_documents
 from pretraining.data.tokenizer import (
     TRAINERS,
     build_tokenizer,
+    load_tokenizer,
     regular_ids,
     require_tokens,
     sample,
@@ -275,6 +276,17 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path):
         build_tokenizer(TokenizerSettings(path=str(tmp_path)), corpus("unused"), tmp_path)
     message = str(error.value)
     assert str(tmp_path) in message and "tokenizer.json" in message and "\n" not in message
+
+
+def test_tokenizers_that_cannot_be_used(tmp_path: Path):
+    (tmp_path / "vocab.json").write_text('{"<unk>": 0, "a": 1}')
+    (tmp_path / "merges.txt").write_text("#version\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizer"}')
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    BertTokenizer({word: i for i, word in enumerate(words)} | {"far": 50}).save_pretrained(tmp_path / "gap")
+    for folder, told in (("", "a CTRLTokenizer is none of the library"), ("gap", "6 entries, but numbers up to 50")):
+        with pytest.raises(ValueError, match=told):
+            load_tokenizer(str(tmp_path / folder))
 
 
 def test_missing_special_tokens_are_named(tokenizer: PreTrainedTokenizerBase):

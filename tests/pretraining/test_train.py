@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from pretrain import main
@@ -138,6 +139,24 @@ def test_other_settings_do_not_resume(reference: Path, arguments: list[str]):
     assert (reference / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_damaged_checkpoint_is_named(reference: Path, arguments: list[str], tmp_path: Path):
+    shutil.copytree(reference, tmp_path / "whole")
+    run = [*arguments, *RESUMABLE, f"--runs={tmp_path}", "--name=whole"]
+    newest(tmp_path / "whole").joinpath("optimizer.bin").write_bytes(b"")
+    done = pretrain(run)
+    assert done.returncode == 1 and "cannot be read" in done.stderr and "Traceback" not in done.stderr
+    newest(tmp_path / "whole").joinpath("state.json").write_text('{"steps": 3}')
+    done = pretrain(run)
+    assert done.returncode == 1 and f"{newest(tmp_path / 'whole')} cannot be read" in done.stderr
+
+
+def test_a_folder_has_one_run_at_a_time(arguments: list[str], tmp_path: Path):
+    with FileLock(tmp_path / "one/checkpoints/.lock"):
+        done = pretrain([*arguments, "--train.steps=1", f"--runs={tmp_path}", "--name=one"])
+    assert done.returncode == 1 and "another process is training in" in done.stderr
+    assert not (tmp_path / "one/metrics.jsonl").exists()
+
+
 def test_a_finished_run_resumed_changes_nothing(reference: Path, arguments: list[str]):
     before = {path.name: path.read_bytes() for path in (reference / "model").iterdir()}
     curves = lines(reference)
@@ -159,6 +178,7 @@ def test_a_step_that_is_not_finite_updates_nothing(arguments: list[str], tmp_pat
 def test_the_probe_reads_back_bit_by_bit_where_nothing_of_ours_is(reference: Path, tmp_path: Path):
     program = """
 import sys, torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, pipeline
 torch.set_num_threads(1)
@@ -256,11 +276,16 @@ def test_batches_made_by_workers_are_the_same(arguments: list[str], tmp_path: Pa
     assert lines(folders[0]) == lines(folders[1])
 
 
-def test_a_longer_budget_continues_and_wandb_sees_one_run(arguments: list[str], tmp_path: Path):
+def test_a_longer_budget_continues_and_wandb_sees_one_run(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
     """Offline, with no account: each start leaves a folder, and all bear one id, that of the run."""
     more = ["--log.trackers=['wandb']", "--log.wandb=offline", "--optim.schedule=constant", "--optim.warmup=0"]
     folder = run_here(arguments, tmp_path, "tracked", "--train.steps=2", *more)
-    run_here(arguments, tmp_path, "tracked", "--train.steps=4", *more)
+    capsys.readouterr()
+    run_here(arguments, tmp_path, "tracked", "--train.steps=4", "--optim.weight_decay=0.02", *more)
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("from step 2 on: "))
+    assert told == "from step 2 on: train.steps 2 -> 4, optim.weight_decay 0.01 -> 0.02"
     starts = [path.name for path in folder.glob("wandb/offline-run-*")]
     assert len({name.rsplit("-", 1)[1] for name in starts}) == 1
     assert [line["step"] for line in lines(folder) if "loss" in line] == [1, 2, 3, 4]
