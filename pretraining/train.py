@@ -85,7 +85,7 @@ def check_scale(accelerator: Accelerator, settings: Settings) -> None:
     }
     for name, asked in unproven.items():
         if asked:
-            raise ValueError(f"{name} has not been shown right under {kind.value}: leave it out, or use DDP.")
+            raise ValueError(f"{name} has not been shown right under {kind.value}: do without it, or use DDP.")
     own = -(-settings.train.rows_per_step // accelerator.num_processes)
     if kind != DistributedType.FSDP and settings.train.micro_batch != own:
         raise ValueError(
