@@ -72,7 +72,7 @@ def collect(measured: list[dict[str, Tensor]], accelerator: Accelerator) -> list
     return [dict(zip(names, row, strict=True)) for row in accelerator.reduce(table, "sum").tolist()]
 
 
-def check_scale(accelerator: Accelerator, settings: Settings) -> None:
+def check_scale(accelerator: Accelerator, settings: Settings, objective: Objective) -> None:
     """Raises ValueError where what is asked for has not been shown right under the launcher's way of scaling."""
     kind = accelerator.distributed_type
     if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
@@ -81,7 +81,7 @@ def check_scale(accelerator: Accelerator, settings: Settings) -> None:
         "optim.optimizer: muon": settings.optim.optimizer == "muon",
         "optim.ema": settings.optim.ema,
         "train.phases": settings.train.phases,
-        "objective.written above 0": getattr(settings.objective, "written", 0),  # processes end after other steps
+        objective.apart: objective.apart,  # a process would wait for weights that the others no longer gather
     }
     for name, asked in unproven.items():
         if asked:
@@ -140,7 +140,7 @@ def train(settings: Settings) -> None:
     assert isinstance(options.threads, int)
     torch.set_num_threads(options.threads)
     accelerator = make_accelerator(settings)
-    check_scale(accelerator, settings)
+    check_scale(accelerator, settings, prepared)
 
     fresh.set_attn_implementation(options.kernel)
     average = make_average(fresh, settings.optim.ema) if settings.optim.ema else None

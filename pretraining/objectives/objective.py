@@ -47,6 +47,11 @@ class Objective(ABC):
     asides: tuple[str, ...] = ()
     """Settings that change no step, only what is told or handed over at the end: a resumed run may change them."""
 
+    @property
+    def apart(self) -> str:
+        """The setting by which, at an evaluation, processes call the model unlike numbers of times; empty: none."""
+        return ""
+
     inputs: dict[str, tuple[str, str]]
     """What turns a user's data into the model's input: its name, its Auto class, its folder in the model's."""
 

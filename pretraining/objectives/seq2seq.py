@@ -80,6 +80,10 @@ class Seq2Seq(TokenObjective):
         train = self.lengths("train", 0, self.index("train", 0))
         self.row_lengths = choose_row_lengths(train, np.max(longest, axis=0), self.settings.row_length)
 
+    @property
+    def apart(self) -> str:
+        return "objective.written above 0" if self.settings.written else ""
+
     @abstractmethod
     def in_any_epoch(self, split: str) -> np.ndarray:
         """The examples that the split has in one epoch or another: (N,)."""
@@ -204,10 +208,8 @@ class Seq2Seq(TokenObjective):
         index = self.index("validation", 0)[:count]
         examples = self.examples("validation", 0, index)
         sources = [example["input_ids"] for example in examples]
-        told = map(self.text, ["input_ids"] * len(sources), sources)
+        written, right = self.write(model, sources, 1), self.references(index, examples)
         return [
-            f"{source}\n    written: {text}\n    right:   {target}"
-            for source, text, target in zip(
-                told, self.write(model, sources, 1), self.references(index, examples), strict=True
-            )
+            f"{self.text('input_ids', source)}\n    written: {text}\n    right:   {target}"
+            for source, text, target in zip(sources, written, right, strict=True)
         ]

@@ -132,11 +132,13 @@ class Translation(Seq2Seq):
         kept = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
         if not len(kept):
             why = " and ".join(f"{found.sum():,} are {reason}" for reason, found in reasons.items() if found.any())
-            mends = {"objective.sequence_length": long, "another tokenizer": without, "objective.max_ratio": unlike}
-            raise ValueError(
-                f"Nothing of the {split} split is left, of whose {len(lengths):,} pairs {why}: set "
-                f"{' or '.join(mend for mend, found in mends.items() if found.any())} higher."
-            )
+            mends = {
+                "set objective.sequence_length higher": long,
+                "take another tokenizer": without,
+                "set objective.max_ratio higher": unlike,
+            }
+            mend = " or ".join(mend for mend, found in mends.items() if found.any())
+            raise ValueError(f"Nothing of the {split} split is left, of whose {len(lengths):,} pairs {why}: {mend}.")
         return kept, {reason: int(found.sum()) for reason, found in reasons.items()}
 
     def describe(self, split: str) -> str:

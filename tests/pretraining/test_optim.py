@@ -201,15 +201,18 @@ def test_what_has_not_been_shown_right_is_refused_where_weights_are_cut(kind: Di
     deepspeed = SimpleNamespace(deepspeed_config={})
     state = SimpleNamespace(deepspeed_plugin=deepspeed)
     accelerator = SimpleNamespace(distributed_type=kind, num_processes=4, state=state)
-    settings = make_objective("--train.micro_batch=8").run
-    check_scale(accelerator, settings)  # 32 rows on 4 processes: one micro-batch of 8 each
+    plain = make_objective("--train.micro_batch=8")
+    settings = plain.run
+    check_scale(accelerator, settings, plain)  # 32 rows on 4 processes: one micro-batch of 8 each
     assert deepspeed.deepspeed_config == (
         {"train_micro_batch_size_per_gpu": 8} if kind == DistributedType.DEEPSPEED else {}
     )
     for change in ({"optim.optimizer": "muon"}, {"optim.ema": 0.9}):
         with pytest.raises(ValueError, match=f"has not been shown right under {kind.value}"):
-            check_scale(accelerator, settings.changed(change))
-        check_scale(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU), settings.changed(change))
+            check_scale(accelerator, settings.changed(change), plain)
+        check_scale(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU), settings.changed(change), plain)
+    with pytest.raises(ValueError, match=f"objective.written above 0 has not been shown right under {kind.value}"):
+        check_scale(accelerator, settings, SimpleNamespace(apart="objective.written above 0"))
     if kind == DistributedType.DEEPSPEED:
         with pytest.raises(ValueError, match=r"set train\.micro_batch to 8"):
-            check_scale(accelerator, settings.changed({"train.micro_batch": 4}))
+            check_scale(accelerator, settings.changed({"train.micro_batch": 4}), plain)
