@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling import KeelSeq2SeqForConditionalGeneration
 from pretraining.data.tokenizer import TARGET, load_tokenizer
+from pretraining.errors import UserError
 from pretraining.export import open_one_of
 from pretraining.pictures import draw_attention
 
@@ -34,13 +35,16 @@ def draw_maps(folder: Path, text: str, out: Path) -> tuple[str, list[Path]]:
         The translation, and the pictures `attention-{encoder,decoder,cross}.png`.
 
     Raises:
-        ValueError: the folder holds no checkpoint of ours, or the text is beyond the model's positions.
+        UserError: the folder holds no checkpoint of ours, or the text is beyond the model's positions.
     """
     model: Any = open_one_of([KeelSeq2SeqForConditionalGeneration], "encoder-decoder", folder)
     tokenizer = target_tokenizer = load_tokenizer(str(folder))
     if not model.config.share_encoder_decoder_embeddings:
         target_tokenizer = load_tokenizer(str(folder), TARGET)
     source = tokenizer(text, return_tensors="pt").input_ids
+    known = model.config.max_position_embeddings
+    if source.shape[1] > known:
+        raise UserError(f"the text has {source.shape[1]} tokens, and the model knows {known} positions: shorten it.")
     written = model.generate(input_ids=source)
     target = written[:, 1:]  # behind the start token
     outputs = model(input_ids=source, labels=target, output_attentions=True)
@@ -64,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         translation, paths = draw_maps(options.model, options.text, options.out or options.model.parent)
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
     print(translation, *paths, sep="\n")
 

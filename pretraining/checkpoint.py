@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
-from pretraining.errors import one_line
+from pretraining.errors import UserError, one_line
 
 
 @dataclass
@@ -54,13 +54,13 @@ HELD: dict[Path, FileLock] = {}
 
 
 def claim(folder: Path) -> None:
-    """The run's folder is this process's until it ends; ValueError where it is another's."""
+    """The run's folder is this process's until it ends; UserError where it is another's."""
     path = folder.resolve() / "checkpoints" / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         HELD.setdefault(path, FileLock(path, timeout=0)).acquire()
     except Timeout as error:
-        raise ValueError(f"another process is training in {folder}: wait for it, or give another --name.") from error
+        raise UserError(f"another process is training in {folder}: wait for it, or give another --name.") from error
 
 
 def find(folder: Path) -> list[Path]:
@@ -105,14 +105,14 @@ def choose(folder: Path, resume: str) -> Path | None:
     """The checkpoint that `--resume` names; None: start anew.
 
     Raises:
-        ValueError: the path is no complete checkpoint, or a run that shall start anew would overwrite another.
+        UserError: the path is no complete checkpoint, or a run that shall start anew would overwrite another.
     """
     found = find(folder)
     if resume == "auto":
         return found[-1] if found else None
     if resume == "none":
         if found or (folder / "model").exists():
-            raise ValueError(
+            raise UserError(
                 f"{folder} already holds a run: --resume auto continues it; to start anew give another --name or "
                 "move that folder away."
             )
@@ -120,9 +120,9 @@ def choose(folder: Path, resume: str) -> Path | None:
     path = Path(resume)
     if not (path / "state.json").is_file():
         known = f"this run has: {', '.join(map(str, found))}" if found else f"{folder} has none"
-        raise ValueError(f"--resume: {path} is no complete checkpoint; {known}.")
+        raise UserError(f"--resume: {path} is no complete checkpoint; {known}.")
     if found and path.resolve() != found[-1].resolve():
-        raise ValueError(
+        raise UserError(
             f"--resume: {path} is not the newest checkpoint of {folder}, and going on from it would mix two runs: give "
             "the new run another --name, or move that folder's checkpoints away."
         )
@@ -130,15 +130,15 @@ def choose(folder: Path, resume: str) -> Path | None:
 
 
 def read_state(path: Path) -> State:
-    """The state in a checkpoint; ValueError where it cannot be read."""
+    """The state in a checkpoint; UserError where it cannot be read."""
     try:
         return State(**json.loads((path / "state.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(
+def unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(
         f"the checkpoint {path} cannot be read ({one_line(error)}): restore it, or move it away to go on from the one "
         "before."
     )
@@ -148,12 +148,12 @@ def load(accelerator: Accelerator, path: Path, state: State, contract: dict[str,
     """Weights and optimizer of the checkpoint that `state` was read from.
 
     Raises:
-        ValueError: it was made with other settings, or is damaged.
+        UserError: it was made with other settings, or is damaged.
     """
     for name, value in contract.items():
         saved = state.contract.get(name, value)  # an older version's checkpoint knows fewer settings
         if saved != value:
-            raise ValueError(
+            raise UserError(
                 f"{path} was trained with {name}={saved}, now it is {value}: resume with the same settings, or start "
                 "another run with --name."
             )

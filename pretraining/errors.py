@@ -1,13 +1,16 @@
-"""How a user's mistake is told: in one sentence."""
+"""How a user's mistake is told: in one sentence, by every process that finds it."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from traceback import extract_tb
 
-HOUSE = tuple(Path(__file__).parents[1] / part for part in ("modeling", "pretraining", "finetuning"))
+
+class UserError(ValueError):
+    """A mistake of the user's in settings, data or checkpoint; its message names the thing, the place and the mend.
+
+    Every other error, a ValueError of a library's or of our own arithmetic too, is a bug and shows its traceback.
+    """
 
 
 def one_line(error: Exception) -> str:
@@ -17,13 +20,15 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def one_sentence_errors(program: str) -> Iterator[None]:
-    """A user's error, raised by our own code, ends the program with its sentence; anything else with its traceback."""
+    """A `UserError` ends the program with its sentence; anything else with its traceback.
+
+    Every process speaks, prefixed by its rank where there are several: a rank may be alone with a mistake (a file that
+    its machine lacks, rows that it alone got), and the others then wait for it in vain.
+    """
     try:
         yield
-    except ValueError as error:
-        origin = Path(extract_tb(error.__traceback__)[-1].filename)
-        if not any(origin.is_relative_to(part) for part in HOUSE):
-            raise
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once on each machine: their files may differ
-            print(f"{program}: error: {error}", file=sys.stderr)
+    except UserError as error:
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        rank = f"[rank {os.environ.get('RANK', 0)}] " if several else ""
+        print(f"{rank}{program}: error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from pretraining.errors import one_line
+from pretraining.errors import UserError, one_line
 from pretraining.objectives import Objective
 
 
@@ -71,19 +71,19 @@ def open_one_of(classes: Sequence[type[PreTrainedModel]], called: str, folder: P
     """The model in a folder that somebody named, under that one of these classes of ours which wrote it.
 
     Raises:
-        ValueError: there is no such folder, or no model of these classes in it.
+        UserError: there is no such folder, or no model of these classes in it.
     """
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: give a run's model/.")
+        raise UserError(f"there is no folder {folder}: give a run's model/.")
     try:
         wrote = AutoConfig.from_pretrained(folder, trust_remote_code=False).architectures
         for model_class in classes:
             if wrote == [model_class.__name__]:
                 return open_exported(folder, model_class)
         names = " or ".join(model_class.__name__ for model_class in classes)
-        raise ValueError(f"it says that {', '.join(wrote or ['nobody'])} wrote it, not {names}")
+        raise UserError(f"it says that {', '.join(wrote or ['nobody'])} wrote it, not {names}")
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"no {called} of ours can be read from {folder} ({one_line(error)}): give a run's model/."
         ) from error
 

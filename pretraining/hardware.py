@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from pretraining.data.batches import Steps
 from pretraining.data.parallel import count_processes
 from pretraining.data.plan import Plan
+from pretraining.errors import UserError
 from pretraining.objectives import Objective
 from pretraining.settings import Settings
 
@@ -32,12 +33,12 @@ def make_process() -> PartialState:
     """This process among the run's others.
 
     Raises:
-        ValueError: the launcher started processes that Accelerate does not join.
+        UserError: the launcher started processes that Accelerate does not join.
     """
     process = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world != process.num_processes:
-        raise ValueError(
+        raise UserError(
             f"The launcher started {world} processes, but Accelerate joins {process.num_processes}: on CPU start "
             f"them with ACCELERATE_USE_CPU=true torchrun --nproc_per_node {world} pretrain.py."
         )
@@ -48,24 +49,24 @@ def make_accelerator(settings: Settings) -> Accelerator:
     """Accelerate in the run's settled precision.
 
     Raises:
-        ValueError: Accelerate is set to accumulate, a tracker is not installed, or the device has no such precision.
+        UserError: Accelerate is set to accumulate, a tracker is not installed, or the device has no such precision.
     """
     precision = settings.train.precision
     if precision == "fp16" and PartialState().device.type != "cuda":
-        raise ValueError("train.precision: fp16 needs a CUDA device: choose bf16, fp32 or auto.")
+        raise UserError("train.precision: fp16 needs a CUDA device: choose bf16, fp32 or auto.")
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(precision, precision),
         log_with=settings.log.trackers or None,
         project_dir=str(settings.folder),
     )
     if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError(
+        raise UserError(
             f"Accelerate is set to accumulate {accelerator.gradient_accumulation_steps} times, which would divide "
             "the loss again: leave it at 1; train.micro_batch cuts a step into micro-batches."
         )
     missing = set(settings.log.trackers) - {"all"} - {tracker.value for tracker in accelerator.log_with}
     if missing:
-        raise ValueError(f"log.trackers: {missing.pop()!r} is not installed: install it, or take it out.")
+        raise UserError(f"log.trackers: {missing.pop()!r} is not installed: install it, or take it out.")
     torch.set_float32_matmul_precision(
         "high" if settings.train.tf32 and accelerator.device.type == "cuda" else "highest"
     )

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from modeling import KeelViTForImageClassification, KeelViTForMaskedImageModeling, KeelViTModel
 from pretraining.data.pixels import Coloured, Unreadable, decode
-from pretraining.errors import one_line, one_sentence_errors
+from pretraining.errors import UserError, one_line, one_sentence_errors
 from pretraining.export import open_one_of
 from pretraining.objectives.masked_images import hidden_patches
 from pretraining.pictures import draw_gallery, draw_similarities, overlaid
@@ -40,21 +40,21 @@ def open_vit(folder: Path) -> PreTrainedModel:
     """The checkpoint under the class that wrote it, with the eager kernel.
 
     Raises:
-        ValueError: there is no such folder, or no ViT of ours in it.
+        UserError: there is no such folder, or no ViT of ours in it.
     """
     model = open_one_of(VITS, "ViT", folder)
     channels = model.config.num_channels
     if channels not in (1, 3):
-        raise ValueError(f"{folder} has num_channels={channels}: only grey (1) and RGB (3) can be drawn.")
+        raise UserError(f"{folder} has num_channels={channels}: only grey (1) and RGB (3) can be drawn.")
     return model
 
 
 def open_processor(folder: Path) -> Any:
-    """The checkpoint's image processor; ValueError where none lies beside the model."""
+    """The checkpoint's image processor; UserError where none lies beside the model."""
     try:
         return AutoImageProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"no image processor can be read from {folder} ({one_line(error)}): put the preprocessor_config.json that "
             "the model was trained with there."
         ) from error
@@ -64,24 +64,24 @@ def read_images(paths: list[Path], config: PreTrainedConfig, processor: Any) -> 
     """Images as the model takes them: (B, C, S, S).
 
     Raises:
-        ValueError: a file cannot be read, or has colours that the model does not see; they are too many; or the
+        UserError: a file cannot be read, or has colours that the model does not see; they are too many; or the
             processor is not the model's.
     """
     if len(paths) > MOST:
-        raise ValueError(f"{len(paths)} images are too many for one picture: give at most {MOST}.")
+        raise UserError(f"{len(paths)} images are too many for one picture: give at most {MOST}.")
     images = []
     for path in paths:
         try:
             images.append(decode(path.read_bytes(), config.num_channels))
         except Coloured as error:
-            raise ValueError(f"{path} has colours, and the model sees grey (num_channels is 1): convert it.") from error
+            raise UserError(f"{path} has colours, and the model sees grey (num_channels is 1): convert it.") from error
         except (Unreadable, OSError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ValueError(f"{path} cannot be read as an image: {reason}.") from error
+            raise UserError(f"{path} cannot be read as an image: {reason}.") from error
     pixel_values = processor(images=images, input_data_format="channels_last", return_tensors="pt").pixel_values
     wanted = (config.num_channels, config.image_size, config.image_size)
     if tuple(pixel_values.shape[1:]) != wanted:
-        raise ValueError(
+        raise UserError(
             f"the image processor makes {tuple(pixel_values.shape[1:])} of an image, and the model takes {wanted}: "
             "put the preprocessor_config.json that it was trained with beside it."
         )
@@ -95,7 +95,7 @@ def masking(folder: Path, mask_ratio: float | None) -> tuple[int, float]:
         mask_ratio: instead of the run's.
 
     Raises:
-        ValueError: the ratio is none, or none is given and the model lies in no run of masked images.
+        UserError: the ratio is none, or none is given and the model lies in no run of masked images.
     """
     path = folder.absolute().parent / "config.yaml"
     try:
@@ -103,14 +103,14 @@ def masking(folder: Path, mask_ratio: float | None) -> tuple[int, float]:
         size, ratio = objective["mask_size"], objective["mask_ratio"]
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
         if mask_ratio is None:
-            raise ValueError(
+            raise UserError(
                 f"{path} does not say how much of an image is hidden, as a run of masked images does: give "
                 "--mask-ratio."
             ) from error
         size = 1
     ratio = ratio if mask_ratio is None else mask_ratio
     if not 0 < ratio < 1:
-        raise ValueError(f"--mask-ratio is {ratio}: it must be above 0 and below 1.")
+        raise UserError(f"--mask-ratio is {ratio}: it must be above 0 and below 1.")
     return size, ratio
 
 
@@ -208,13 +208,13 @@ def draw_maps(
         model of masked images.
 
     Raises:
-        ValueError: the folder holds no ViT of ours or no image processor, an image cannot be read, or how much is to be
+        UserError: the folder holds no ViT of ours or no image processor, an image cannot be read, or how much is to be
             hidden is unknown, impossible, or asked of a model that hides nothing.
     """
     model = open_vit(folder)
     masked = isinstance(model, KeelViTForMaskedImageModeling)
     if mask_ratio is not None and not masked:
-        raise ValueError(f"--mask-ratio is for models of masked images, and {folder} has a {type(model).__name__}.")
+        raise UserError(f"--mask-ratio is for models of masked images, and {folder} has a {type(model).__name__}.")
     if images:  # whatever is wrong with them is told before anything is drawn
         masks = masking(folder, mask_ratio) if masked else None
         processor = open_processor(folder)

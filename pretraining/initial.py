@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from modeling import KeelSeq2SeqConfig, KeelViTConfig
 from modeling.convert import FAMILIES, TO_NATIVE, from_native, keel_config, keel_names
 from pretraining.data.tokenizer import load_tokenizer
-from pretraining.errors import one_line
+from pretraining.errors import UserError, one_line
 from pretraining.settings import NOT_SET_BY_HAND, Settings
 
 # What changes nothing that the checkpoint has learnt.
@@ -31,12 +31,12 @@ def read_config(checkpoint: str, ours: type[PreTrainedConfig]) -> PreTrainedConf
     """The configuration of a checkpoint, as one of `ours`.
 
     Raises:
-        ValueError: there is none, it is another family's, or it has no keel form.
+        UserError: there is none, it is another family's, or it has no keel form.
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except Exception as error:  # there are dozens, from missing files to a missing network
-        raise ValueError(
+        raise UserError(
             f"init_from: no checkpoint can be read from {checkpoint!r} ({one_line(error)}): it must be a folder with "
             "config.json and weights, or a Hub name."
         ) from error
@@ -44,14 +44,14 @@ def read_config(checkpoint: str, ours: type[PreTrainedConfig]) -> PreTrainedConf
         return config
     (native,) = (family.native_config for family in FAMILIES if family.config is ours)
     if type(config) is not native:
-        raise ValueError(
+        raise UserError(
             f"init_from: {checkpoint} is a checkpoint of {config.model_type}: this run starts from "
             f"{ours.model_type} or {native.model_type}."
         )
     try:
         return keel_config(config)
     except ValueError as error:
-        raise ValueError(f"init_from: {checkpoint}: {error}") from error
+        raise UserError(f"init_from: {checkpoint}: {error}") from error
 
 
 def architecture(config: PreTrainedConfig) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
     """Takes from the checkpoint what no setting names, and refuses settings that contradict it.
 
     Raises:
-        ValueError: another tokenizer, or another architecture than the checkpoint's.
+        UserError: another tokenizer, or another architecture than the checkpoint's.
     """
     if settings.tokenizer is not None:
         check_tokenizer(settings, start)
@@ -78,7 +78,7 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
     for name, value in architecture(settings.model).items():
         fits = name.removeprefix("model.") in FREE or (name in RESIZED and value > theirs[name])
         if value != theirs[name] and not fits:
-            raise ValueError(
+            raise UserError(
                 f"{name} is {value}, but {theirs[name]} in the checkpoint {settings.init_from}: leave it out, the "
                 "checkpoint decides."
             )
@@ -87,20 +87,20 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
 
 
 def check_tokenizer(settings: Settings, start: PreTrainedConfig) -> None:
-    """Raises ValueError where the settings ask for another tokenizer than the checkpoint's."""
+    """Raises UserError where the settings ask for another tokenizer than the checkpoint's."""
     assert settings.tokenizer.path and settings.init_from
     if Path(settings.tokenizer.path) != Path(settings.init_from):
-        raise ValueError(
+        raise UserError(
             f"tokenizer.path is {settings.tokenizer.path}, but the weights of {settings.init_from} know their own "
             "tokenizer alone: leave tokenizer.path out."
         )
     if settings.family == "seq2seq" and (settings.tokenizer.new_words or settings.tokenizer.words):
-        raise ValueError(
+        raise UserError(
             "tokenizer.new_words and tokenizer.words would come behind <pad>, with which the tokenizer of an "
             "encoder-decoder ends: leave them out."
         )
     if settings.tokenizer.separate != is_separate(start):
-        raise ValueError(
+        raise UserError(
             f"tokenizer.separate is {settings.tokenizer.separate}, but {settings.init_from} has "
             f"{'two vocabularies' if is_separate(start) else 'one vocabulary'}: leave it out, the checkpoint decides."
         )
@@ -121,7 +121,7 @@ def open_checkpoint(checkpoint: str, ours: type[PreTrainedModel]) -> tuple[PreTr
     """A checkpoint as a model of class `ours`, in fp32, and the names of the weights that it lacks.
 
     Raises:
-        ValueError: it has no weights that fit its configuration, or more or fewer below its heads.
+        UserError: it has no weights that fit its configuration, or more or fewer below its heads.
     """
     family, native = TO_NATIVE[ours]
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
@@ -129,12 +129,12 @@ def open_checkpoint(checkpoint: str, ours: type[PreTrainedModel]) -> tuple[PreTr
     try:
         loaded: Any = opener.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
     except Exception as error:
-        raise ValueError(f"init_from: no weights can be read from {checkpoint!r} ({one_line(error)}).") from error
+        raise UserError(f"init_from: no weights can be read from {checkpoint!r} ({one_line(error)}).") from error
     opened, found = loaded
     for state, keys in (("lacks", "missing_keys"), ("has", "unexpected_keys")):
         body = [name for name in found[keys] if BODY.search(name)]
         if body:
-            raise ValueError(
+            raise UserError(
                 f"init_from: {checkpoint} {state} {min(body)}, unlike any {opener.__name__}: give a checkpoint whose "
                 "weights are those of its config.json."
             )
@@ -199,7 +199,7 @@ def load_image_weights(model: PreTrainedModel, checkpoint: str) -> str:
         A line that tells what came from where.
 
     Raises:
-        ValueError: the checkpoint is not whole.
+        UserError: the checkpoint is not whole.
     """
     with quietly():
         source, missing = open_checkpoint(checkpoint, type(model))
@@ -225,13 +225,13 @@ def load_weights(model: PreTrainedModel, checkpoint: str, tokenizer: PreTrainedT
         A line that tells what came from where.
 
     Raises:
-        ValueError: the checkpoint is not whole, or has fewer rows than its tokenizer has entries.
+        UserError: the checkpoint is not whole, or has fewer rows than its tokenizer has entries.
     """
     own = load_tokenizer(checkpoint)
     with quietly():
         source, missing = open_checkpoint(checkpoint, type(model))
         if len(own) > source.config.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"init_from: the tokenizer of {checkpoint} has {len(own)} entries, its model {source.config.vocab_size}"
                 ": give them a checkpoint in which they fit each other."
             )

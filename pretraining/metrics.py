@@ -6,7 +6,7 @@ import evaluate
 from datasets import Features, Value
 from sacrebleu.metrics import BLEU, CHRF
 
-from pretraining.errors import one_line
+from pretraining.errors import UserError, one_line
 
 
 class TextMetric(evaluate.Metric):
@@ -37,7 +37,7 @@ class Bleu(TextMetric):
         tokenize: sacreBLEU's name of how texts are cut into what is counted.
 
     Raises:
-        ValueError: that way needs a package which is not installed.
+        UserError: that way needs a package which is not installed.
     """
 
     def __init__(self, tokenize: str = "13a"):
@@ -46,7 +46,7 @@ class Bleu(TextMetric):
             self.rules = BLEU(tokenize=tokenize)
         except (ImportError, RuntimeError) as error:
             package = tokenize.removesuffix("-mecab")
-            raise ValueError(
+            raise UserError(
                 f"sacreBLEU cannot tokenise by {tokenize} ({one_line(error)}): pip install 'sacrebleu[{package}]'."
             ) from error
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from modeling import CONFIGS
 from pretraining import initial
 from pretraining.data.image_settings import ImageSettings
 from pretraining.data.settings import PairSettings, TextSettings, TokenizerSettings
-from pretraining.errors import one_line
+from pretraining.errors import UserError, one_line
 from pretraining.objectives.classification import ClassificationSettings
 from pretraining.objectives.denoising import DenoisingSettings
 from pretraining.objectives.masked_images import MaskedImagesSettings
@@ -141,6 +141,18 @@ def make_parser(family: str, objective: str) -> Parser:
     return parser
 
 
+def instantiate(parser: Parser, given: Namespace) -> Namespace:
+    """The settings classes with these values.
+
+    Raises:
+        UserError: a value is refused, by a class of ours or by the model's configuration, whose errors are plain ones.
+    """
+    try:
+        return parser.instantiate(given)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def parse(arguments: list[str] | None = None) -> Settings:
     """The settings of a run, from YAML files and the command line; a wrong one ends the program with one sentence."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -163,13 +175,13 @@ def parse(arguments: list[str] | None = None) -> Settings:
             given.tokenizer.path = given.tokenizer.path or given.init_from
         resolved = parser.dump(given, skip_none=False)
         given.model.pop("family")
-        ready = {"tokenizer": None, **parser.instantiate(given)}
+        ready = {"tokenizer": None, **instantiate(parser, given)}
         fields = {field.name for field in dataclasses.fields(Settings)} - {"family", "resolved"}
         settings = Settings(
             family=family, resolved=resolved, **{name: {"tokenizer": None, **ready}[name] for name in fields}
         )
         if start is not None:
             initial.check(settings, start)
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
     return settings

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from modeling.configuration import KeelConfig
 from pretraining.data.settings import between
+from pretraining.errors import UserError
 
 
 @dataclass
@@ -68,12 +69,12 @@ class TrainSettings:
         budgets = ("steps", "epochs", "tokens", "minutes")
         given = [name for name in budgets if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
+            raise UserError(
                 f"Give the run exactly one budget, one of train.{', train.'.join(budgets)}; "
                 f"given: {' and '.join(given) or 'none'}."
             )
         if getattr(self, given[0]) <= 0:
-            raise ValueError(f"train.{given[0]} is {getattr(self, given[0])}: a budget is more than 0.")
+            raise UserError(f"train.{given[0]} is {getattr(self, given[0])}: a budget is more than 0.")
         for name in ("rows_per_step", "micro_batch", "window", "threads"):
             if getattr(self, name) != "auto":
                 between(f"train.{name}", getattr(self, name), 1)
@@ -82,19 +83,19 @@ class TrainSettings:
         if self.rows_at_start is not None:
             between("train.rows_at_start", self.rows_at_start, 1, self.rows_per_step)
         if (self.rows_at_start is None) != (self.batch_warmup == 0):
-            raise ValueError(
+            raise UserError(
                 f"train.rows_at_start is {self.rows_at_start} and train.batch_warmup {self.batch_warmup}: a step grows "
                 "from the one over the other, so set both or neither."
             )
         self.check_phases()
 
     def check_phases(self) -> None:
-        """Raises ValueError where a phase has no end, or ends not after the one before."""
+        """Raises UserError where a phase has no end, or ends not after the one before."""
         before = 0.0
         for i, phase in enumerate(self.phases):
             until = phase.get("until")
             if not isinstance(until, float) or not before < until < 1:
-                raise ValueError(
+                raise UserError(
                     f"train.phases[{i}] ends at until: {until}, which must be a share of the budget above {before:g} "
                     "and below 1: the run's own settings hold to the end."
                 )
@@ -139,9 +140,9 @@ class OptimSettings:
 
     def __post_init__(self) -> None:
         if self.learning_rate is None and self.schedule != "noam":
-            raise ValueError("optim.learning_rate may be null with optim.schedule: noam only.")
+            raise UserError("optim.learning_rate may be null with optim.schedule: noam only.")
         if self.schedule == "noam" and self.warmup < 1:
-            raise ValueError(
+            raise UserError(
                 f"optim.schedule: noam counts its warm-up in steps, so optim.warmup={self.warmup} must be >= 1."
             )
         for name in ("weight_decay", "warmup", "epsilon"):
@@ -151,7 +152,7 @@ class OptimSettings:
         between("optim.layer_decay", self.layer_decay, 0, 1)
         for name in ("beta1", "beta2", "momentum", "ema"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}: it must be at least 0 and below 1.")
+                raise UserError(f"optim.{name} is {getattr(self, name)}: it must be at least 0 and below 1.")
 
 
 @dataclass
@@ -205,9 +206,7 @@ class LogSettings:
         between("log.every", self.every, 1)
         known = [tracker.value for tracker in LoggerType]
         if unknown := [tracker for tracker in self.trackers if tracker not in known]:
-            raise ValueError(
-                f"log.trackers: {unknown[0]!r} is no tracker of Accelerate; there are: {', '.join(known)}."
-            )
+            raise UserError(f"log.trackers: {unknown[0]!r} is no tracker of Accelerate; there are: {', '.join(known)}.")
 
 
 @dataclass
@@ -238,7 +237,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ValueError(f"name is {self.name!r}: a run's name is letters, digits, '.', '_' and '-'.")
+            raise UserError(f"name is {self.name!r}: a run's name is letters, digits, '.', '_' and '-'.")
         between("seed", self.seed, 0, 2**32 - 1)
         self.objective.check(self)
         self.phases()
@@ -252,13 +251,13 @@ class Settings:
         """These settings with others at `section.key`, validated anew.
 
         Raises:
-            ValueError: there is no such key, or the settings are at odds.
+            UserError: there is no such key, or the settings are at odds.
         """
         sections: dict[str, dict[str, Any]] = {}
         for key, value in changes.items():
             section, _, name = key.partition(".")
             if not hasattr(getattr(self, section, None), name):
-                raise ValueError(f"there is no setting {key}.")
+                raise UserError(f"there is no setting {key}.")
             sections.setdefault(section, {})[name] = value
         parts = {section: dataclasses.replace(getattr(self, section), **new) for section, new in sections.items()}
         resolved = yaml.safe_load(self.resolved)
@@ -270,7 +269,7 @@ class Settings:
         """The settings of each phase, and the share of the budget at which it ends.
 
         Raises:
-            ValueError: a phase changes what must not change in the course of a run.
+            UserError: a phase changes what must not change in the course of a run.
         """
         found: list[tuple[float, Settings]] = []
         own = dataclasses.replace(self.train, phases=[])
@@ -278,7 +277,7 @@ class Settings:
             changes = {key: value for key, value in phase.items() if key != "until"}
             for key in changes:
                 if key not in ("train.rows_per_step", "train.micro_batch") and not key.startswith("objective."):
-                    raise ValueError(
+                    raise UserError(
                         f"train.phases[{i}] sets {key}, and a phase changes objective.*, train.rows_per_step and "
                         "train.micro_batch alone."
                     )

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from pretraining.data import draws
 from pretraining.data.batches import Batch
+from pretraining.errors import UserError
 from pretraining.export import write_model
 from pretraining.objectives import Objective
 from pretraining.settings import Settings
 
 
-class NotFinite(ValueError):
+class NotFinite(UserError):
     """A loss or gradient that is infinite or no number; the weights are as they were."""
 
 

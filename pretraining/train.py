@@ -18,6 +18,7 @@ from pretraining import checkpoint
 from pretraining.checkpoint import State
 from pretraining.data.batches import Steps
 from pretraining.data.plan import Plan, make_plan
+from pretraining.errors import UserError
 from pretraining.evaluate import evaluate, make_evaluation_plan, report
 from pretraining.export import export, how_to_open, open_exported, write_probe
 from pretraining.hardware import SETTLED, choose_linear, make_accelerator, make_process, settle
@@ -73,7 +74,7 @@ def collect(measured: list[dict[str, Tensor]], accelerator: Accelerator) -> list
 
 
 def check_scale(accelerator: Accelerator, settings: Settings, objective: Objective) -> None:
-    """Raises ValueError where what is asked for has not been shown right under the launcher's way of scaling."""
+    """Raises UserError where what is asked for has not been shown right under the launcher's way of scaling."""
     kind = accelerator.distributed_type
     if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         return
@@ -85,10 +86,10 @@ def check_scale(accelerator: Accelerator, settings: Settings, objective: Objecti
     }
     for name, asked in unproven.items():
         if asked:
-            raise ValueError(f"{name} has not been shown right under {kind.value}: do without it, or use DDP.")
+            raise UserError(f"{name} has not been shown right under {kind.value}: do without it, or use DDP.")
     own = -(-settings.train.rows_per_step // accelerator.num_processes)
     if kind != DistributedType.FSDP and settings.train.micro_batch != own:
-        raise ValueError(
+        raise UserError(
             f"Under {kind.value} a step must be one micro-batch on every process: set train.micro_batch to {own}."
         )
     if kind == DistributedType.DEEPSPEED:  # which asks for it where no loader is prepared
@@ -99,7 +100,7 @@ def train(settings: Settings) -> None:
     """Trains from raw data to an exported model, in `settings.folder`.
 
     Raises:
-        ValueError: whatever is wrong with settings, data or checkpoint, before any training; a step that is not
+        UserError: whatever is wrong with settings, data or checkpoint, before any training; a step that is not
             finite, before it touches the weights.
     """
     transformers_logging.disable_progress_bar()  # for saving and loading: a bar of an instant

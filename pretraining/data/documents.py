@@ -10,6 +10,7 @@ from pretraining.data.readers import texts
 from pretraining.data.settings import TextSettings
 from pretraining.data.sources import load_source
 from pretraining.data.stored import Stored, hash_text, hold_out
+from pretraining.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,20 @@ def load_text(settings: TextSettings) -> dict[str, Documents]:
         Python to the next); it is empty where there is one document only, and the caller decides whether that will do.
 
     Raises:
-        ValueError: one sentence on what is wrong with the settings or the data, where, and what to do.
+        UserError: one sentence on what is wrong with the settings or the data, where, and what to do.
     """
     fraction = settings.validation_fraction
     if not 0 <= fraction < 1:
-        raise ValueError(f"validation_fraction is {fraction}: set it to at least 0 and less than 1")
+        raise UserError(f"validation_fraction is {fraction}: set it to at least 0 and less than 1")
     splits: list[dict[str, Documents]] = []
     for number, source in enumerate(settings.sources):
         try:
             train, held = load_source(source)
-        except ValueError as error:
+        except UserError as error:
             if source is settings:
                 raise
             place = next(i for i, other in enumerate(settings.mixture) if other is source)
-            raise ValueError(f"data.mixture, entry {place + 1}: {error}") from error
+            raise UserError(f"data.mixture, entry {place + 1}: {error}") from error
         documents = Documents.of(train, number)
         if held is not None:
             splits.append({"train": documents, "validation": Documents.of(held, number)})

@@ -18,6 +18,7 @@ from pretraining.data.cache import once
 from pretraining.data.documents import Documents
 from pretraining.data.parallel import count_processes, in_order
 from pretraining.data.settings import TextSettings
+from pretraining.errors import UserError
 
 VERSION = 1  # of what is left out: raise it when the same settings leave out other documents
 SHINGLE = 5  # words
@@ -134,7 +135,7 @@ def filter_text(
         The splits that remain, and for each the number left out for each reason.
 
     Raises:
-        ValueError: nothing of a split remains.
+        UserError: nothing of a split remains.
     """
     splits = {split: documents[split] for split in ("validation", "train")}
     all_documents = Documents.concatenate(list(splits.values()))
@@ -167,7 +168,7 @@ def filter_text(
         remaining[split] = splits[split].select(part == KEPT)
         if len(part) and not len(remaining[split]):
             why = " and ".join(f"{count:,} are {name}" for name, count in left_out[split].items() if count)
-            raise ValueError(
+            raise UserError(
                 f"Nothing of the {split} split is left, of whose {len(part):,} documents {why}: set "
                 "data.min_characters or data.near_duplicates lower."
             )

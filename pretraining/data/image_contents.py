@@ -15,6 +15,7 @@ from pretraining.data.image_rows import Source, encoded
 from pretraining.data.parallel import in_order
 from pretraining.data.pixels import Coloured, Unreadable, decode
 from pretraining.data.stored import hash_bytes
+from pretraining.errors import UserError
 
 VERSION = 1  # of what lies on disk: raise it when the arrays change, and old caches are left alone
 ARRAYS = {"hashes": "uint64", "sizes": "int32", "sums": "int64", "squares": "int64"}
@@ -92,7 +93,7 @@ def write(folder: Path, source: Source, channels: int, room: int, processes: int
     work = partial(examine, source, channels, folder)
     for shard, part in in_order(work, source.shards(), processes, "reading images", "images"):
         if part["coloured"] is not None:
-            raise ValueError(
+            raise UserError(
                 f"{source.place(part['coloured'])} has colours, but model.num_channels is 1: set it to 3, or convert "
                 "all images to grey"
             )
@@ -123,7 +124,7 @@ def find_contents(source: Source, channels: int, room: int, processes: int, cach
         cache, writer: as in `once`.
 
     Raises:
-        ValueError: `channels` is 1 and an image has colours.
+        UserError: `channels` is 1 and an image has colours.
     """
 
     def make(folder: Path) -> dict[str, Any]:

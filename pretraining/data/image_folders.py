@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pretraining.data.image_rows import Source, as_source, state_of, store_images
 from pretraining.data.pixels import FORMATS
 from pretraining.data.readers import Row, nearest
+from pretraining.errors import UserError
 
 EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
 LEAVINGS = {"thumbs.db", "desktop.ini"}  # of Windows; those of other systems begin with a dot
@@ -24,7 +25,7 @@ def images_in(folder: str) -> Iterator[os.DirEntry]:
     """The images in a folder and in those below it, in order.
 
     Raises:
-        ValueError: a file has none of the extensions of images.
+        UserError: a file has none of the extensions of images.
     """
     for entry in _entries(folder):
         if entry.is_dir():
@@ -33,20 +34,18 @@ def images_in(folder: str) -> Iterator[os.DirEntry]:
             yield entry
         else:
             choice = ", ".join(sorted(EXTENSIONS))
-            raise ValueError(f"{entry.path} has an unknown extension: convert it to one of {choice}, or take it away")
+            raise UserError(f"{entry.path} has an unknown extension: convert it to one of {choice}, or take it away")
 
 
 def find_folder(folder: str, setting: str) -> str:
-    """The folder that a setting names; a ValueError where there is none."""
+    """The folder that a setting names; a UserError where there is none."""
     folder = os.path.normpath(os.path.expanduser(folder))
     if os.path.isfile(folder):
-        raise ValueError(f"{folder} in data.{setting} is a file: name the folder that holds the images")
+        raise UserError(f"{folder} in data.{setting} is a file: name the folder that holds the images")
     if not os.path.isdir(folder):
         above, name = os.path.split(folder)
         near = nearest(name, os.listdir(above or ".") if os.path.isdir(above or ".") else [])
-        raise ValueError(
-            f"no folder {folder!r} in data.{setting}, seen from {os.getcwd()}: set one that is there{near}"
-        )
+        raise UserError(f"no folder {folder!r} in data.{setting}, seen from {os.getcwd()}: set one that is there{near}")
     return folder
 
 
@@ -54,28 +53,28 @@ def classes_in(folder: str) -> list[str]:
     """The classes of a folder: the names of the folders in it, sorted.
 
     Raises:
-        ValueError: there are none, a file lies beside them, or one of them holds no image.
+        UserError: there are none, a file lies beside them, or one of them holds no image.
     """
     entries = _entries(folder)
     classes = [entry.name for entry in entries if entry.is_dir()]
     beside = [entry.path for entry in entries if not entry.is_dir()]
     if beside and classes:
-        raise ValueError(
+        raise UserError(
             f"{beside[0]} lies beside the folders of the classes ({len(classes)}): put it into one, or take it away"
         )
     if beside:
-        raise ValueError(f"{folder} has files but no classes: put the images of each class into a folder of its own")
+        raise UserError(f"{folder} has files but no classes: put the images of each class into a folder of its own")
     for name in classes:
         if not any(True for _ in images_in(os.path.join(folder, name))):
-            raise ValueError(f"{os.path.join(folder, name)} holds no image: fill it, or delete it")
+            raise UserError(f"{os.path.join(folder, name)} holds no image: fill it, or delete it")
     return classes
 
 
 def check_apart(folder: str, held: str) -> None:
-    """Raises ValueError where one of the two holds the other."""
+    """Raises UserError where one of the two holds the other."""
     real = [os.path.realpath(each) for each in (folder, held)]
     if os.path.commonpath(real) in real:
-        raise ValueError(f"data.folder {folder} and data.validation_folder {held} are in one another: part them")
+        raise UserError(f"data.folder {folder} and data.validation_folder {held} are in one another: part them")
 
 
 def load_folder(folder: str, labelled: bool) -> Source:
@@ -88,7 +87,7 @@ def load_folder(folder: str, labelled: bool) -> Source:
                 try:
                     yield entry.path, label, entry.stat()
                 except OSError as error:
-                    raise ValueError(f"{entry.path} cannot be read ({error.strerror}): mend or delete it") from error
+                    raise UserError(f"{entry.path} cannot be read ({error.strerror}): mend or delete it") from error
 
     def rows() -> Iterator[Row]:
         for path, label, state in entries():
@@ -97,7 +96,7 @@ def load_folder(folder: str, labelled: bool) -> Source:
     for path, _, state in entries():
         digest.update(json.dumps(state_of(path, state)).encode())
     if digest.digest() == hashlib.sha256().digest():
-        raise ValueError(f"{folder} holds no images: fill it, or name another folder")
+        raise UserError(f"{folder} holds no images: fill it, or name another folder")
     key = [os.path.abspath(folder), digest.hexdigest()]
     dataset = store_images(rows, classes, __file__, [*key, classes])
     columns = ["image", "label"] if labelled else ["image"]

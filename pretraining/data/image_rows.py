@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from pretraining.data.readers import Row
 from pretraining.data.stored import store
+from pretraining.errors import UserError
 
 UNLABELLED = -100
 IMAGE = {"bytes": Value("binary"), "path": Value("string")}  # as `datasets` stores images
@@ -82,14 +83,12 @@ def _classes(column: pa.ChunkedArray, feature: Any, place: Callable[[int], str])
     """Labels (N,) and the names that they number: those that `datasets` knows, or the distinct values, sorted."""
     if column.null_count:
         row = pc.index(pc.is_null(column), True).as_py()
-        raise ValueError(f"{place(row)} has no label: fill it, or delete the image")
+        raise UserError(f"{place(row)} has no label: fill it, or delete the image")
     if isinstance(feature, ClassLabel):
         labels, names = column.to_numpy(), feature.names
         if len(outside := np.flatnonzero((labels < 0) | (labels >= len(names)))):
             row = int(outside[0])
-            raise ValueError(
-                f"{place(row)} has label {labels[row]}, but its classes are 0 to {len(names) - 1}: mend it"
-            )
+            raise UserError(f"{place(row)} has label {labels[row]}, but its classes are 0 to {len(names) - 1}: mend it")
         return labels.astype(np.int64), names
     values = sorted(column.unique().to_pylist())
     numbers = pc.index_in(column, value_set=pa.array(values, column.type))

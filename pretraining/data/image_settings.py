@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pretraining.data.settings import between
+from pretraining.errors import UserError
 
 
 @dataclass
@@ -45,16 +46,16 @@ class ImageSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
             fraction = self.validation_fraction
-            raise ValueError(f"data.validation_fraction is {fraction}: it must be at least 0 and less than 1.")
+            raise UserError(f"data.validation_fraction is {fraction}: it must be at least 0 and less than 1.")
         for name in ("examples", "skip_bad_images", "decoded_megabytes", "processes"):
             between(f"data.{name}", getattr(self, name), 0)
         named = {"folder": self.folder or self.validation_folder, "files": self.files or self.validation_files}
         for source, given in named.items():
             if given and self.source != source:
-                raise ValueError(f"data.source is {self.source!r}, but data names a {source}: set it to {source}.")
+                raise UserError(f"data.source is {self.source!r}, but data names a {source}: set it to {source}.")
         for source, given in {"folder": self.folder, "files": self.files}.items():
             if self.source == source and not given:
-                raise ValueError(f"data.source is {source!r}, but data.{source} is empty: name what there is to read.")
+                raise UserError(f"data.source is {source!r}, but data.{source} is empty: name what there is to read.")
 
 
 @dataclass
@@ -84,7 +85,7 @@ class AugmentSettings:
         for name, low, high in (("crop_scale", 0.0, 1.0), ("crop_ratio", 0.0, float("inf"))):
             pair = getattr(self, name)
             if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
-                raise ValueError(f"objective.{name} is {pair}: it must be the least and the largest, both above {low}.")
+                raise UserError(f"objective.{name} is {pair}: it must be the least and the largest, both above {low}.")
         for name in ("flip", "erasing"):
             between(f"objective.{name}", getattr(self, name), 0, 1)
         between("objective.randaugment_layers", self.randaugment_layers, 0)

@@ -12,6 +12,7 @@ from pretraining.data.image_rows import UNLABELLED, Source, as_source, store_ima
 from pretraining.data.image_settings import ImageSettings
 from pretraining.data.image_tables import KNOWN, columns_of, load_files, load_hub
 from pretraining.data.readers import Row, find, nearest
+from pretraining.errors import UserError
 
 
 def _load_digits(labelled: bool) -> Source:
@@ -36,7 +37,7 @@ def _same_classes(source: Source, held: Source) -> Source:
     for label in np.unique(held.labels).tolist():
         if (name := held.classes[label]) not in number_of:
             row = int(np.flatnonzero(held.labels == label)[0])
-            raise ValueError(
+            raise UserError(
                 f"{held.place(row)} is of class {name!r}, which no training image can be of"
                 f"{nearest(name, number_of)}: give it one of the {len(number_of)} training classes, or take it away"
             )
@@ -73,14 +74,14 @@ def load_sources(settings: ImageSettings, labelled: bool) -> tuple[Source, Sourc
         labelled: whether labels are learnt; else none is read.
 
     Raises:
-        ValueError: one sentence on what is wrong with the settings or the data, where, and what to do.
+        UserError: one sentence on what is wrong with the settings or the data, where, and what to do.
     """
     source, held = _load(settings, labelled)
     if not labelled:
         return source, held
     used = np.unique(source.labels)
     if len(used) < 2:
-        raise ValueError(
+        raise UserError(
             f"all {len(source):,} training images are of the class {source.classes[int(used[0])]!r}: there must be two "
             "classes, or none if the objective learns no labels"
         )

@@ -16,7 +16,7 @@ from pretraining.data.image_rows import IMAGE, Source, as_source, state_of
 from pretraining.data.image_settings import ImageSettings
 from pretraining.data.readers import TABLES, Columns, Row, check_columns, extension
 from pretraining.data.stored import store
-from pretraining.errors import one_line
+from pretraining.errors import UserError, one_line
 
 KNOWN = (".parquet", ".arrow")
 ASSUMED = 2**16  # bytes of an image in a file that a table names
@@ -31,19 +31,19 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _check(features: Features, columns: Columns, place: str) -> None:
-    """Raises ValueError where a table lacks a column, or one does not hold images or classes."""
+    """Raises UserError where a table lacks a column, or one does not hold images or classes."""
     check_columns(columns, list(features), place)
     image, *label = (features.arrow_schema.field(column).type for column in columns)
     names = {field.name for field in image} if pa.types.is_struct(image) else set()
     plain = pa.types.is_binary(image) or pa.types.is_large_binary(image) or _is_text(image)
     if not plain and not set(IMAGE) <= names:
-        raise ValueError(
+        raise UserError(
             f"{place} holds {image} in {next(iter(columns))!r}, which is no image: set column to one of encoded images "
             f"(bytes, or the paths of files) among {', '.join(features)}"
         )
     for kind in label:
         if not (pa.types.is_integer(kind) or _is_text(kind) or pa.types.is_boolean(kind)):
-            raise ValueError(
+            raise UserError(
                 f"{place} holds {kind} in {list(columns)[1]!r}, which is no class: set label_column to one of whole "
                 f"numbers or names among {', '.join(features)}"
             )
@@ -67,7 +67,7 @@ def _open(path: str) -> tuple[Features, Dataset | None]:
         return dataset.features, dataset
     except (OSError, ValueError, pa.ArrowException) as error:
         kind = "parquet file" if extension(path) == ".parquet" else "Arrow stream of `datasets`"
-        raise ValueError(f"{path} is no {kind} that can be read ({one_line(error)}): write it anew") from error
+        raise UserError(f"{path} is no {kind} that can be read ({one_line(error)}): write it anew") from error
 
 
 def _stored(path: str, columns: Columns, features: Features) -> Dataset:
@@ -107,7 +107,7 @@ def load_files(files: list[str], columns: Columns) -> Source:
         _check(features, columns, path)
         for column, setting in columns.items():
             if features[column] != expected[column]:
-                raise ValueError(
+                raise UserError(
                     f"{path} holds {features[column]} in {column!r} but {first} {expected[column]}: make them "
                     f"alike, or set {setting} to another column"
                 )
@@ -117,7 +117,7 @@ def load_files(files: list[str], columns: Columns) -> Source:
     ]
     for path, dataset in zip(files, datasets, strict=True):
         if not len(dataset):
-            raise ValueError(f"{path} holds no images: fill it, or leave it out")
+            raise UserError(f"{path} holds no images: fill it, or leave it out")
     parts = [(path, len(dataset)) for path, dataset in zip(files, datasets, strict=True)]
     dataset, image = concatenate_datasets(datasets), next(iter(columns))
     sizes = _sizes(dataset.data.column(image))
@@ -130,7 +130,7 @@ def load_hub(settings: ImageSettings, columns: Columns, split: str) -> Source:
     dataset, place = readers.load_hub(settings.source, settings.subset, split, columns, others)
     _check(dataset.features, columns, place)
     if not len(dataset):
-        raise ValueError(f"{place} holds no images: name another")
+        raise UserError(f"{place} holds no images: name another")
     sizes = _sizes(dataset.data.column(settings.column))
     parts = [(f"{settings.source}:{split}", len(dataset))]
     return as_source(dataset, list(columns), sizes, parts, 0, [dataset._fingerprint, settings.column])

@@ -17,6 +17,7 @@ from pretraining.data.image_sources import load_sources
 from pretraining.data.parallel import count_processes
 from pretraining.data.pixels import Coloured, Unreadable, decode
 from pretraining.data.stored import first_equal, held_out
+from pretraining.errors import UserError
 
 
 def choose(labels: np.ndarray, hashes: np.ndarray, count: int) -> np.ndarray:
@@ -83,7 +84,7 @@ class Images:
         """An image's pixels, uint8 (height, width, channels), not to be written to.
 
         Raises:
-            ValueError: its file is no longer what it was when it was prepared.
+            UserError: its file is no longer what it was when it was prepared.
         """
         shape = (*self.sizes[number].tolist(), self.channels)
         if self.pixels:
@@ -97,7 +98,7 @@ class Images:
             reason = f"it is {pixels.shape[0]} x {pixels.shape[1]} and was {shape[0]} x {shape[1]}"
         except (Coloured, Unreadable, OSError) as error:
             reason = str(error) or "it has colours now"
-        raise ValueError(f"{self.place(number)} has changed since it was prepared ({reason}): restart the run")
+        raise UserError(f"{self.place(number)} has changed since it was prepared ({reason}): restart the run")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _check_bad(contents: list[Contents], skipped: int) -> None:
     bad = [image for each in contents for image in each.bad]
     if len(bad) > skipped:
         (place, reason), others = bad[0], f", nor can {len(bad) - 1:,} more" if len(bad) > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"{place} cannot be read ({reason}){others}: mend or delete {'them' if others else 'it'}, or set "
             f"data.skip_bad_images to {len(bad)}"
         )
@@ -159,7 +160,7 @@ def _parted(
     left_out["of these with another label"] = int((repeated & (labels != labels[first])).sum())
     train = np.flatnonzero(~aside & ~repeated)
     if settings.examples > len(train):
-        raise ValueError(
+        raise UserError(
             f"data.examples is {settings.examples:,}, but there are {len(train):,} images to train on: lower it, or "
             "set it to 0 for all"
         )
@@ -170,13 +171,13 @@ def _parted(
 
 
 def _check(settings: ImageSettings, contents: list[Contents], train: np.ndarray, held: np.ndarray) -> None:
-    """Raises ValueError where nothing is left of a split."""
+    """Raises UserError where nothing is left of a split."""
     total = sum(len(each.hashes) - len(each.bad) for each in contents)
     if not len(train):
-        raise ValueError(f"Not one image is left to train on, of {total:,} that can be read: name other held-out ones.")
+        raise UserError(f"Not one image is left to train on, of {total:,} that can be read: name other held-out ones.")
     if not len(held):
         name = {"folder": "validation_folder", "files": "validation_files"}.get(settings.source, "validation_split")
-        raise ValueError(
+        raise UserError(
             f"Nothing is held out for evaluation ({total:,} images in all): set data.validation_fraction"
             + ("." if settings.source == "digits" else f", or name data.{name}.")
         )
@@ -205,10 +206,10 @@ def prepare_images(settings: ImageSettings, channels: int, labelled: bool, cache
         cache, writer: as in `once`.
 
     Raises:
-        ValueError: one sentence on what is wrong with the settings or the data, where, and what to do.
+        UserError: one sentence on what is wrong with the settings or the data, where, and what to do.
     """
     if channels not in (1, 3):
-        raise ValueError(f"model.num_channels is {channels}: images have 3 (RGB) or 1 (grey)")
+        raise UserError(f"model.num_channels is {channels}: images have 3 (RGB) or 1 (grey)")
     source, held = load_sources(settings, labelled)
     room, processes = settings.decoded_megabytes * 2**20, count_processes(settings.processes)
     contents = find_contents(source, channels, room, processes, cache, writer)

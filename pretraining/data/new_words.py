@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, trainers
 from transformers import PreTrainedTokenizerBase
 
 from pretraining.data.settings import TokenizerSettings
+from pretraining.errors import UserError
 
 Reader = Callable[[], Iterator[str]]  # the training text, from its beginning at each call
 
@@ -20,7 +21,7 @@ def listed(settings: TokenizerSettings) -> list[str]:
     try:
         lines = Path(settings.words).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"tokenizer.words: {settings.words} cannot be read as UTF-8 text ({error})") from error
+        raise UserError(f"tokenizer.words: {settings.words} cannot be read as UTF-8 text ({error})") from error
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -28,14 +29,14 @@ def choose(tokenizer: PreTrainedTokenizerBase, settings: TokenizerSettings, read
     """The words to add, as the tokenizer's model gets to see them: lower-cased, say, or with the space before them.
 
     Raises:
-        ValueError: the tokenizer cannot keep a word whole, a listed word is none, or the text has too few.
+        UserError: the tokenizer cannot keep a word whole, a listed word is none, or the text has too few.
     """
     backend = tokenizer.backend_tokenizer
     known = set(tokenizer.get_vocab())
     byte_level = "ByteLevel" in json.dumps(json.loads(backend.to_str())["pre_tokenizer"])
     kind = type(backend.model).__name__
     if kind not in ("WordPiece", "BPE"):
-        raise ValueError(
+        raise UserError(
             f"tokenizer.new_words and tokenizer.words need a WordPiece or BPE tokenizer, and {settings.path!r} is "
             f"{kind}, which would use a new entry inside other words too: leave them out"
         )
@@ -52,7 +53,7 @@ def choose(tokenizer: PreTrainedTokenizerBase, settings: TokenizerSettings, read
         text = backend.normalizer.normalize_str(text) if backend.normalizer else text
         pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
         if len(pieces) != 1:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer.words: {word!r} in {settings.words} is no single word to the tokenizer, which reads "
                 f"{' and '.join(map(repr, pieces)) or 'nothing'}: give words without spaces and punctuation"
             )
@@ -71,7 +72,7 @@ def choose(tokenizer: PreTrainedTokenizerBase, settings: TokenizerSettings, read
             if word not in known and word not in new and is_word(word) and len(backend.model.tokenize(word)) > 1
         ]
         if len(frequent) < settings.new_words:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer.new_words is {settings.new_words} but this text has {len(frequent)} words that occur twice "
                 f"and that the tokenizer splits: set it to {len(frequent)} or less"
             )

@@ -11,6 +11,7 @@ from pretraining.data import dates, readers
 from pretraining.data.readers import TABLES, Columns, Row, Rows, check_text, extension, find, lines, nearest
 from pretraining.data.settings import PairSettings
 from pretraining.data.stored import hash_text, store
+from pretraining.errors import UserError
 
 # What decides the split, what is compared and what counts is taken while a pair is stored, as for documents.
 FEATURES = Features(
@@ -48,7 +49,7 @@ def _tsv(path: str, columns: Columns) -> Rows:
         if loose is None:
             loose = len(cells) > len(header)
         if len(cells) < len(header) or (len(cells) > len(header) and not loose):
-            raise ValueError(f"{path}:{number} has {len(cells)} cells instead of {len(header)}: part them by tabs")
+            raise UserError(f"{path}:{number} has {len(cells)} cells instead of {len(header)}: part them by tabs")
         yield f"{path}:{number}", dict(zip(header, cells, strict=False))
 
 
@@ -64,18 +65,16 @@ def _translation(row: Row, name: str, settings: PairSettings) -> Iterator[Cell]:
     """The source's and the target's cell of a row with a dictionary."""
     value = row[settings.column]
     if not isinstance(value, dict):
-        raise ValueError(
+        raise UserError(
             f"{name} holds {value!r:.40} instead of a dictionary of languages: write "
             f'{{"{settings.column}": {{"en": "...", "de": "..."}}}}, or name two plain columns in columns'
         )
     for setting in ("source_language", "target_language"):
         language, there = getattr(settings, setting), ", ".join(value)
         if language is None:
-            raise ValueError(
-                f"{name} has the languages {there}: set source_language and target_language to two of them"
-            )
+            raise UserError(f"{name} has the languages {there}: set source_language and target_language to two of them")
         if language not in value:
-            raise ValueError(
+            raise UserError(
                 f"{name} has no language {language!r}{nearest(language, value)}: set {setting} to one of {there}"
             )
         yield f"{name}, {language}", value[language]
@@ -97,7 +96,7 @@ def _table(path: str, settings: PairSettings) -> Cells:
     if not settings.columns and end in TSV and not settings.alignment_column:
         return _cells(_tsv(path, {}), settings, HEADER)
     if not settings.columns and end in PLAIN:
-        raise ValueError(f"{path} has columns but no dictionaries: set columns to its source's and its target's")
+        raise UserError(f"{path} has columns but no dictionaries: set columns to its source's and its target's")
     rows = (_tsv if end in TSV else TABLES[end])(path, _columns(settings))
     return _cells(rows, settings, settings.columns)
 
@@ -108,7 +107,7 @@ def _aligned(files: tuple[str, ...]) -> Cells:
         if None in row:
             first, *others = ((path, sum(1 for _ in lines(path))) for path in files)
             path, count = next(other for other in others if other[1] != first[1])
-            raise ValueError(
+            raise UserError(
                 f"{first[0]} has {first[1]:,} lines but {path} has {count:,}: mend them, so that each line of one "
                 "belongs to the same line of the other"
             )
@@ -123,7 +122,7 @@ def _side(cell: Cell, setting: str) -> str:
     place, value = cell
     text = "" if value is None else check_text(value, place, setting).strip()
     if not text:
-        raise ValueError(f"{place} is empty: fill it, or delete the pair on both sides")
+        raise UserError(f"{place} is empty: fill it, or delete the pair on both sides")
     return text
 
 
@@ -132,11 +131,11 @@ def _alignment(cell: Cell | None, source: str, target: str) -> str:
         return ""
     text = " ".join(check_text(cell[1], cell[0], "alignment_column").split())
     if not ALIGNMENT.fullmatch(text):
-        raise ValueError(f"{cell[0]} holds {text!r:.40}: write word alignments as 0-0 1-2, source word - target word")
+        raise UserError(f"{cell[0]} holds {text!r:.40}: write word alignments as 0-0 1-2, source word - target word")
     words = len(source.split()), len(target.split())
     for point in text.split():
         if any(int(word) >= count for word, count in zip(point.split("-"), words, strict=True)):
-            raise ValueError(
+            raise UserError(
                 f"{cell[0]} aligns {point} but the source has {words[0]} words and the target {words[1]}: count from 0 "
                 "what stands between spaces"
             )
@@ -161,7 +160,7 @@ def as_pairs(cells: Cells, place: str, settings: PairSettings) -> Iterator[Row]:
         source, target = (_side(cell, setting) for cell in sides)
         yield as_pair(name, source, target, _alignment(alignment, source, target))
     if empty:
-        raise ValueError(f"{place} holds no pairs: fill it, or leave it out")
+        raise UserError(f"{place} holds no pairs: fill it, or leave it out")
 
 
 # ---- the sources ----
@@ -182,7 +181,7 @@ def _find(settings: PairSettings, prefix: str = "") -> list[tuple[str, ...]]:
     found = [find(getattr(settings, name), name) for name in names]
     for name, others in zip(names, found, strict=True):
         if len(others) != len(found[0]):
-            raise ValueError(
+            raise UserError(
                 f"{names[0]} names {len(found[0])} files but {name} names {len(others)}: name as many, in the same "
                 "order"
             )
@@ -227,7 +226,7 @@ def load_source(settings: PairSettings) -> tuple[Dataset, Dataset | None]:
         "alignment_hash", and the "split_hash" that decides whether a pair is held out.
 
     Raises:
-        ValueError: one sentence on what is wrong with the data, where, and what to do.
+        UserError: one sentence on what is wrong with the data, where, and what to do.
     """
     if settings.source == "dates":
         return _load_dates(), None

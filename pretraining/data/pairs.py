@@ -10,6 +10,7 @@ from datasets import Dataset
 from pretraining.data.pair_sources import load_source
 from pretraining.data.settings import PairSettings
 from pretraining.data.stored import Stored, first_equal, hold_out
+from pretraining.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def load_pairs(settings: PairSettings) -> tuple[dict[str, Pairs], dict[str, dict
         whether that will do.
 
     Raises:
-        ValueError: one sentence on what is wrong with the data, where, and what to do.
+        UserError: one sentence on what is wrong with the data, where, and what to do.
     """
     stored, held = load_source(settings)
     pairs = Pairs.of(stored)
@@ -98,5 +99,5 @@ def load_pairs(settings: PairSettings) -> tuple[dict[str, Pairs], dict[str, dict
         left_out[split] = {"duplicates": int(repeated.sum()), "also held out": int(leaked.sum())}
         remaining[split] = part.select(~(leaked | repeated))
     if not len(remaining["train"]):
-        raise ValueError(f"all {len(pairs):,} training pairs are also held out: name other held-out pairs")
+        raise UserError(f"all {len(pairs):,} training pairs are also held out: name other held-out pairs")
     return remaining, left_out

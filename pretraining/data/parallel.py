@@ -13,6 +13,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from pretraining.errors import UserError
+
 Result = TypeVar("Result")
 
 _work: Callable[[range], object]  # in a worker: what it does with each shard
@@ -53,7 +55,7 @@ def in_order(
         unit: what is in a shard, in the plural.
 
     Raises:
-        ValueError: a process was ended from outside.
+        UserError: a process was ended from outside.
     """
     processes = min(processes, len(shards))
     with tqdm(total=sum(map(len, shards)), desc=title, unit=f" {unit}", disable=None, leave=False) as bar:
@@ -76,7 +78,7 @@ def in_order(
                     yield shard, future.result()
                     bar.update(len(shard))
             except BrokenProcessPool as error:
-                raise ValueError(
+                raise UserError(
                     f"One of {processes} processes that prepare the {unit} was ended from outside, most likely for "
                     "want of memory: set data.processes lower."
                 ) from error

@@ -5,7 +5,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pretraining.errors import one_line
+from pretraining.errors import UserError, one_line
 
 # Those that Pillow always reads by itself and knows by how they begin, each with its extensions.
 FORMATS = {
@@ -21,11 +21,11 @@ FORMATS = {
 }
 
 
-class Unreadable(ValueError):
+class Unreadable(UserError):
     """Why a file gives no image."""
 
 
-class Coloured(ValueError):
+class Coloured(UserError):
     """An image has colours where one channel is asked for."""
 
 

@@ -23,6 +23,7 @@ from pretraining.data.cache import once, read_meta
 from pretraining.data.documents import Documents
 from pretraining.data.parallel import in_order
 from pretraining.data.sentences import sentences
+from pretraining.errors import UserError
 
 if TYPE_CHECKING:  # the processes that tokenise import this file, and transformers would bring them torch
     from transformers import PreTrainedTokenizerBase
@@ -197,7 +198,7 @@ def write(
         total += len(part["tokens"])
         kept += len(part["documents"])
     if not total:
-        raise ValueError("The corpus is empty: not one of its documents has two tokens.")
+        raise UserError("The corpus is empty: not one of its documents has two tokens.")
     for name in ("sentences", "documents"):
         np.array([total]).tofile(files[name])
     for file in files.values():
@@ -224,7 +225,7 @@ def prepare_text(
         cache, writer: as in `once`.
 
     Raises:
-        ValueError: not one document has two tokens.
+        UserError: not one document has two tokens.
     """
     backend = tokenizer.backend_tokenizer.to_str()
     content = [

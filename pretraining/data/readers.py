@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 
-from pretraining.errors import one_line
+from pretraining.errors import UserError, one_line
 
 BATCH = 16  # rows read at a time; they can be whole books
 
@@ -43,19 +43,19 @@ def check_columns(columns: Columns, found: list[str], place: str) -> None:
     for column, setting in columns.items():
         if column not in found:
             near = nearest(column, found)
-            raise ValueError(f"{place} has no column {column!r}{near}: set {setting} to one of {', '.join(found)}")
+            raise UserError(f"{place} has no column {column!r}{near}: set {setting} to one of {', '.join(found)}")
 
 
 def check_text(value: object, place: str, setting: str = "column") -> str:
-    """The value, if it is text that can be stored; else a ValueError."""
+    """The value, if it is text that can be stored; else a UserError."""
     if not isinstance(value, str):
-        raise ValueError(f"{place} holds {value!r:.40} instead of text: set {setting} to a column of strings")
+        raise UserError(f"{place} holds {value!r:.40} instead of text: set {setting} to a column of strings")
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:  # JSON can spell half a character: "\ud83d"
-        raise ValueError(f"{place} holds half a character ({error}): mend or delete it") from error
+        raise UserError(f"{place} holds half a character ({error}): mend or delete it") from error
     if size >= 2**31:
-        raise ValueError(f"{place} is one document of {size} bytes, Arrow's limit is 2 GiB: cut it")
+        raise UserError(f"{place} is one document of {size} bytes, Arrow's limit is 2 GiB: cut it")
     return value
 
 
@@ -69,11 +69,11 @@ def lines(path: str) -> Iterator[str]:
                     line = raw.decode().replace("\r\n", "\n")
                 except UnicodeDecodeError as error:
                     at = f"byte {offset + error.start} (0x{raw[error.start]:02x})"
-                    raise ValueError(f"{path} is not UTF-8 at {at}: convert it to UTF-8") from error
+                    raise UserError(f"{path} is not UTF-8 at {at}: convert it to UTF-8") from error
                 yield line if offset else line.removeprefix("\ufeff")
                 offset += len(raw)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error}): check its rights, or write it anew") from error
+        raise UserError(f"{path} cannot be read ({error}): check its rights, or write it anew") from error
 
 
 def _jsonl(path: str, columns: Columns) -> Rows:
@@ -83,10 +83,10 @@ def _jsonl(path: str, columns: Columns) -> Rows:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}): mend or delete it") from error
+            raise UserError(f"{path}, line {number} is not JSON ({error}): mend or delete it") from error
         if not isinstance(row, dict):
             example = ", ".join(f'"{column}": "..."' for column in columns)
-            raise ValueError(f"{path}, line {number} is no object: write {{{example}}}")
+            raise UserError(f"{path}, line {number} is no object: write {{{example}}}")
         check_columns(columns, list(row), f"{path}, line {number}")
         yield f"{path}:{number}", row
 
@@ -102,17 +102,17 @@ def _csv(path: str, columns: Columns) -> Rows:
                 continue
             if len(row) != len(header):
                 cells = f"{len(row)} cells instead of {len(header)}"
-                raise ValueError(f"{path}, row {number} has {cells}: put text with commas into quotes")
+                raise UserError(f"{path}, row {number} has {cells}: put text with commas into quotes")
             yield f"{path}:{number}", {column: row[header.index(column)] for column in columns}
     except csv.Error as error:
-        raise ValueError(f"{path}, line {rows.line_num} is not CSV ({error}): mend its quotes") from error
+        raise UserError(f"{path}, line {rows.line_num} is not CSV ({error}): mend its quotes") from error
 
 
 def _parquet(path: str, columns: Columns) -> Rows:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} is no parquet file ({error}): write it anew") from error
+        raise UserError(f"{path} is no parquet file ({error}): write it anew") from error
     with file:
         check_columns(columns, file.schema_arrow.names, path)
         batches = file.iter_batches(BATCH, columns=list(columns))
@@ -136,12 +136,12 @@ def find(patterns: list[str], setting: str, known: Iterable[str] | None = None) 
     """The files that paths and globs name, each once; those of a glob are sorted.
 
     Raises:
-        ValueError: a pattern names a folder or no file, or a file's extension is not among the `known` ones.
+        UserError: a pattern names a folder or no file, or a file's extension is not among the `known` ones.
     """
     found: dict[str, None] = {}
     for pattern in map(os.path.expanduser, patterns):
         if os.path.isdir(pattern):
-            raise ValueError(f"{pattern} in {setting} is a folder: name its files, e.g. {pattern}/*.txt")
+            raise UserError(f"{pattern} in {setting} is a folder: name its files, e.g. {pattern}/*.txt")
         # A path that exists may itself contain a bracket or a star.
         matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
         matches = [os.path.normpath(match) for match in matches if os.path.isfile(match)]
@@ -149,19 +149,19 @@ def find(patterns: list[str], setting: str, known: Iterable[str] | None = None) 
             folder, name = os.path.split(pattern)
             near = nearest(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [])
             place = f"{setting}, seen from {os.getcwd()}"
-            raise ValueError(f"no file matches {pattern!r} in {place}: set a path or glob that does{near}")
+            raise UserError(f"no file matches {pattern!r} in {place}: set a path or glob that does{near}")
         found.update(dict.fromkeys(matches))
     if known is not None:
         for file in found:
             if extension(file) not in known:
                 choice = ", ".join(known)
-                raise ValueError(f"{file} in {setting} has an unknown extension: convert it to one of {choice}")
+                raise UserError(f"{file} in {setting} has an unknown extension: convert it to one of {choice}")
     return list(found)
 
 
 def check_apart(files: list[str], held: list[str], setting: str) -> None:
     if both := set(map(os.path.realpath, files)) & set(map(os.path.realpath, held)):
-        raise ValueError(f"{min(both)} is in both {setting} and validation_{setting}: take it out of one")
+        raise UserError(f"{min(both)} is in both {setting} and validation_{setting}: take it out of one")
 
 
 def state(files: Iterable[str]) -> list[tuple[str, int, int]]:
@@ -180,7 +180,7 @@ def load_hub(source: str, subset: str | None, split: str, columns: Columns, othe
         dataset = load_dataset(source, subset, split=split)
     except Exception as error:  # there are dozens, of the Hub's client, of fsspec and of datasets itself
         near = nearest(source, others)
-        raise ValueError(
+        raise UserError(
             f"cannot load {place} ({one_line(error)}): "
             f"set source to {', '.join(map(repr, others))}, a data set's folder or a Hub name{near}"
         ) from error

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pretraining.errors import UserError
+
 
 def between(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raises ValueError where a setting is out of its range."""
+    """Raises UserError where a setting is out of its range."""
     if not low <= value <= high:
         bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-        raise ValueError(f"{name} is {value}: it must be {bound}.")
+        raise UserError(f"{name} is {value}: it must be {bound}.")
 
 
 @dataclass
@@ -62,7 +64,7 @@ class TextSettings(TextSource):
         between("data.near_duplicates", self.near_duplicates, 0, 1)
         between("data.processes", self.processes, 0)
         if not self.sources:
-            raise ValueError("data.weight is 0, and so is that of every source in data.mixture: give one a weight.")
+            raise UserError("data.weight is 0, and so is that of every source in data.mixture: give one a weight.")
 
     @property
     def sources(self) -> list[TextSource]:
@@ -118,30 +120,30 @@ class PairSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
             fraction = self.validation_fraction
-            raise ValueError(f"data.validation_fraction is {fraction}: it must be at least 0 and less than 1.")
+            raise UserError(f"data.validation_fraction is {fraction}: it must be at least 0 and less than 1.")
         between("data.processes", self.processes, 0)
         if len(self.columns) not in (0, 2):
-            raise ValueError(f"data.columns is {self.columns}: it must be the source's and the target's column.")
+            raise UserError(f"data.columns is {self.columns}: it must be the source's and the target's column.")
         if bool(self.source_language) != bool(self.target_language):
-            raise ValueError("data.source_language and data.target_language belong together: set both, or neither.")
+            raise UserError("data.source_language and data.target_language belong together: set both, or neither.")
         for one, other in (("source_language", "target_language"), ("source_files", "target_files")):
             if getattr(self, one) and getattr(self, one) == getattr(self, other):
-                raise ValueError(f"data.{one} and data.{other} are both {getattr(self, one)}: name one for each side.")
+                raise UserError(f"data.{one} and data.{other} are both {getattr(self, one)}: name one for each side.")
         if len(set(self.columns)) == 1:
-            raise ValueError(f"data.columns is {self.columns}: name the source's column and the target's.")
+            raise UserError(f"data.columns is {self.columns}: name the source's column and the target's.")
         lines = ["source_files", "target_files"]
         named = [kind for kind in ("files", *lines, "alignment_files") if getattr(self, kind)]
         held = [f"validation_{kind}" for kind in ("files", *lines) if getattr(self, f"validation_{kind}")]
         if self.source != "files" and (named or held):
             name = f"data.{(named + held)[0]}"
-            raise ValueError(f"data.source is {self.source!r} but {name} names files: set data.source to files.")
+            raise UserError(f"data.source is {self.source!r} but {name} names files: set data.source to files.")
         if self.source == "files" and named not in (["files"], lines, [*lines, "alignment_files"]):
-            raise ValueError(
+            raise UserError(
                 f"data.source is 'files' and {', '.join(named) or 'no list of them'} is named: name data.files, or "
                 "data.source_files and data.target_files (and data.alignment_files, if there are any)."
             )
         if held not in ([], ["validation_files"], [f"validation_{kind}" for kind in lines]):
-            raise ValueError(
+            raise UserError(
                 f"Of the held-out files, {', '.join(held)} is named: name data.validation_files, or "
                 "data.validation_source_files and data.validation_target_files."
             )
@@ -180,7 +182,7 @@ class TokenizerSettings:
         between("tokenizer.sample_characters", self.sample_characters, 1)
         if self.path is None and (self.new_words or self.words):
             name = "new_words" if self.new_words else "words"
-            raise ValueError(
+            raise UserError(
                 f"tokenizer.{name} adds to a tokenizer that is there, and one that is trained here fits the text as it "
                 f"is: leave tokenizer.{name} out, or set init_from or tokenizer.path."
             )

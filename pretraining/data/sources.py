@@ -16,6 +16,7 @@ from pretraining.data import readers
 from pretraining.data.readers import TABLES, check_apart, check_text, extension, find, lines
 from pretraining.data.settings import TextSource
 from pretraining.data.stored import hash_text, store
+from pretraining.errors import UserError
 
 # The hash and the length are taken while a document is stored, so that no later start has to read the text for them.
 FEATURES = Features(
@@ -77,7 +78,7 @@ def as_documents(rows: Rows, place: str) -> Iterator[dict[str, str | int]]:
             empty = False
             yield {"name": name, "text": text, "hash": hash_text(text), "characters": len(text)}
     if empty:
-        raise ValueError(f"{place} holds no text: fill it, or leave it out")
+        raise UserError(f"{place} holds no text: fill it, or leave it out")
 
 
 def _store(documents: Callable[[], Iterator[dict[str, str | int]]], *key: object) -> Dataset:
@@ -124,16 +125,16 @@ def load_source(settings: TextSource) -> tuple[Dataset, Dataset | None]:
         "hash" of the text and its "characters".
 
     Raises:
-        ValueError: one sentence on what is wrong with the settings or the data, where, and what to do.
+        UserError: one sentence on what is wrong with the settings or the data, where, and what to do.
     """
     source = settings.source
     if source != "files" and (settings.files or settings.validation_files):
-        raise ValueError(f"source is {source!r} but files are named: set source to 'files', or name none")
+        raise UserError(f"source is {source!r} but files are named: set source to 'files', or name none")
     if source == "pydocs":
         return _load_pydocs(), None
     if source == "files":
         if not settings.files:
-            raise ValueError("source is 'files' but files is empty: name them there")
+            raise UserError("source is 'files' but files is empty: name them there")
         files = find(settings.files, "files", KNOWN)
         held = find(settings.validation_files, "validation_files", KNOWN)
         check_apart(files, held, "files")

@@ -16,6 +16,8 @@ from datasets import Dataset, Features
 from filelock import FileLock
 from tqdm import tqdm
 
+from pretraining.errors import UserError
+
 CHARACTERS = 2**22  # of rows held in memory at a time, unless one alone has more
 OVERHEAD = 100  # characters that a row counts beyond its own: many short ones are work too
 
@@ -66,9 +68,9 @@ class Stored:
 
 
 def require_held_out(splits: Mapping[str, Sized], unit: str, mend: str) -> None:
-    """Raises ValueError where nothing is held out; `unit` is what there is, in the plural, `mend` what to do."""
+    """Raises UserError where nothing is held out; `unit` is what there is, in the plural, `mend` what to do."""
     if not len(splits["validation"]):
-        raise ValueError(
+        raise UserError(
             f"Nothing is held out for evaluation (there are {len(splits['train'])} {unit} in all): name "
             f"data.validation_files, or {mend}."
         )

@@ -113,7 +113,7 @@ def prepare(
         family: of the model, which decides the tokenizer's special tokens.
 
     Raises:
-        ValueError: whatever is wrong with the files, the text or the tokenizer.
+        UserError: whatever is wrong with the files, the text or the tokenizer.
     """
     documents = load_text(settings)
     require_held_out(documents, "documents", "cut the text into more documents (data.document: blank_line)")

@@ -21,7 +21,7 @@ from pretraining.data import new_words
 from pretraining.data.cache import once
 from pretraining.data.new_words import Reader
 from pretraining.data.settings import TokenizerSettings
-from pretraining.errors import one_line
+from pretraining.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def _characters(read: Reader, limit: int) -> tuple[set[str], Reader]:
 
 def _check_alphabet(needed: int, settings: TokenizerSettings) -> None:
     if settings.vocab_size < needed:
-        raise ValueError(
+        raise UserError(
             f"vocab_size {settings.vocab_size} is too small for special tokens and the characters of this "
             f"text with kind {settings.kind!r}: set it to at least {needed}"
         )
@@ -122,7 +122,7 @@ def _check_alphabet(needed: int, settings: TokenizerSettings) -> None:
 
 def _wordpiece(settings: TokenizerSettings, read: Reader, layout: Layout) -> PreTrainedTokenizerBase:
     if layout is not BERT:
-        raise ValueError(
+        raise UserError(
             "tokenizer.kind: wordpiece marks no spaces, so that text cannot be written: choose bpe or unigram"
         )
 
@@ -222,18 +222,18 @@ TRAINERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
 
 
 def load_tokenizer(path: str, part: str = "") -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub name, or of the folder `part` in it; a ValueError where there is none."""
+    """The tokenizer of a folder or Hub name, or of the folder `part` in it; a UserError where there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, subfolder=part)
         if not tokenizer.is_fast:
-            raise ValueError(f"a {type(tokenizer).__name__} is none of the library tokenizers, whose processes read it")
+            raise UserError(f"a {type(tokenizer).__name__} is none of the library tokenizers, whose processes read it")
         if not len(regular_ids(tokenizer)):  # what transformers makes of a BERT model's folder without a vocabulary
-            raise ValueError("it has no vocabulary")
+            raise UserError("it has no vocabulary")
         if len(tokenizer) <= (last := max(tokenizer.get_vocab().values())):
-            raise ValueError(f"it has {len(tokenizer)} entries, but numbers up to {last}")
+            raise UserError(f"it has {len(tokenizer)} entries, but numbers up to {last}")
         return tokenizer
     except Exception as error:  # there are dozens, from missing files to a missing network
-        raise ValueError(
+        raise UserError(
             f"no tokenizer can be loaded from {path!r} ({one_line(error)}): it must be a folder with "
             f"{Path(part, 'tokenizer.json')}, or a Hub name"
         ) from error
@@ -256,7 +256,7 @@ def build_tokenizer(
         part: the folder at `settings.path` that the tokenizer is in.
 
     Raises:
-        ValueError: if nothing can be loaded from the path, if the vocabulary or the new words asked for are more than
+        UserError: if nothing can be loaded from the path, if the vocabulary or the new words asked for are more than
             the text gives, or if the vocabulary is smaller than the text's alphabet.
     """
     kept = None if settings.path is None else load_tokenizer(settings.path, part)
@@ -277,7 +277,7 @@ def build_tokenizer(
         else:
             tokenizer = TRAINERS[settings.kind](settings, read, LAYOUTS[family])
             if len(tokenizer) < settings.vocab_size:
-                raise ValueError(
+                raise UserError(
                     f"vocab_size is {settings.vocab_size} but this text gives {len(tokenizer)} entries: set it "
                     f"to {len(tokenizer)} or less, or give more text"
                 )
@@ -288,26 +288,26 @@ def build_tokenizer(
 
 
 def require_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> None:
-    """Raise a ValueError unless the tokenizer has all these special tokens, e.g. "mask_token"."""
+    """Raise a UserError unless the tokenizer has all these special tokens, e.g. "mask_token"."""
     missing = [name for name in names if getattr(tokenizer, name) is None]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} has no {' and no '.join(missing)}: give it one with "
             f"add_special_tokens({{{missing[0]!r}: ...}}) and save it, or leave path empty to train one"
         )
 
 
 def require_end(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise a ValueError unless the tokenizer puts its end behind a text and nothing else around it, as `SEQ2SEQ`."""
+    """Raise a UserError unless the tokenizer puts its end behind a text and nothing else around it, as `SEQ2SEQ`."""
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if end == pad:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} has {tokenizer.pad_token!r} for padding and for the end: give "
             "it a pad_token of its own and save it, or leave path empty to train one"
         )
     found = tokenizer("a").input_ids
     if found != [*tokenizer("a", add_special_tokens=False).input_ids, end]:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} makes {tokenizer.convert_ids_to_tokens(found)} of 'a', but an "
             f"encoder-decoder reads a text and then its end, {tokenizer.eos_token!r}: set its post_processor to "
             "TemplateProcessing of '$A' and the end and save it, or leave path empty to train one"
@@ -337,7 +337,7 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     tokens do.
 
     Raises:
-        ValueError: if the tokenizer marks words in none of these ways.
+        UserError: if the tokenizer marks words in none of these ways.
     """
     vocabulary = tokenizer.get_vocab()
     setup = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {}}
@@ -351,7 +351,7 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         # U+FFFD: a byte from within a character.
         begins = {token: c in " ▁" or (c != "\ufffd" and _alone(c)) for token, c in first.items()}
     else:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} does not show where words begin (by ##, Ġ or ▁): turn "
             "off whole-word masking"
         )

@@ -20,6 +20,7 @@ from pretraining.data.augment import cut, draw
 from pretraining.data.augment_batch import augment
 from pretraining.data.images import prepare_images
 from pretraining.data.rows import Example
+from pretraining.errors import UserError
 from pretraining.initial import image_statistics, load_image_weights
 from pretraining.objectives.objective import Objective
 from pretraining.settings import Settings
@@ -45,21 +46,21 @@ class ImageObjectiveSettings:
     row_size = 1
 
     def check(self, run: Settings) -> None:
-        """Raises ValueError where these settings and the run's others do not go together."""
+        """Raises UserError where these settings and the run's others do not go together."""
         if run.train.tokens is not None:
-            raise ValueError(
+            raise UserError(
                 f"train.tokens is {run.train.tokens}, and images have no tokens: give the run its budget by "
                 "train.epochs, train.steps or train.minutes."
             )
         for name in ("image_mean", "image_std"):
             given, channels = getattr(self, name), run.model.num_channels  # type: ignore[attr-defined]
             if given and len(given) != channels:
-                raise ValueError(
+                raise UserError(
                     f"objective.{name} has {len(given)} numbers, and model.num_channels is {channels}: give one for "
                     "each."
                 )
         if self.image_std and min(self.image_std) <= 0:
-            raise ValueError(f"objective.image_std is {self.image_std}: each must be above 0.")
+            raise UserError(f"objective.image_std is {self.image_std}: each must be above 0.")
 
 
 class ImageObjective(Objective):
@@ -105,11 +106,11 @@ class ImageObjective(Objective):
         """Nothing is chosen: an example is an image.
 
         Raises:
-            ValueError: a phase asks for other pixels than the one processor that is saved makes.
+            UserError: a phase asks for other pixels than the one processor that is saved makes.
         """
         for name, value in self.fixed.items():
             if getattr(self.settings, name) != value:
-                raise ValueError(f"train.phases: objective.{name} is one for the whole run: take it out of the phases.")
+                raise UserError(f"train.phases: objective.{name} is one for the whole run: take it out of the phases.")
 
     def load_weights(self, model: PreTrainedModel, checkpoint: str) -> str:
         return load_image_weights(model, checkpoint)

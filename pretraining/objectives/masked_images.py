@@ -19,6 +19,7 @@ from pretraining.data import draws
 from pretraining.data.image_settings import AugmentSettings
 from pretraining.data.rows import IGNORED, Example
 from pretraining.data.settings import between
+from pretraining.errors import UserError
 from pretraining.objectives.images import ImageObjective, ImageObjectiveSettings
 from pretraining.objectives.objective import by_all_processes
 from pretraining.settings import Settings
@@ -43,7 +44,7 @@ class MaskedImagesSettings(AugmentSettings, ImageObjectiveSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"objective.mask_ratio is {self.mask_ratio}: it must be above 0 and below 1.")
+            raise UserError(f"objective.mask_ratio is {self.mask_ratio}: it must be above 0 and below 1.")
         between("objective.mask_size", self.mask_size, 1)
         between("objective.probe", self.probe, 0)
 
@@ -52,7 +53,7 @@ class MaskedImagesSettings(AugmentSettings, ImageObjectiveSettings):
         model: Any = run.model
         side = model.image_size // model.patch_size
         if side % self.mask_size or side == self.mask_size:
-            raise ValueError(
+            raise UserError(
                 f"objective.mask_size is {self.mask_size}, and an image is {side} patches on each side: it must divide "
                 "them, and be fewer, so that some are seen."
             )
@@ -96,7 +97,7 @@ class MaskedImages(ImageObjective):
             drawn = np.argsort(draws.mix(draws.SUBSET, np.arange(len(labels))), kind="stable")
             self.probed = drawn[:count]
             if count > len(labels) or len(np.unique(labels[self.probed])) < 2:
-                raise ValueError(
+                raise UserError(
                     f"objective.probe is {count}, and there are {len(labels):,} training images: it must be no more, "
                     "and enough for two classes, or 0."
                 )

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pretraining.data.rows import IGNORED, Example
 from pretraining.data.tokenizer import TARGET
+from pretraining.errors import UserError
 from pretraining.initial import load_weights
 from pretraining.settings import Settings
 
@@ -72,7 +73,7 @@ class Objective(ABC):
             Lines that tell what was found.
 
         Raises:
-            ValueError: whatever is wrong with the data.
+            UserError: whatever is wrong with the data.
         """
 
     @abstractmethod
@@ -180,14 +181,14 @@ class TokenObjectiveSettings:
         return self.row_length or self.sequence_length
 
     def check(self, run: Settings) -> None:
-        """Raises ValueError where these settings and the run's others do not go together."""
+        """Raises UserError where these settings and the run's others do not go together."""
         if self.sequence_length > run.model.max_position_embeddings:  # type: ignore[attr-defined]
-            raise ValueError(
+            raise UserError(
                 f"objective.sequence_length={self.sequence_length} is beyond the model's position table: "
                 f"set model.max_position_embeddings to at least {self.sequence_length}."
             )
         if run.tokenizer.separate and self.name != "translation":
-            raise ValueError(
+            raise UserError(
                 f"tokenizer.separate is for pairs, and objective.name is {self.name}, which reads and writes one kind "
                 "of text: leave it out, and start from no checkpoint that has it."
             )

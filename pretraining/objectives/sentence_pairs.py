@@ -20,6 +20,7 @@ from pretraining.data.rows import IGNORED, Example, layout, pack_tokens, pack_va
 from pretraining.data.settings import between
 from pretraining.data.text import Text, prepare
 from pretraining.data.tokenizer import regular_ids, require_tokens, word_starts
+from pretraining.errors import UserError
 from pretraining.objectives.objective import TokenObjective, TokenObjectiveSettings
 from pretraining.settings import Settings
 
@@ -90,7 +91,7 @@ class SentencePairs(TokenObjective):
 
     def prepare(self, writer: bool) -> list[str]:
         if self.pairs and self.run.model.type_vocab_size < 2:
-            raise ValueError(
+            raise UserError(
                 f"model.type_vocab_size is {self.run.model.type_vocab_size}, and a pair has two segments: set it to 2, "
                 "or objective.next_sentence to none."
             )
@@ -111,11 +112,11 @@ class SentencePairs(TokenObjective):
         self.check_pairs()
 
     def check_pairs(self) -> None:
-        """Raises ValueError where a split has too few documents for the next-sentence loss."""
+        """Raises UserError where a split has too few documents for the next-sentence loss."""
         for split, data in self.data.items():
             count = len(data.documents) - 1
             if self.settings.next_sentence == "nsp" and count < 2:
-                raise ValueError(
+                raise UserError(
                     f"The {split} split has {count} document, and NSP needs two (B comes from another document half of "
                     "the time): add documents, cut the text into more (data.document), or set "
                     "objective.next_sentence to sop or none."

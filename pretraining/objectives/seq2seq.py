@@ -14,6 +14,7 @@ from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration
 from pretraining.data.plan import choose_row_lengths
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
 from pretraining.data.settings import between
+from pretraining.errors import UserError
 from pretraining.metrics import Bleu, ChrF, ExactMatch, TextMetric
 from pretraining.objectives.objective import TokenObjective, TokenObjectiveSettings, by_all_processes
 from pretraining.settings import Settings
@@ -46,7 +47,7 @@ class Seq2SeqSettings(TokenObjectiveSettings):
         between("objective.written", self.written, 0)
         between("objective.beams", self.beams, 1)
         if self.metric != "loss" and not self.written:
-            raise ValueError(f"objective.metric is {self.metric}, of what the model writes: set objective.written.")
+            raise UserError(f"objective.metric is {self.metric}, of what the model writes: set objective.written.")
 
 
 def compare(found: list[tuple[str, str, str]], metric: TextMetric) -> float:

@@ -20,6 +20,7 @@ from pretraining.data.rows import IGNORED, Example, pack_tokens
 from pretraining.data.settings import between
 from pretraining.data.stored import require_held_out
 from pretraining.data.tokenizer import TARGET, build_tokenizer, require_end, require_tokens
+from pretraining.errors import UserError
 from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
 
 
@@ -81,7 +82,7 @@ class Translation(Seq2Seq):
             require_tokens(tokenizer, ("pad_token", "eos_token"))
         numbers = [(len(each), each.eos_token_id, each.pad_token_id) for each in (source, target)]
         if numbers[0] != numbers[1]:
-            raise ValueError(
+            raise UserError(
                 "tokenizer.separate: the numbers of entries, the ids of the end and of padding are {} of the sources' "
                 "tokenizer and {} of the targets': both must have the same.".format(*numbers)
             )
@@ -89,17 +90,17 @@ class Translation(Seq2Seq):
             require_end(tokenizer)
 
     def check_alignments(self) -> None:
-        """Raises ValueError where word alignments are to be learnt and there are none, or none can be seen."""
+        """Raises UserError where word alignments are to be learnt and there are none, or none can be seen."""
         model = self.run.model
         if model.alignment_layer is None:
             return
         if not len(self.data["train"].points):
-            raise ValueError(
+            raise UserError(
                 f"model.alignment_layer is {model.alignment_layer}, but no pair has a word alignment: name "
                 "data.alignment_files or data.alignment_column, or leave model.alignment_layer out."
             )
         if self.run.train.kernel != "eager":
-            raise ValueError(
+            raise UserError(
                 f"model.alignment_layer is {model.alignment_layer}, which needs attention weights, and train.kernel is "
                 f"{self.run.train.kernel}: set train.kernel to eager."
             )
@@ -115,7 +116,7 @@ class Translation(Seq2Seq):
         """The pairs of a split that are neither too long nor too unlike in length, and how many others there are.
 
         Raises:
-            ValueError: none is left.
+            UserError: none is left.
         """
         lengths = self.data[split].lengths
         long = lengths.max(1) >= self.settings.sequence_length  # and an end token
@@ -138,7 +139,7 @@ class Translation(Seq2Seq):
                 "set objective.max_ratio higher": unlike,
             }
             mend = " or ".join(mend for mend, found in mends.items() if found.any())
-            raise ValueError(f"Nothing of the {split} split is left, of whose {len(lengths):,} pairs {why}: {mend}.")
+            raise UserError(f"Nothing of the {split} split is left, of whose {len(lengths):,} pairs {why}: {mend}.")
         return kept, {reason: int(found.sum()) for reason, found in reasons.items()}
 
     def describe(self, split: str) -> str:

@@ -5,11 +5,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from pretraining.errors import UserError
+
 
 @contextmanager
 def one_sentence(*parts: str) -> Iterator[None]:
-    """What is done inside raises a ValueError whose one line has all these parts."""
-    with pytest.raises(ValueError) as error:
+    """What is done inside raises a UserError whose one line has all these parts."""
+    with pytest.raises(UserError) as error:
         yield
     message = str(error.value)
     assert all(part in message for part in parts), message
