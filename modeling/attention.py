@@ -121,10 +121,10 @@ class MultiHeadAttention(nn.Module):
         x: Tensor,
         mask: Mask = None,
         memory: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        k, v = self.keys_and_values(x, memory, past_key_values)
+        k, v = self.keys_and_values(x, memory, cache)
         kernel: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, scaled_dot_product_attention
         )
@@ -141,22 +141,20 @@ class MultiHeadAttention(nn.Module):
         return self.output(mixed.flatten(2)), weights  # (B, T, H, D/H) -> (B, T, D)
 
     def keys_and_values(
-        self, x: Tensor, memory: Tensor | None, past_key_values: EncoderDecoderCache | None
+        self, x: Tensor, memory: Tensor | None, cache: EncoderDecoderCache | None
     ) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, D/H), those that the cache holds not computed again."""
-        if past_key_values is None:
+        if cache is None:
             source = x if memory is None else memory
             return self.split(self.key(source)), self.split(self.value(source))
         if memory is None:
-            return past_key_values.self_attention_cache.update(
-                self.split(self.key(x)), self.split(self.value(x)), self.layer_idx
-            )
-        cache = past_key_values.cross_attention_cache
-        if past_key_values.is_updated.get(self.layer_idx):
-            layer: Any = cache.layers[self.layer_idx]
+            return cache.self_attention_cache.update(self.split(self.key(x)), self.split(self.value(x)), self.layer_idx)
+        if cache.is_updated.get(self.layer_idx):
+            layer: Any = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
-        past_key_values.is_updated[self.layer_idx] = True
-        return cache.update(self.split(self.key(memory)), self.split(self.value(memory)), self.layer_idx)
+        cache.is_updated[self.layer_idx] = True
+        keys, values = self.split(self.key(memory)), self.split(self.value(memory))
+        return cache.cross_attention_cache.update(keys, values, self.layer_idx)
 
 
 # Masks. A packed batch says by `sequence_ids` (B, T) which example a token belongs to: 1, 2, 3 ... and 0 for
@@ -233,14 +231,14 @@ def causal_attention_mask(
     x: Tensor,
     attention_mask: Tensor | None,
     sequence_ids: Tensor | None,
-    past_key_values: EncoderDecoderCache | None,
+    cache: EncoderDecoderCache | None,
     kwargs: Mapping,
 ) -> Mask:
     """A token sees itself and what is before it; `sequence_ids` (B, past + T) counts the cached tokens too."""
     if sequence_ids is not None:
         return packed_mask(config, x, attention_mask, sequence_ids, sequence_ids, kwargs, causal=True)
-    cache = None if past_key_values is None else past_key_values.self_attention_cache
-    return create_causal_mask(config, x, attention_mask, cache)
+    # By position: transformers 5.24 renamed the argument.
+    return create_causal_mask(config, x, attention_mask, None if cache is None else cache.self_attention_cache)
 
 
 def cross_attention_mask(

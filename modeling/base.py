@@ -1,7 +1,9 @@
 """What every model of ours inherits: the features it supports and how its weights start."""
 
-from collections.abc import Iterator
-from typing import Any, TypedDict
+import inspect
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, ParamSpec, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,36 @@ class ForwardKwargs(TypedDict, total=False):
     max_length_k: int | None
 
 
+Arguments = ParamSpec("Arguments")
+Output = TypeVar("Output")
+
+
+def strict(forward: Callable[Arguments, Output]) -> Callable[Arguments, Output]:
+    """A model's `forward` that refuses what it does not name, as every Python function does.
+
+    Its `**kwargs` are for `ForwardKwargs`, which kernels and transformers' decorators read. Anything else would vanish
+    in them, and the model would compute as if it had not been given. The signature says the same: it names them, with
+    no wildcard, so that `generate()` and `Trainer` pass on what is known alone.
+
+    Raises:
+        TypeError: a keyword that neither `forward` nor `ForwardKwargs` names.
+    """
+    signature = inspect.signature(forward)
+    named = {name: p for name, p in signature.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    for name, kind in ForwardKwargs.__annotations__.items():
+        named.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+
+    @wraps(forward)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Output:
+        for name in kwargs:
+            if name not in named:
+                raise TypeError(f"{type(args[0]).__name__}.forward() got an unexpected keyword argument {name!r}")
+        return forward(*args, **kwargs)
+
+    checked.__signature__ = signature.replace(parameters=list(named.values()))  # type: ignore[attr-defined]
+    return checked
+
+
 class KeelPreTrainedModel(PreTrainedModel):
     """Flags of transformers, and initialisation as in the papers."""
 
@@ -42,6 +74,7 @@ class KeelPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    accepts_loss_kwargs = True  # num_items_in_batch: `Trainer` would look for a wildcard
     _no_split_modules = ["EncoderBlock", "DecoderBlock"]
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import MultiHeadAttention, self_attention_mask
-from .base import ForwardKwargs, KeelTextPreTrainedModel
+from .base import ForwardKwargs, KeelTextPreTrainedModel, strict
 from .configuration import KeelBertConfig
 from .embeddings import TokenEmbeddings
 from .heads import (
@@ -62,6 +62,7 @@ class KeelBertModel(KeelBertPreTrainedModel):
         self.pooler = Pooler(config) if add_pooling_layer else None
         self.post_init()
 
+    @strict
     @capture_outputs
     def forward(
         self,
@@ -125,6 +126,7 @@ class KeelBertForPreTraining(KeelBertPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.mlm.decoder = new_embeddings
 
+    @strict
     @can_return_tuple
     def forward(
         self,
@@ -190,6 +192,7 @@ class KeelBertForMaskedLM(KeelBertPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.mlm.decoder = new_embeddings
 
+    @strict
     @can_return_tuple
     def forward(
         self,
@@ -227,6 +230,7 @@ class KeelBertForNextSentencePrediction(KeelBertPreTrainedModel):
         self.nsp = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
+    @strict
     @can_return_tuple
     def forward(
         self,
@@ -264,6 +268,7 @@ class KeelBertForSequenceClassification(KeelBertPreTrainedModel):
         self.classifier = ClassificationHead(config, config.num_labels)
         self.post_init()
 
+    @strict
     @can_return_tuple
     def forward(
         self,
@@ -299,6 +304,7 @@ class KeelBertForTokenClassification(KeelBertPreTrainedModel):
         self.classifier = ClassificationHead(config, config.num_labels)
         self.post_init()
 
+    @strict
     @can_return_tuple
     def forward(
         self,
@@ -332,6 +338,7 @@ class KeelBertForQuestionAnswering(KeelBertPreTrainedModel):
         self.span = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
+    @strict
     @can_return_tuple
     def forward(
         self,
@@ -381,6 +388,7 @@ class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
         self.classifier = ClassificationHead(config, 1)
         self.post_init()
 
+    @strict
     @can_return_tuple
     def forward(
         self,

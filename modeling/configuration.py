@@ -125,7 +125,7 @@ class KeelSeq2SeqConfig(KeelConfig):
     """
 
     model_type = "keel-seq2seq"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # one thing, before transformers 5.24 and since
     attribute_map = {"num_hidden_layers": "encoder_layers"}
 
     vocab_size: int = 37000

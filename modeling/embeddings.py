@@ -57,7 +57,7 @@ class TokenEmbeddings(nn.Module):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         sequence_ids: Tensor | None = None,
-        past_length: int = 0,
+        past_length: int | Tensor = 0,
     ) -> Tensor:
         """Ids (B, T), or `inputs_embeds` (B, T, D), to (B, T, D).
 
@@ -71,8 +71,9 @@ class TokenEmbeddings(nn.Module):
         if position_ids is None and sequence_ids is not None:
             position_ids = packed_positions(sequence_ids)[:, -length:]
         elif position_ids is None:
-            self.check_length(past_length + length)
-            position_ids = torch.arange(past_length, past_length + length, device=x.device)[None]
+            if isinstance(past_length, int):  # a static cache counts on the device, where nothing may branch on it
+                self.check_length(past_length + length)
+            position_ids = past_length + torch.arange(length, device=x.device)[None]
         x = x * self.scale + self.positions(position_ids)
         if self.segments is not None:
             if token_type_ids is None:

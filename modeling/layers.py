@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import EncoderDecoderCache, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -96,10 +96,10 @@ class DecoderBlock(GradientCheckpointingLayer):
         mask: Mask,
         memory: Tensor,
         memory_mask: Mask = None,
-        past_key_values=None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> Tensor:
-        kwargs["past_key_values"] = past_key_values
+        kwargs["cache"] = cache
         x = self.attention_residual(x, lambda y: self.attention(y, mask, **bounds_of("q", kwargs))[0])
         x = self.cross_attention_residual(x, lambda y: self.cross_attention(y, memory_mask, memory, **kwargs)[0])
         return self.feed_forward_residual(x, self.feed_forward, rowwise=True)

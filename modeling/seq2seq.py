@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -28,17 +28,31 @@ from .attention import (
     packed_positions,
     self_attention_mask,
 )
-from .base import ForwardKwargs, KeelTextPreTrainedModel
+from .base import ForwardKwargs, KeelTextPreTrainedModel, strict
 from .configuration import KeelSeq2SeqConfig
 from .embeddings import TokenEmbeddings
-from .generation import plain_search
 from .heads import Counts, divided, smoothed_loss
-from .inference import Kept
 from .layers import DecoderBlock, EncoderBlock, Stack
+
+# The output's name for the cache, which transformers 5.24 renamed; as an argument of ours it has both names.
+CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
 
 # The logit of padding, which is never a target: its probability is exactly zero in every dtype, and yet finite, so
 # that no arithmetic on it turns into nan. Its row of the tied table gets no gradient and stays zero.
 NEVER = -1e4
+
+
+def one_cache(
+    cache: EncoderDecoderCache | None, past_key_values: EncoderDecoderCache | None
+) -> EncoderDecoderCache | None:
+    """The cache, by whichever of its two names it was given.
+
+    Raises:
+        ValueError: it was given by both, and they are two.
+    """
+    if cache is not None and past_key_values is not None and cache is not past_key_values:
+        raise ValueError("cache and past_key_values are two names of one argument: give one of them.")
+    return past_key_values if cache is None else cache
 
 
 class KeelSeq2SeqPreTrainedModel(KeelTextPreTrainedModel):
@@ -89,6 +103,7 @@ class KeelSeq2SeqEncoder(KeelSeq2SeqPreTrainedModel):
         self.stack = Stack(config, EncoderBlock, config.encoder_layers)
         self.post_init()
 
+    @strict
     @capture_outputs
     def forward(
         self,
@@ -116,8 +131,10 @@ class KeelSeq2SeqDecoder(KeelSeq2SeqPreTrainedModel):
         super().__init__(config)
         self.embeddings = TokenEmbeddings(config)
         self.stack = Stack(config, DecoderBlock, config.decoder_layers)
+        self.gradient_checkpointing = False  # transformers sets it, and then defaults to use_cache=False
         self.post_init()
 
+    @strict
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -126,25 +143,34 @@ class KeelSeq2SeqDecoder(KeelSeq2SeqPreTrainedModel):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         sequence_ids: Tensor | None = None,
         decoder_sequence_ids: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """`sequence_ids` (B, S) are the memory's; `decoder_sequence_ids` (B, T), or (B, past + T) with a cache."""
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        """`sequence_ids` (B, S) are the memory's; `decoder_sequence_ids` (B, T), or (B, past + T) with a cache.
+
+        Raises:
+            ValueError: a cache under gradient checkpointing, whose second pass would write every key twice.
+        """
+        cache = one_cache(cache, past_key_values)
+        if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            raise ValueError("Gradient checkpointing computes every layer twice, so it takes no cache: leave it out.")
+        if use_cache and cache is None:
+            cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         assert encoder_hidden_states is not None
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
         x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, sequence_ids=decoder_sequence_ids, past_length=past)
-        mask = causal_attention_mask(self.config, x, attention_mask, decoder_sequence_ids, past_key_values, kwargs)
+        mask = causal_attention_mask(self.config, x, attention_mask, decoder_sequence_ids, cache, kwargs)
         memory_mask = cross_attention_mask(
             self.config, x, encoder_hidden_states, encoder_attention_mask, sequence_ids, decoder_sequence_ids, kwargs
         )
-        x = self.stack(x, mask, encoder_hidden_states, memory_mask, past_key_values=past_key_values, **kwargs)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x, past_key_values=past_key_values)
+        x = self.stack(x, mask, encoder_hidden_states, memory_mask, cache=cache, **kwargs)
+        named: dict[str, Any] = {CACHE: cache}
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x, **named)
 
 
 class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
@@ -168,6 +194,7 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
         if self.config.share_encoder_decoder_embeddings:
             self.decoder.embeddings.tokens = value
 
+    @strict
     @can_return_tuple
     def forward(
         self,
@@ -176,12 +203,13 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         sequence_ids: Tensor | None = None,
         decoder_sequence_ids: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> Seq2SeqModelOutput:
         if encoder_outputs is None:
@@ -194,7 +222,7 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
             decoder_attention_mask,
             encoder_outputs.last_hidden_state,
             attention_mask,
-            past_key_values,
+            one_cache(cache, past_key_values),
             decoder_inputs_embeds,
             use_cache=use_cache,
             sequence_ids=sequence_ids,
@@ -203,13 +231,13 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
         )
         return Seq2SeqModelOutput(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.hidden_states,
             decoder_attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
 
 
@@ -217,8 +245,6 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
     """Predicts the next target token; the output matrix is the decoder's token table (Vaswani 2017, 3.4)."""
 
     final_logits_bias: Tensor
-    kept_weights: Kept | None = None  # of `generate()`
-    built_kinds: list[type[nn.Module]] | None = None  # what `generate()` expects to find
     _tied_weights_keys = {
         "lm_head.weight": "model.encoder.embeddings.tokens.weight",
         "model.decoder.embeddings.tokens.weight": "model.encoder.embeddings.tokens.weight",
@@ -247,34 +273,6 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         self.final_logits_bias = nn.functional.pad(old[:, :size], (0, max(0, size - old.shape[1])))
         return embeddings
 
-    def train(self, mode: bool = True) -> "KeelSeq2SeqForConditionalGeneration":
-        if mode:
-            self.kept_weights = None
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs) -> "KeelSeq2SeqForConditionalGeneration":
-        self.kept_weights = None  # or what is moved would stay where it was, too
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "kept_weights": None}
-
-    @torch.no_grad()
-    def generate(
-        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args, **kwargs
-    ) -> Any:
-        """As in transformers, whose search it is too unless the options ask for no more than greedy or beam search.
-
-        Ours keeps the weights as it wants them, on CPUs mostly copies, and sees when they have changed; not, though, a
-        change of a few numbers through `.data`, or of a number that is no weight (a norm's `eps`): call
-        `model.train()` and `model.eval()` after it. It counts positions from a source's first token, so that sources
-        padded on the left and on the right are the same.
-        """
-        search = None if args else plain_search(self, inputs, generation_config, kwargs)
-        if search is None:
-            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
-        return search()
-
     def aligned(self, outputs: Seq2SeqModelOutput) -> Tensor:
         """How much each target token looks at each source token (B, T, S): the head that is taught alignments.
 
@@ -301,6 +299,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         start = self.prepare_decoder_input_ids_from_labels(labels)
         return self.aligned(self.model(input_ids, attention_mask, start, output_attentions=True, use_cache=False))
 
+    @strict
     @can_return_tuple
     def forward(
         self,
@@ -309,7 +308,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -318,6 +317,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         sequence_ids: Tensor | None = None,
         decoder_sequence_ids: Tensor | None = None,
         num_items_in_batch: Counts = None,
+        past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> Seq2SeqLMOutput:
         """
@@ -340,7 +340,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             decoder_input_ids,
             decoder_attention_mask,
             encoder_outputs,
-            past_key_values,
+            one_cache(cache, past_key_values),
             inputs_embeds,
             decoder_inputs_embeds,
             use_cache,
@@ -361,11 +361,11 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
+            **{CACHE: outputs.get(CACHE)},
         )

@@ -14,7 +14,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import MultiHeadAttention
-from .base import ForwardKwargs, KeelPreTrainedModel
+from .base import ForwardKwargs, KeelPreTrainedModel, strict
 from .configuration import KeelViTConfig
 from .embeddings import DecoderPatchEmbeddings, PatchEmbeddings
 from .heads import Counts, ZeroLinear, classification_loss, divided, labels_loss, pool
@@ -64,6 +64,7 @@ class KeelViTModel(KeelViTPreTrainedModel):
         self.post_init()
 
     # As in transformers, the last of the hidden states is what the last norm reads.
+    @strict
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
@@ -99,6 +100,7 @@ class KeelViTForImageClassification(KeelViTPreTrainedModel):
         self.classifier = ZeroLinear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @strict
     @can_return_tuple
     def forward(
         self,
@@ -197,9 +199,9 @@ class KeelViTDecoder(KeelViTPreTrainedModel):
         self.stack = Stack(own, EncoderBlock, config.decoder_num_hidden_layers)
         self.post_init()
 
-    def forward(self, x: Tensor, ids_keep: Tensor | None, height: int, width: int, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, ids_keep: Tensor | None, height: int, width: int) -> Tensor:
         """The encoder's states (B, V + 1, D) to those of H x W patches, (B, P, decoder_hidden_size)."""
-        return self.stack(self.embeddings(x, ids_keep, height, width), **kwargs)[:, -height * width :]
+        return self.stack(self.embeddings(x, ids_keep, height, width))[:, -height * width :]
 
 
 class KeelViTForMaskedImageModeling(KeelViTPreTrainedModel):
@@ -224,6 +226,7 @@ class KeelViTForMaskedImageModeling(KeelViTPreTrainedModel):
             self.pixels = nn.Linear(width, config.num_channels * config.patch_size**2)
         self.post_init()
 
+    @strict
     @can_return_tuple
     def forward(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration
+from modeling.search import Search
 from pretraining.data.plan import choose_row_lengths
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
 from pretraining.data.settings import between
@@ -150,21 +151,22 @@ class Seq2Seq(TokenObjective):
         device, pad = next(model.parameters()).device, self.tokenizer.pad_token_id
         texts = [""] * len(sources)
         order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))  # alike in length, little padding
-        options: Any = {"num_beams": beams, "length_penalty": self.settings.length_penalty}
-        kernel = model.config._attn_implementation
-        model.set_attn_implementation("sdpa")  # one that takes padding
+        search = Search(model)
         for first in range(0, len(order), AT_A_TIME):
             some = order[first : first + AT_A_TIME]
             ids = np.full((len(some), len(sources[some[0]])), pad, dtype=np.int64)
             for row, i in zip(ids, some, strict=True):
                 row[: len(sources[i])] = sources[i]
             inputs = torch.from_numpy(ids).to(device)
-            mask = (inputs != pad).long()
-            limit = self.settings.sequence_length + 1  # the start token
-            out: Any = model.generate(input_ids=inputs, attention_mask=mask, max_length=limit, **options)  # type: ignore[operator]
-            for i, written in zip(some, out, strict=True):
-                texts[i] = self.text("labels", written)
-        model.set_attn_implementation(kernel)
+            targets = search(
+                inputs,
+                inputs != pad,
+                max_length=self.settings.sequence_length + 1,  # the start token
+                num_beams=beams,
+                length_penalty=self.settings.length_penalty,
+            )
+            for i, target in zip(some, targets, strict=True):
+                texts[i] = self.text("labels", target)
         return texts
 
     def text(self, side: str, ids: np.ndarray | Tensor) -> str:

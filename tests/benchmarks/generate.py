@@ -5,7 +5,7 @@
 
 The same weights and the same sentences, tokenised and cut into batches beforehand, in the order of the file, go to
 
-- ours: `generate()` of the checkpoint;
+- ours: `Search` of the checkpoint, its weights laid out once beforehand;
 - transformers: `generate()` of the Marian that it is converted to, at its defaults;
 - ctranslate2, in fp32 and in int8, where it is installed (`pip install ctranslate2`), by its converter from the same
   Marian: padding gets no probability, the end closes every source, and targets have no least length.
@@ -27,11 +27,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import sacrebleu
 import torch
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel
+from torch import Tensor
+from transformers import AutoTokenizer, BatchEncoding
 
 from modeling import KeelSeq2SeqForConditionalGeneration
 from modeling.convert import to_native
-from modeling.generation import plain_search
+from modeling.search import Search
 from tests.benchmarks.rounds import alternate, cell, print_table, ratios, spread
 
 try:
@@ -49,6 +50,7 @@ class Contestants:
     def __init__(self, options: argparse.Namespace):
         self.tokenizer = AutoTokenizer.from_pretrained(options.model)
         self.model = KeelSeq2SeqForConditionalGeneration.from_pretrained(options.model).eval()
+        self.search = Search(self.model)
         self.native = to_native(self.model)
         self.most = options.max_new_tokens
         self.translators: dict[str, Any] = {}
@@ -73,14 +75,15 @@ class Contestants:
     def searches(self, sources: list[BatchEncoding], beams: int) -> dict[str, Callable[[], Targets]]:
         """What each one does with all these batches."""
         settings = {"num_beams": beams, "max_length": self.most + 1}  # the start token is one
-        assert plain_search(self.model, None, None, {**sources[0], **settings}), "generate() would not take our search"
         tokens = [
             [self.tokenizer.convert_ids_to_tokens(ids[mask == 1]) for ids, mask in zip(*pair, strict=True)]
             for pair in ((source["input_ids"], source["attention_mask"]) for source in sources)
         ]
 
-        def generate(model: PreTrainedModel) -> Targets:
-            ids = (model.generate(**source, **settings) for source in sources)  # type: ignore[operator]
+        def write(search: Callable[..., Tensor]) -> Targets:
+            ids = (
+                search(source["input_ids"], attention_mask=source["attention_mask"], **settings) for source in sources
+            )
             return [self.upto_end(row) for found in ids for row in found[:, 1:].tolist()]
 
         def translate(translator: Any) -> Targets:
@@ -93,8 +96,8 @@ class Contestants:
             return [self.tokenizer.convert_tokens_to_ids(row.hypotheses[0]) for found in results for row in found]
 
         return {
-            "ours": lambda: generate(self.model),
-            STOCK: lambda: generate(self.native),
+            "ours": lambda: write(self.search),
+            STOCK: lambda: write(self.native.generate),
             **{name: lambda one=one: translate(one) for name, one in self.translators.items()},
         }
 

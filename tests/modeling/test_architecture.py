@@ -1,5 +1,6 @@
 """Properties of the three architectures: who sees whom, positions, decoding, tables that grow."""
 
+import inspect
 import math
 
 import pytest
@@ -15,6 +16,7 @@ import modeling
 LEARNED_AND_FIXED = pytest.mark.parametrize("position_embedding_type", ["learned", "sinusoidal"])
 TEXT = ["KeelBertForMaskedLM", "KeelSeq2SeqForConditionalGeneration"]
 FAMILIES = [*TEXT, "KeelViTForImageClassification"]
+CLASSES = [name for name in modeling.__all__ if name.endswith("Model") or ("For" in name and "Output" not in name)]
 START, END, PAD = 39, 0, 39  # of the small encoder-decoder
 
 
@@ -24,9 +26,10 @@ def tokens(*shape: int) -> Tensor:
 
 
 def inputs(model: nn.Module, length: int = 6) -> dict[str, Tensor]:
-    if isinstance(model, modeling.KeelViTForImageClassification):
+    if isinstance(model.config, modeling.KeelViTConfig):
         return {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 8 * 8, dtype=torch.float64).view(2, 3, 8, 8)}
-    ids = {"input_ids": tokens(2, length)}
+    choices = (3,) if isinstance(model, modeling.KeelBertForMultipleChoice) else ()
+    ids = {"input_ids": tokens(2, *choices, length)}
     return ids | ({"decoder_input_ids": tokens(2, length)} if model.config.is_encoder_decoder else {})
 
 
@@ -345,3 +348,19 @@ def test_new_tokens_keep_ties(tiny, head, shared, size, tmp_path):
         bias = one.final_logits_bias[0] if one.config.is_encoder_decoder else one.get_output_embeddings().bias
         assert bias.shape == (size,) and not bias[40:].any()
     equal(loaded(**inputs(loaded))[0], model(**inputs(model))[0])
+
+
+# What forward is given
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_argument_that_nobody_reads_is_refused(tiny, name):
+    """In **kwargs it would vanish, and the model would compute as if it had not been given."""
+    model = tiny(name)
+    model.set_attn_implementation("eager")
+    known = inspect.signature(model.forward).parameters
+    assert all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in known.values())
+    for unknown in ("cahce", "cache_params", "head_mask", "decoder_position_ids", "is_causal"):
+        with pytest.raises(TypeError, match=f"{name}.forward\\(\\) got an unexpected keyword argument '{unknown}'"):
+            model(**inputs(model), **{unknown: None})
+    model(**inputs(model), output_attentions=True, output_hidden_states=True, return_dict=True)

@@ -141,6 +141,12 @@ def block_weights(block: Any) -> BlockWeights:
 
 
 def weights_of(model: Any) -> Weights:
+    """All that a search reads of a seq2seq model, in the dtype that autocast would compute in.
+
+    Raises:
+        ValueError: the model is not as its class builds it, as `check_layers` says.
+    """
+    check_layers(model)
     stacks = [
         StackWeights(
             embedding_weights(part.embeddings),
@@ -152,6 +158,8 @@ def weights_of(model: Any) -> Weights:
     cross = (block.cross_attention for block in model.model.decoder.stack.blocks)
     output = affine(model.lm_head)
     bias = model.final_logits_bias.expand(1, output.weight.shape[1])[0].to(model.lm_head.weight.dtype)
+    if output.bias is not None:
+        bias = bias + output.bias
     return Weights(
         stacks[0],
         stacks[1],
@@ -162,78 +170,29 @@ def weights_of(model: Any) -> Weights:
     )
 
 
-class Parts(NamedTuple):
-    """What a model consists of."""
+def check_layers(model: Any) -> None:
+    """Raises ValueError where a layer is not of the kind that the model's own class builds, or its weights are not.
 
-    modules: list[nn.Module]
-    tensors: list[Tensor]
-
-
-def modules_of(model: Any) -> list[nn.Module]:
-    """All within it. `modules()` makes names, and takes as long as a block does with one sentence."""
-    modules = [model.model, model.lm_head]
-    for module in modules:  # which grow
-        modules.extend(child for child in module._modules.values() if child is not None)
-    return modules
-
-
-def does_as_its_kind(module: nn.Module) -> bool:
-    """Whether nothing but its class says what it does: no hook, no forward of its own, no dropout."""
-    if module.training or "forward" in module.__dict__ or "_hf_hook" in module.__dict__:  # Accelerate's hook
-        return False
-    if module._forward_hooks or module._forward_pre_hooks:
-        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        return all(hook.__module__ == "transformers.utils.output_capturing" for hook in hooks)  # idle unless asked
-    return True
-
-
-def parts_as_built(model: Any) -> Parts | None:
-    """Its parts, if they are of the kinds that its configuration asks for, and do no more and no less."""
-    ours = type(model).__module__.rpartition(".")[0] == __name__.rpartition(".")[0]  # a checkpoint's own code, too
-    if not ours or not does_as_its_kind(model) or model.lm_head.bias is not None:
-        return None
-    if "prepare_inputs_for_generation" in model.__dict__:  # as prefix tuning sets it
-        return None
-    modules = modules_of(model)
-    if not all(map(does_as_its_kind, modules)):
-        return None
-    if model.built_kinds is None:
-        with torch.device("meta"):
-            model.built_kinds = [*map(type, modules_of(type(model)(copy.deepcopy(model.config))))]
-    if [*map(type, modules)] != model.built_kinds:  # adapters, other layers
-        return None
-    tensors = [x for module in modules for x in module._parameters.values() if x is not None]
-    if any(type(x) is not nn.Parameter for x in tensors):  # quantised, or spread over processes
-        return None
-    tables = (stack.embeddings.positions.weight for stack in (model.model.encoder, model.model.decoder))
-    return Parts(modules, [*tensors, *tables, model.final_logits_bias])
-
-
-class Kept(NamedTuple):
-    """Weights, and what they were made of: under which autocast, of which modules, tensors and versions of these.
-
-    Fused optimizers change weights without a new version, and so does what writes to `.data`; hence the samples.
+    Searches read weights and call no module, so an adapter, a quantised matrix or a layer that somebody exchanged would
+    be passed over. What wraps a module and leaves its kind (autocast, oneDNN, gradient checkpointing, `compile`)
+    computes the same, and is passed over rightly.
     """
-
-    weights: Weights
-    made_of: tuple[bool, torch.dtype, list[nn.Module], list[tuple[int, int]]]
-    samples: list[Tensor]  # the first numbers of every tensor, in its own memory
-    sampled: Tensor  # what they were
-
-
-def kept_weights_of(model: Any, parts: Parts) -> Weights:
-    """`weights_of` a model, made anew where a part has changed since; they lie with the model, as `kept_weights`."""
-    if any(tensor.is_inference() for tensor in parts.tensors):  # which do not tell that they have changed
-        return weights_of(model)
-    device = model.lm_head.weight.device.type
-    autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    made_of = *autocast, parts.modules, [(tensor.data_ptr(), tensor._version) for tensor in parts.tensors]
-    kept = model.kept_weights
-    if kept is None or kept.made_of != made_of or not torch.equal(torch.cat(kept.samples), kept.sampled):
-        model.kept_weights = kept = None  # before there are others
-        samples = [x.detach()[(0,) * (x.ndim - 1)][:8] for x in parts.tensors]
-        model.kept_weights = kept = Kept(weights_of(model), made_of, samples, torch.cat(samples))
-    return kept.weights
+    with torch.device("meta"):
+        built = dict(type(model)(copy.deepcopy(model.config)).named_modules())
+    found = dict(model.named_modules())
+    for name in [*built, *(found.keys() - built.keys())]:
+        kinds = [type(modules[name]).__name__ if name in modules else "nothing" for modules in (found, built)]
+        if type(found.get(name)) is not type(built.get(name)):
+            raise ValueError(
+                f"{name} is {kinds[0]} where {type(model).__name__} has {kinds[1]}, and a search reads plain weights: "
+                "merge adapters into the model, or use its generate()."
+            )
+    for name, weight in model.named_parameters():
+        if type(weight) is not nn.Parameter:
+            raise ValueError(
+                f"{name} is a {type(weight).__name__}, and a search reads plain weights: gather or dequantise them, or "
+                "use the model's generate()."
+            )
 
 
 # The encoder

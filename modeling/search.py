@@ -1,4 +1,7 @@
-"""Greedy and beam search: the same tokens as transformers' own, sooner.
+"""Greedy and beam search as an object: `Search(model)(input_ids)`, the same tokens as `generate()`, sooner.
+
+`generate()` is transformers' own. This serves where one model writes much: evaluation, and prediction over files. It
+reads a model's weights and calls none of its modules, so it computes the same however the model is wrapped.
 
 A step computes new tokens alone. A sentence's beams are queries over the same keys: those of its source, worked out
 once, and those of the pasts of all its beams, of which a mask shows a beam its own ancestors; so no cache is ever
@@ -9,12 +12,13 @@ size, V vocabulary.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .inference import Affine, AttentionWeights, Weights, hidden
+from .search_weights import Affine, AttentionWeights, Weights, encode, hidden, weights_of
 
 IMPOSSIBLE = -1e9  # transformers' score of what is not to be chosen; exactly this, since it is added to others
 ROOM = 32  # places that a cache starts with; it doubles where they do not do
@@ -275,3 +279,73 @@ def beam_search(
     order, wanted = rows.argsort(), slice(num_return_sequences)
     longest = 1 + int(lengths[:, wanted].max())
     return found[order, wanted, :longest], scores[order, wanted]
+
+
+class Search:
+    """The likeliest targets of sources, by greedy or beam search.
+
+    The weights are laid out for the search's steps once, here, under the autocast that is in force; on CPUs mostly as
+    copies. A model that has learned more since needs another `Search`.
+
+    Args:
+        model: a `KeelSeq2SeqForConditionalGeneration`; its `generation_config` names start, end and padding.
+
+    Raises:
+        ValueError: a layer is not what the model's class builds, so that its weights alone do not say what it does.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Any):
+        options, device = model.generation_config, model.device.type
+        self.weights = weights_of(model)
+        self.start, self.pad, ends = options.decoder_start_token_id, options.pad_token_id, options.eos_token_id
+        self.ends: list[int] = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        self.autocast = {
+            "device_type": device,
+            "dtype": torch.get_autocast_dtype(device),
+            "enabled": torch.is_autocast_enabled(device),
+        }
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_length: int,
+        num_beams: int = 1,
+        num_return_sequences: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: bool | str = False,
+    ) -> Tensor:
+        """Targets (B R, T) of sources (B, S), padded behind their ends: those that `generate()` gives.
+
+        Positions count from a source's first token, so padding may stand on either side.
+
+        Args:
+            attention_mask: (B, S), 0 for padding.
+            max_length: the most tokens of a target, the start token counted.
+            num_beams: prefixes of each source that are followed; 1: greedy search.
+            num_return_sequences: R, the best targets of each source, at most `num_beams`.
+            length_penalty, early_stopping: as for `beam_search`.
+
+        Raises:
+            ValueError: more targets than beams, no room for a target, or more tokens than the model knows positions.
+        """
+        if not 1 <= num_return_sequences <= num_beams:
+            raise ValueError(f"num_return_sequences={num_return_sequences} must be from 1 to num_beams={num_beams}.")
+        if max_length < 2:
+            raise ValueError(f"max_length={max_length} leaves no room behind the start token: give 2 or more.")
+        if early_stopping not in (True, False, "never"):
+            raise ValueError(f"early_stopping={early_stopping!r} must be True, False or 'never'.")
+        real = None if attention_mask is None or attention_mask.all() else attention_mask != 0
+        starts = torch.full((len(input_ids),), self.start, device=input_ids.device)
+        with torch.autocast(**self.autocast):
+            decoder = Decoder(self.weights, encode(self.weights, input_ids, real), real, num_beams)
+            if num_beams == 1:
+                filler = self.ends[0] if self.ends and self.pad is None else self.pad or 0
+                return greedy_search(decoder, starts, self.ends, filler, max_length)
+            # Behind a target's end transformers puts the end again where padding is 0, and -1 where there is no end.
+            filler = (self.pad or self.ends[0]) if self.ends else -1
+            rules = length_penalty, early_stopping, num_return_sequences
+            return beam_search(decoder, starts, self.ends, filler, max_length, *rules)[0].flatten(0, 1)
