@@ -3,6 +3,7 @@
 B batch, S source tokens, T target tokens, D hidden size, V vocabulary, M target tokens with a label.
 """
 
+import warnings
 from typing import Any, Unpack
 
 import torch
@@ -45,11 +46,13 @@ NEVER = -1e4
 def one_cache(
     cache: EncoderDecoderCache | None, past_key_values: EncoderDecoderCache | None
 ) -> EncoderDecoderCache | None:
-    """The cache, by whichever of its two names it was given.
+    """The cache, by whichever of its two names it was given; the older one warns where transformers warns of it.
 
     Raises:
         ValueError: it was given by both, and they are two.
     """
+    if past_key_values is not None and CACHE == "cache":
+        warnings.warn("`past_key_values` is deprecated: pass it as `cache`.", FutureWarning, stacklevel=4)
     if cache is not None and past_key_values is not None and cache is not past_key_values:
         raise ValueError("cache and past_key_values are two names of one argument: give one of them.")
     return past_key_values if cache is None else cache

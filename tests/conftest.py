@@ -10,7 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-MARKS = ["accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "slow", "torch_compile_test"]
+MARKS = [
+    *("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "all_flash_attn_test", "slow"),
+    *("torch_compile_test", "torch_export_test", "onnx_export_test", "executorch_export_test", "generate"),
+]
 
 SIZES = {
     "hidden_size": 16,
@@ -37,7 +40,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--transformers-source",
         metavar="DIR",
-        help="an unpacked source distribution of the installed transformers: its model tests run against our classes",
+        help="the source (distribution or clone) of the installed transformers: its tests run on our classes",
     )
 
 

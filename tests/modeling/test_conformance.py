@@ -2,7 +2,9 @@
 
 pytest tests/modeling/test_conformance.py --transformers-source DIR
 
-DIR is the unpacked source distribution of the installed transformers. Its tests ask for the package `parameterized`.
+DIR is the unpacked source distribution of the installed transformers, or a clone of its repository at that version:
+only the repository has the tests of generation, and a report without them says so. They ask for the package
+`parameterized`.
 """
 
 import copy
@@ -26,19 +28,38 @@ pytestmark = pytest.mark.conformance
 if "transformers_tests" not in sys.modules:
     pytest.skip("needs --transformers-source DIR, an unpacked transformers distribution", allow_module_level=True)
 
-MIXINS = {"exporters.test_export": "ExportTesterMixin", "generation.test_utils": "GenerationTesterMixin"}
-for module, mixin in MIXINS.items():
+# What test_modeling_common builds upon. An empty mixin takes the place of what DIR lacks, and a test that is skipped by
+# its name says so in the report.
+MIXINS = {
+    "exporters.test_export": ("ExportTesterMixin", "ExportGenerateTesterMixin"),
+    "generation.test_utils": ("GenerationTesterMixin",),
+}
+missing: list[str] = []
+for module, mixins in MIXINS.items():
     name = f"transformers_tests.{module}"
     try:
         importlib.import_module(name)
-    except ModuleNotFoundError:  # the distribution holds no folder below tests/: an empty mixin takes its place
+    except ModuleNotFoundError as error:
+        if not name.startswith(str(error.name)):  # it is there, but not what it needs
+            raise
+        missing += mixins
         sys.modules[name] = ModuleType(name)
-        setattr(sys.modules[name], mixin, type(mixin, (), {}))
+        for mixin in mixins:
+            setattr(sys.modules[name], mixin, type(mixin, (), {}))
+    sys.modules[f"tests.{module}"] = sys.modules[name]  # the repository's tests call one another so, too
 common = importlib.import_module("transformers_tests.test_modeling_common")
 
 
 def ids(seed: int) -> Tensor:
     return torch.randint(2, 99, (5, 7), generator=torch.Generator().manual_seed(seed))
+
+
+START = 1
+
+
+def decoder_ids() -> Tensor:
+    """With the start token, or `generate()` would put it before them, and a test's mask would be one short."""
+    return torch.cat([torch.full((5, 1), START), ids(1)[:, 1:]], 1)
 
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 37}
@@ -50,8 +71,13 @@ FAMILIES = [
         {"input_ids": ids(0), "attention_mask": MASK, "token_type_ids": MASK.flip(1)},
     ),
     (
-        KeelSeq2SeqConfig(**SIZES, **TEXT, encoder_layers=2, decoder_layers=2, decoder_start_token_id=1),
-        {"input_ids": ids(0), "attention_mask": MASK, "decoder_input_ids": ids(1), "decoder_attention_mask": MASK},
+        KeelSeq2SeqConfig(**SIZES, **TEXT, encoder_layers=2, decoder_layers=2, decoder_start_token_id=START),
+        {
+            "input_ids": ids(0),
+            "attention_mask": MASK,
+            "decoder_input_ids": decoder_ids(),
+            "decoder_attention_mask": MASK,
+        },
     ),
     (
         KeelViTConfig(**SIZES, num_hidden_layers=2, image_size=12, patch_size=4),
@@ -126,3 +152,9 @@ for config, inputs in FAMILIES:
         name = f"Test{model.__name__}"
         members = {"family": (config, inputs), "all_model_classes": (model,)}
         globals()[name] = type(name, (Conformance, *generation, unittest.TestCase), members)
+
+
+@pytest.mark.parametrize("mixin", [mixin for mixins in MIXINS.values() for mixin in mixins])
+def test_the_tests_are_there(mixin):
+    if mixin in missing:
+        pytest.skip(f"{mixin} did not run: this DIR lacks it, a clone of the repository has it")
