@@ -225,7 +225,8 @@ class SentencePairs(TokenObjective):
         data = self.data["validation"]
         starts = data.sentences
         sizes = np.diff(starts)
-        fit = np.flatnonzero((sizes >= 8) & (sizes <= 40))
+        most = min(40, self.settings.sequence_length - 2)  # [CLS] and [SEP] besides
+        fit = np.flatnonzero((sizes >= min(8, most)) & (sizes <= most))
         order = np.argsort(draws.mix(draws.MASK, fit), kind="stable")
         device = next(model.parameters()).device
         shown: list[str] = []

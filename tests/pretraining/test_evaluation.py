@@ -1,0 +1,111 @@
+"""What a run measures of a fixed checkpoint is the same however it computes: precision, kernel, wrappers, average.
+
+A run starts from the checkpoint and learns at rate 0, so that what it reports at its end is of the same weights.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from pretrain import main
+from pretraining.hardware import has_onednn_linear
+
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+WAYS = {
+    "bf16, gradient checkpointing, moving average": [
+        *("--train.precision=bf16", "--train.gradient_checkpointing=true", "--optim.ema=0.9"),
+    ],
+    "gradient checkpointing, moving average, micro-batches": [
+        *("--train.gradient_checkpointing=true", "--optim.ema=0.9", "--train.micro_batch=3"),
+        *(["--train.linear=onednn"] if has_onednn_linear() else []),
+    ],
+    "compiled, eager": ["--train.compile=true", "--train.kernel=eager"],
+}
+# Rounding moves what is counted by an example or two of 40, or by a point of BLEU of a model that knows its task.
+EXACT, ROUNDED = {"rel": 1e-4, "abs": 1e-6}, {"rel": 0.05, "abs": 0.06}
+FIXED = ["--train.precision=fp32", "--train.kernel=sdpa", "--train.linear=torch", "--train.threads=1"]
+FIXED += ["--train.micro_batch=8", "--train.rows_per_step=8", "--log.trackers=[]", "--evaluation.examples=40"]
+TINY = ["--model.hidden_size=32", "--model.num_attention_heads=2", "--model.intermediate_size=64"]
+
+
+def pairs(path: Path) -> str:
+    """Numbers in words and in digits, one pair a line: a task that is learned in seconds."""
+    random = np.random.default_rng(0)
+    numbers = [random.integers(10, size=random.integers(1, 7)) for _ in range(900)]
+    lines = ("\t".join((" ".join(NUMBERS[d] for d in n), "".join(map(str, n)))) for n in numbers)
+    path.write_text("\n".join(lines) + "\n")
+    return f'--data.files=["{path}"]'
+
+
+@pytest.fixture(scope="module")
+def checkpoints(corpus: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory):
+    """`checkpoints(objective)`: what such a run is told but for its model, and the model that one left."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    text = ["--data.source=files", f'--data.files=["{corpus}/[a-c]*.txt"]', "--data.validation_fraction=0.2"]
+    writing = ["--model.family=seq2seq", "--objective.sequence_length=32", "--objective.beams=2"]
+    layers = [*TINY, "--model.encoder_layers=1", "--model.decoder_layers=1", "--model.max_position_embeddings=64"]
+    images = ["--model.family=vit", "--objective.flip=0"]
+    small = [*TINY, "--model.image_size=8", "--model.patch_size=2", "--model.num_channels=1"]
+    tasks = {
+        "sentence_pairs": (
+            [*text, "--objective.sequence_length=32"],
+            [*TINY, "--model.num_hidden_layers=2", "--model.max_position_embeddings=32", "--tokenizer.vocab_size=900"],
+        ),
+        "translation": (
+            [*writing, "--data.source=files", pairs(folder / "numbers.tsv")],
+            [*layers, "--tokenizer.vocab_size=320", "--train.steps=250", "--optim.optimizer=muon"],
+        ),
+        "denoising": ([*writing, *text], [*layers, "--tokenizer.vocab_size=900"]),
+        "classification": (images, [*small, "--model.num_hidden_layers=2"]),
+        "masked_images": ([*images, "--objective.probe=60"], [*small, "--model.num_hidden_layers=2"]),
+    }
+    trained: dict[str, tuple[list[str], Path]] = {}
+
+    def checkpoint(objective: str) -> tuple[list[str], Path]:
+        if objective not in trained:
+            told, first = tasks[objective]
+            told = [*FIXED, f"--cache={cache}", f"--runs={folder}", f"--objective.name={objective}", *told]
+            learning = ["--train.steps=20", "--optim.learning_rate=1e-2", "--model.hidden_dropout_prob=0"]
+            AcceleratorState._reset_state(True)
+            main([*told, *learning, *first, f"--name={objective}"])
+            trained[objective] = told, folder / objective / "model"
+        return trained[objective]
+
+    return checkpoint
+
+
+def measured(told: list[str], model: Path, name: str, *way: str) -> dict[str, dict]:
+    """The metrics of a run that starts from `model` and leaves it as it is: before its step, and at its end."""
+    AcceleratorState._reset_state(True)  # another precision is another state
+    still = ["--train.steps=1", "--optim.learning_rate=0", "--optim.weight_decay=0", f"--init_from={model}"]
+    main([*told, *still, f"--name={name}", *way])
+    folder = model.parents[1] / name
+    first, *_ = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    results = json.loads((folder / "results.json").read_text())
+    return {
+        "before": {key: value for key, value in first.items() if key.startswith("eval_")},
+        "at the end": {key: value for key, value in results.items() if key.startswith("eval_")},
+    }
+
+
+@pytest.mark.parametrize("objective", ["sentence_pairs", "translation", "denoising", "classification", "masked_images"])
+def test_metrics_do_not_depend_on_how_they_are_computed(checkpoints, objective: str, monkeypatch):
+    """The graph is captured and run without compiling a kernel, which takes minutes on CPU."""
+    compile_model = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: compile_model(model, backend="eager"))
+    told, model = checkpoints(objective)
+    plain = measured(told, model, f"{objective}-plain")
+    if objective == "translation":
+        assert plain["at the end"]["eval_exact_match"] > 0.5  # or texts would be noise that nothing moves
+    for number, (way, options) in enumerate(WAYS.items()):
+        found = measured(told, model, f"{objective}-{number}", *options)
+        for when, expected in plain.items():
+            assert found[when].keys() == expected.keys()
+            for name, value in expected.items():
+                scale = 100 if name in ("eval_bleu", "eval_chrf") else 1
+                close = ROUNDED if "bf16" in way else EXACT
+                assert found[when][name] / scale == pytest.approx(value / scale, **close), (way, when, name)
