@@ -69,11 +69,11 @@ def hidden_patches(
     seed: int, epoch: int, index: np.ndarray, side: int, mask_size: int, mask_ratio: float
 ) -> np.ndarray:
     """Which of the `side` x `side` patches of images `index` (N,) are hidden: bool (N, P), equally many of each."""
-    across = side // mask_size
+    images, across = len(index), side // mask_size
     drawn = draws.mix(seed, epoch, draws.MASK, index[:, None], np.arange(across**2))
     hidden = drawn.argsort(1, kind="stable").argsort(1, kind="stable") < count_hidden(side, mask_size, mask_ratio)
-    grid = hidden.reshape(-1, across, 1, across, 1)
-    return np.broadcast_to(grid, (len(index), across, mask_size, across, mask_size)).reshape(len(index), -1)
+    grid = hidden.reshape(images, across, 1, across, 1)
+    return np.broadcast_to(grid, (images, across, mask_size, across, mask_size)).reshape(images, side**2)
 
 
 class MaskedImages(ImageObjective):

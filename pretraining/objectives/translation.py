@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling.attention import packed_starts
 from pretraining.data import draws
 from pretraining.data.pairs import Pairs, Side, load_pairs
 from pretraining.data.parallel import count_processes
 from pretraining.data.prepare_pairs import prepare_pairs
-from pretraining.data.rows import IGNORED, Example, pack_tokens
+from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
 from pretraining.data.settings import between
 from pretraining.data.stored import require_held_out
 from pretraining.data.tokenizer import TARGET, build_tokenizer, require_end, require_tokens
@@ -186,8 +185,9 @@ class Translation(Seq2Seq):
     def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
         batch = super().collate(rows, sequences)
         if len(self.targets) > 1:  # of the example, now of the row
-            labels = pack_tokens(rows, "alignment_labels", self.row_lengths[1], IGNORED)
-            starts = packed_starts(batch["sequence_ids"])
+            source, target = self.row_lengths
+            labels = pack_tokens(rows, "alignment_labels", target, IGNORED)
+            starts = layout(rows, "input_ids", source, sequences)["sequence_starts"]
             first = starts.gather(1, (batch["decoder_sequence_ids"] - 1).clamp(min=0))
             batch["alignment_labels"] = torch.where(labels == IGNORED, labels, labels + first)
         return batch
