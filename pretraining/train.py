@@ -82,7 +82,9 @@ def check_scale(accelerator: Accelerator, settings: Settings, objective: Objecti
         "optim.optimizer: muon": settings.optim.optimizer == "muon",
         "optim.ema": settings.optim.ema,
         "train.phases": settings.train.phases,
-        objective.apart: objective.apart,  # a process would wait for weights that the others no longer gather
+        # Evaluations call the model inside: there it is the wrapper that gathers the weights.
+        "fsdp_version: 1": kind == DistributedType.FSDP and not accelerator.is_fsdp2,
+        objective.writes_by: objective.writes_by,  # a search reads weights outside of the calls that gather them
     }
     for name, asked in unproven.items():
         if asked:
@@ -151,7 +153,9 @@ def train(settings: Settings) -> None:
     if options.compile:
         fresh.compile()
     model, optimizer = accelerator.prepare(fresh, make_optimizer(fresh, settings.optim, options.precision))
-    evaluated = model
+    # Not DDP's wrapper: each of its calls is one of all processes, and it lacks what a model has besides `forward`.
+    # FSDP2 and DeepSpeed gather the weights in the model's own calls.
+    evaluated = accelerator.unwrap_model(model)
     if average is not None:
         accelerator.register_for_checkpointing(average.to(accelerator.device))
         evaluated = average.module
@@ -184,7 +188,7 @@ def train(settings: Settings) -> None:
         if patience and state.stale >= patience:
             progress = 1.0
         if settings.init_from is not None and state.step == 0:  # what the checkpoint knows before it learns more
-            held = evaluate(model, objective, held_out, phase.train, accelerator)
+            held = evaluate(evaluated, objective, held_out, phase.train, accelerator)
             log.write({f"eval_{name}": value for name, value in held.items()}, 0, progress)
         while progress < 1:
             current = next(i for i, end in enumerate(ends) if progress < end)
@@ -306,7 +310,7 @@ def train(settings: Settings) -> None:
     with accelerator.autocast():
         judged = objective.judge(evaluated, held_out.examples, accelerator, thorough=True)
     told = told | {f"eval_{name}": value for name, value in judged.items()}
-    exported = export(accelerator, evaluated, objective, folder)
+    exported = export(accelerator, model if average is None else evaluated, objective, folder)
     if accelerator.is_main_process:
         opened = open_exported(exported, type(fresh))
         probe = objective.finish(Steps(objective, "validation", 0, held_out, micro_batch=4, rank=0, ranks=1)[0, 0.0][0])

@@ -96,7 +96,7 @@ class Classification(ImageObjective):
 
     @torch.no_grad()
     def judge(
-        self, model: nn.Module, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
+        self, model: Any, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
     ) -> dict[str, float]:
         """Each class's accuracy, at the end of a run."""
         if not thorough:
@@ -104,7 +104,7 @@ class Classification(ImageObjective):
         from sklearn.metrics import confusion_matrix  # a second to import
 
         def guess(own: np.ndarray) -> list[tuple[int, int]]:
-            guesses = self.logits(accelerator.unwrap_model(model), own).argmax(1)
+            guesses = self.logits(model, own).argmax(1)
             return list(zip(self.data["validation"].labels[own].tolist(), guesses.tolist(), strict=True))
 
         right, guessed = zip(*by_all_processes(index, accelerator, guess), strict=True)
@@ -118,8 +118,7 @@ class Classification(ImageObjective):
 
     def logits(self, model: Any, index: np.ndarray) -> Tensor:
         """Of held-out images `index` (M,): (M, N), on the CPU."""
-        found = [model(**batch).logits.float().cpu() for batch in self.batches(model, "validation", index)]
-        return torch.cat(found) if found else torch.empty(0, len(self.classes))
+        return torch.cat([model(**batch).logits.float().cpu() for batch in self.batches(model, "validation", index)])
 
     def draw_pictures(self, folder: Path) -> list[Path]:
         if self.confusion is None:

@@ -150,7 +150,7 @@ class MaskedImages(ImageObjective):
 
     @torch.no_grad()
     def judge(
-        self, model: nn.Module, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
+        self, model: Any, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
     ) -> dict[str, float]:
         """What frozen features know of the classes, at the end of a run: a linear probe, and nearest neighbours."""
         if not thorough or not self.settings.probe:
@@ -160,15 +160,13 @@ class MaskedImages(ImageObjective):
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        body = accelerator.unwrap_model(model).base_model
-        known, labels = {}, {}
+        body, known, labels = model.base_model, {}, {}
         for split, numbers in {"train": self.probed, "validation": index}.items():
 
-            def look(own: np.ndarray, split: str = split) -> list[tuple[int, np.ndarray]]:
-                return list(zip(own.tolist(), self.features(body, split, own), strict=True))
+            def look(own: np.ndarray, split: str = split) -> list[np.ndarray]:
+                return list(self.features(body, split, own))
 
-            found = dict(by_all_processes(numbers, accelerator, look))
-            known[split] = np.stack([found[number] for number in numbers.tolist()])
+            known[split] = np.stack(by_all_processes(numbers, accelerator, look))
             labels[split] = self.data[split].labels[numbers]
         neighbours = KNeighborsClassifier(
             min(NEIGHBOURS, len(known["train"])),
@@ -186,7 +184,7 @@ class MaskedImages(ImageObjective):
     def features(self, body: Any, split: str, index: np.ndarray) -> np.ndarray:
         """The pooled states (M, D) of images `index` (M,), seen whole."""
         found = [body(batch["pixel_values"]).pooler_output for batch in self.batches(body, split, index)]
-        return torch.cat(found).float().cpu().numpy() if found else np.empty((0, body.config.hidden_size))
+        return torch.cat(found).float().cpu().numpy()
 
     @torch.no_grad()
     def samples(self, model: Any, count: int) -> list[str]:

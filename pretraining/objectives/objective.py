@@ -21,11 +21,15 @@ from pretraining.settings import Settings
 
 
 def by_all_processes(index: np.ndarray, accelerator: Accelerator, work: Callable[[np.ndarray], list]) -> list:
-    """What `work` makes of each example of `index` (N,): every process sees to a part, and has all of it in the end.
+    """What `work` makes of each of the examples `index` (N,), in their order: each process does a part and gets all.
 
-    The order is that of the processes, not of the index.
+    The parts are equally large, examples repeated for it: no process calls the model more often than another, for where
+    the weights are cut (FSDP2, DeepSpeed) it would wait for parts of them that nobody sends.
     """
-    return gather_object(work(index[accelerator.process_index :: accelerator.num_processes]))
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    part = -(-len(index) // ranks)
+    padded = np.resize(index, part * ranks)
+    return gather_object(work(padded[rank * part : (rank + 1) * part]))[: len(index)]
 
 
 class Objective(ABC):
@@ -49,8 +53,8 @@ class Objective(ABC):
     """Settings that change no step, only what is told or handed over at the end: a resumed run may change them."""
 
     @property
-    def apart(self) -> str:
-        """The setting by which, at an evaluation, processes call the model unlike numbers of times; empty: none."""
+    def writes_by(self) -> str:
+        """The setting by which texts are written during a run, by a search that needs whole weights; empty: none."""
         return ""
 
     inputs: dict[str, tuple[str, str]]
@@ -146,7 +150,7 @@ class Objective(ABC):
         """Each measure's sum and count over the batch."""
 
     def judge(
-        self, model: nn.Module, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
+        self, model: Any, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
     ) -> dict[str, float]:
         """Measures of held-out examples that are no sum over targets, all processes together.
 

@@ -83,8 +83,9 @@ class Seq2Seq(TokenObjective):
         self.row_lengths = choose_row_lengths(train, np.max(longest, axis=0), self.settings.row_length)
 
     @property
-    def apart(self) -> str:
-        return "objective.written above 0" if self.settings.written else ""
+    def writes_by(self) -> str:
+        counts = {"objective.written": self.settings.written, "evaluation.samples": self.run.evaluation.samples}
+        return next((f"{name} above 0" for name, count in counts.items() if count), "")
 
     @abstractmethod
     def in_any_epoch(self, split: str) -> np.ndarray:
@@ -179,7 +180,7 @@ class Seq2Seq(TokenObjective):
 
     @torch.no_grad()
     def judge(
-        self, model: nn.Module, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
+        self, model: Any, index: np.ndarray, accelerator: Accelerator, thorough: bool = False
     ) -> dict[str, float]:
         """What the model writes for held-out examples by itself, compared with their targets, all processes together.
 
@@ -195,7 +196,7 @@ class Seq2Seq(TokenObjective):
         def write(own: np.ndarray) -> list[tuple[str, str, str]]:
             examples = self.examples("validation", 0, own)
             sources = [example["input_ids"] for example in examples]
-            written = self.write(accelerator.unwrap_model(model), sources, beams)
+            written = self.write(model, sources, beams)
             return list(zip(map(self.group, own.tolist()), written, self.references(own, examples), strict=True))
 
         found = by_all_processes(index, accelerator, write)

@@ -200,7 +200,7 @@ def test_the_average_is_exponential_with_a_growing_memory():
 def test_what_has_not_been_shown_right_is_refused_where_weights_are_cut(kind: DistributedType, make_objective):
     deepspeed = SimpleNamespace(deepspeed_config={})
     state = SimpleNamespace(deepspeed_plugin=deepspeed)
-    accelerator = SimpleNamespace(distributed_type=kind, num_processes=4, state=state)
+    accelerator = SimpleNamespace(distributed_type=kind, num_processes=4, state=state, is_fsdp2=True)
     plain = make_objective("--train.micro_batch=8")
     settings = plain.run
     check_scale(accelerator, settings, plain)  # 32 rows on 4 processes: one micro-batch of 8 each
@@ -212,7 +212,10 @@ def test_what_has_not_been_shown_right_is_refused_where_weights_are_cut(kind: Di
             check_scale(accelerator, settings.changed(change), plain)
         check_scale(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU), settings.changed(change), plain)
     with pytest.raises(ValueError, match=f"objective.written above 0 has not been shown right under {kind.value}"):
-        check_scale(accelerator, settings, SimpleNamespace(apart="objective.written above 0"))
+        check_scale(accelerator, settings, SimpleNamespace(writes_by="objective.written above 0"))
+    if kind == DistributedType.FSDP:
+        with pytest.raises(ValueError, match="fsdp_version: 1 has not been shown right"):
+            check_scale(SimpleNamespace(distributed_type=kind, num_processes=4, is_fsdp2=False), settings, plain)
     if kind == DistributedType.DEEPSPEED:
         with pytest.raises(ValueError, match=r"set train\.micro_batch to 8"):
             check_scale(accelerator, settings.changed({"train.micro_batch": 4}), plain)

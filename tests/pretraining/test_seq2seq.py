@@ -123,9 +123,15 @@ def test_packed_examples_get_the_loss_that_they_get_alone(objective: Seq2Seq):
     assert objective.count(batch) == sum(len(side) for row in rows for example in row for side in example.values())
 
 
-def test_rows_without_examples_have_no_targets(objective: Seq2Seq):
-    batch = objective.collate([[], []], 3)
-    assert (batch["labels"] == IGNORED).all() and objective.count(batch) == 0
+def test_what_has_texts_written_during_a_run_is_named(arguments):
+    run = [*arguments("translation"), "--train.steps=1"]
+    cases = {
+        "objective.written above 0": [],
+        "evaluation.samples above 0": ["--objective.written=0"],
+        "": ["--objective.written=0", "--evaluation.samples=0"],
+    }
+    for expected, more in cases.items():
+        assert OBJECTIVES["translation"](parse([*run, *more])).writes_by == expected
 
 
 def test_the_loss_is_plain_at_evaluations_and_smoothed_in_training(objective: Seq2Seq):
