@@ -153,17 +153,6 @@ def test_a_step_is_the_same_however_it_is_cut(cache: Path, kind: str):
         torch.testing.assert_close(weight, others[name], rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_of_empty_rows_has_no_target(cache: Path, kind: str):
-    objective = make(cache, *KINDS[kind])
-    batch = objective.collate([[], []], 1)
-    assert objective.count(batch) == 0 and set(objective.count_targets(batch).values()) == {0}
-    model = objective.build_model(objective.run.model).train()
-    out = model(**objective.finish(batch), num_items_in_batch=dict.fromkeys(objective.targets, 1))
-    assert out.loss.item() == 0
-    out.loss.backward()
-
-
 @pytest.mark.parametrize("size", [1, 2])
 def test_so_many_patches_are_hidden_in_squares(cache: Path, size: int):
     objective = make(cache, *MASKED, "--objective.mask_ratio=0.5", f"--objective.mask_size={size}")
