@@ -3,7 +3,7 @@
 import numpy as np
 
 # What a draw is for; two purposes never share a number.
-PERMUTATION, ROW_ORDER, CHUNK_LENGTH, SPLIT, IS_NEXT, PARTNER, PARTNER_START, MASK, TORCH, SUBSET, ALIGN = range(11)
+PERMUTATION, ROW_ORDER, CHUNK_LENGTH, SPLIT, IS_NEXT, PARTNER, CUT, MASK, TORCH, SUBSET, ALIGN = range(11)
 CROP, FLIP, OPERATION, STRENGTH, ERASING, NOISE, MIXING, WEIGHT = range(11, 19)
 
 Key = int | np.ndarray

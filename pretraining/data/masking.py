@@ -1,83 +1,8 @@
-"""What BERT is asked about some text: two segments, the second perhaps exchanged, and tokens that are hidden.
-
-Devlin 2018, 3.1; everything is drawn from (seed, epoch, index).
-"""
-
-from dataclasses import dataclass
+"""Which tokens of a text are hidden from BERT, and what stands in their place (Devlin 2018, 3.1)."""
 
 import numpy as np
 
-from pretraining.data import draws
-from pretraining.data.prepare import PreparedText
 from pretraining.data.rows import IGNORED
-
-IS_NEXT, NOT_NEXT = 0, 1
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Where the two segments of some examples lie in the prepared tokens, arrays (N,); B is empty without pairs."""
-
-    a_start: np.ndarray
-    a_end: np.ndarray
-    b_start: np.ndarray
-    b_end: np.ndarray
-    label: np.ndarray
-    """0: B follows A; 1: it does not (nsp), or the two are swapped (sop); -100: no pair."""
-
-
-def draw_pairs(data: PreparedText, kind: str, seed: int, epoch: int, index: np.ndarray) -> Pairs:
-    """The pairs of examples `index` (N,) in this epoch; every pass over the chunks draws its own.
-
-    A and B are the two sides of a split at one of the chunk's sentences (inside its one sentence, where it has no
-    second). For `nsp`, half of the B are replaced by as many tokens from another document, beginning at a sentence
-    too and early enough to be as long: a pair's length must not tell whether it is a true one.
-    """
-
-    def draw(high: np.ndarray, purpose: int) -> np.ndarray:
-        return draws.below(high, seed, epoch, purpose, index)
-
-    chunk = index % len(data)
-    start, end = data.chunks[chunk], data.chunks[chunk + 1]
-    if kind == "none":
-        return Pairs(start, end, end, end, np.full(len(index), IGNORED))
-    first = np.searchsorted(data.sentences, start, side="right")
-    inside = np.searchsorted(data.sentences, end, side="left") - first  # sentences that begin inside the chunk
-    at_sentence = inside > 0
-    split = np.where(
-        at_sentence,
-        data.sentences[first + draw(np.maximum(inside, 1), draws.SPLIT) * at_sentence],
-        start + 1 + draw(end - start - 1, draws.SPLIT),
-    )
-    true = draws.uniform(seed, epoch, draws.IS_NEXT, index) < 0.5
-    label = np.where(true, IS_NEXT, NOT_NEXT)
-    if kind == "sop":
-        a_start, a_end = np.where(true, start, split), np.where(true, split, end)
-        b_start, b_end = np.where(true, split, start), np.where(true, end, split)
-        return Pairs(a_start, a_end, b_start, b_end, label)
-
-    # A chunk of another document: one number below the count of the others' chunks, own ones stepped over.
-    document = data.chunk_document[chunk]
-    own_first = data.document_chunk[document]
-    own = data.document_chunk[document + 1] - own_first
-    partner = draw(len(data) - own, draws.PARTNER)
-    partner = partner + np.where(partner >= own_first, own, 0)
-    first = np.searchsorted(data.sentences, data.chunks[partner], side="left")
-    inside = np.searchsorted(data.sentences, data.chunks[partner + 1], side="left") - first
-    by_sentence = at_sentence & (inside > 0)
-    chosen = np.where(
-        by_sentence,
-        data.sentences[first + draw(np.maximum(inside, 1), draws.PARTNER_START) * by_sentence],
-        data.chunks[partner] + draw(data.chunks[partner + 1] - data.chunks[partner], draws.PARTNER_START),
-    )
-    partner_document = data.chunk_document[partner]
-    bounds = data.documents[partner_document], data.documents[partner_document + 1]
-    latest = np.maximum(bounds[1] - (end - split), bounds[0])
-    last_sentence = data.sentences[np.searchsorted(data.sentences, latest, side="right") - 1]
-    latest = np.where(at_sentence, last_sentence, latest)
-    other_start = np.minimum(chosen, latest)
-    other_end = np.minimum(other_start + (end - split), bounds[1])
-    return Pairs(start, split, np.where(true, split, other_start), np.where(true, end, other_end), label)
 
 
 def mask_tokens(

@@ -1,7 +1,7 @@
 """MLM and NSP on pairs of sentences (Devlin 2018, 3.1).
 
-An example is a chunk of text: it is split in two, its second part kept or exchanged (next sentence), and some of its
-tokens hidden (masked tokens), as `data/masking.py` draws them.
+An example is a chunk of text: it is split in two, its second part kept or exchanged (`data/next_sentence.py`), and some
+of its tokens are hidden (`data/masking.py`).
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from modeling import KeelBertConfig, KeelBertForMaskedLM, KeelBertForPreTraining
 from pretraining.data import draws
-from pretraining.data.masking import Pairs, draw_pairs, mask_tokens
+from pretraining.data.masking import mask_tokens
+from pretraining.data.next_sentence import VERSION, Pairs, draw_pairs
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens, pack_values
 from pretraining.data.settings import between
 from pretraining.data.text import Text, prepare
@@ -23,6 +24,8 @@ from pretraining.data.tokenizer import regular_ids, require_tokens, word_starts
 from pretraining.errors import UserError
 from pretraining.objectives.objective import TokenObjective, TokenObjectiveSettings
 from pretraining.settings import Settings
+
+SAMPLE = 2**14  # examples of a split by which the share of those that bear a pair label is told
 
 
 @dataclass
@@ -32,8 +35,8 @@ class SentencePairsSettings(TokenObjectiveSettings):
     name: Literal["sentence_pairs"] = "sentence_pairs"
     """The objective."""
     next_sentence: Literal["nsp", "sop", "none"] = "nsp"
-    """Second loss: `nsp` (B follows A, or comes from another document), `sop` (A and B in order, or swapped:
-    Lan 2019, 3.1) or `none` (one segment, masked tokens alone)."""
+    """Second loss: `nsp` (B follows A, or comes from another document), `sop` (the whole sentences of A and B in
+    order, or exchanged: Lan 2019, 3.1) or `none` (one segment, masked tokens alone)."""
     sequence_length: int = 128
     """Longest example in tokens, special tokens included."""
     row_length: int | None = None
@@ -103,24 +106,48 @@ class SentencePairs(TokenObjective):
         self.special[self.tokenizer.all_special_ids] = True
         self.regular = regular_ids(self.tokenizer)
         self.open()
-        return self.corpus.describe(self.longest, self.run.seed)
+        return [*self.corpus.describe(self.longest, self.run.seed), *self.describe_pairs()]
 
     def open(self) -> None:
         self.corpus = self.corpus.cut(self.longest, self.settings.short_sequence_rate)
         self.data, self.fingerprint = self.corpus.splits, self.corpus.fingerprint
+        if self.pairs:
+            self.fingerprint += f" pairs {VERSION}"
         self.word_starts = word_starts(self.tokenizer) if self.settings.whole_words else None
-        self.check_pairs()
+        self.pair_shares: dict[str, float] = {}
+        if self.pairs:
+            self.check_pairs()
 
     def check_pairs(self) -> None:
-        """Raises UserError where a split has too few documents for the next-sentence loss."""
+        """Raises UserError where the next-sentence loss has nothing to ask of a split."""
+        kind = self.settings.next_sentence
         for split, data in self.data.items():
             count = len(data.documents) - 1
-            if self.settings.next_sentence == "nsp" and count < 2:
+            if kind == "nsp" and count < 2:
                 raise UserError(
                     f"The {split} split has {count} document, and NSP needs two (B comes from another document half of "
                     "the time): add documents, cut the text into more (data.document), or set "
                     "objective.next_sentence to sop or none."
                 )
+            # Of a sample, evenly spread: the text may be large.
+            sample = np.unique(np.linspace(0, len(data) - 1, SAMPLE).astype(np.int64))
+            self.pair_shares[split] = float((self.draw(split, 0, sample).label != IGNORED).mean())
+            if not self.pair_shares[split]:
+                wanting = {
+                    "nsp": "a B of another document that looks like the one behind its A: add documents",
+                    "sop": "two whole sentences behind the one that it begins in: raise objective.sequence_length, cut "
+                    "the text into longer documents (data.document)",
+                }
+                raise UserError(
+                    f"No example of the {split} split has {wanting[kind]}, or set objective.next_sentence to none."
+                )
+
+    def describe_pairs(self) -> list[str]:
+        """A line that tells how many examples the next-sentence loss has, where there is one."""
+        if not self.pairs:
+            return []
+        shares = [f"{share:.0%} of the {split} examples" for split, share in self.pair_shares.items()]
+        return [f"pairs ({self.settings.next_sentence}): {' and '.join(shares)} bear a label, the others masks alone"]
 
     def build_model(self, config: KeelBertConfig) -> PreTrainedModel:
         config.vocab_size = len(self.tokenizer)
@@ -138,9 +165,7 @@ class SentencePairs(TokenObjective):
         return self.corpus.index(split, epoch, self.seed(split))
 
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
-        pairs = self.draw(split, epoch, index)
-        special = 3 if self.pairs else 2
-        return (pairs.a_end - pairs.a_start) + (pairs.b_end - pairs.b_start) + special
+        return self.draw(split, epoch, index).lengths + (3 if self.pairs else 2)
 
     def draw(self, split: str, epoch: int, index: np.ndarray) -> Pairs:
         return draw_pairs(self.data[split], self.settings.next_sentence, self.seed(split), epoch, index)
@@ -160,12 +185,11 @@ class SentencePairs(TokenObjective):
         cls, sep = (np.array([getattr(self.tokenizer, f"{name}_token_id")]) for name in ("cls", "sep"))
         examples: list[Example] = []
         for i, number in enumerate(index):
-            a = tokens[pairs.a_start[i] : pairs.a_end[i]]
-            b = tokens[pairs.b_start[i] : pairs.b_end[i]]
-            first = [cls, a, sep]
-            ids = np.concatenate([*first, b, sep] if self.pairs else first).astype(np.int64)
+            a, b = ([tokens[start:end] for start, end in segment[i]] for segment in (pairs.a, pairs.b))
+            first = [cls, *a, sep]
+            ids = np.concatenate([*first, *b, sep] if self.pairs else first).astype(np.int64)
             types = np.zeros(len(ids), dtype=np.int64)
-            types[len(a) + 2 :] = 1
+            types[sum(map(len, a)) + 2 :] = 1
             inputs, labels = mask_tokens(
                 ids,
                 ~self.special[ids],

@@ -1,15 +1,18 @@
 """BERT's examples: proportions, properties and frozen evaluation."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from pretraining.data import draws
 from pretraining.data.batches import Steps
-from pretraining.data.masking import IS_NEXT, NOT_NEXT, draw_pairs, mask_tokens
+from pretraining.data.masking import mask_tokens
+from pretraining.data.next_sentence import NOT_NEXT
 from pretraining.data.plan import Plan, make_plan
-from pretraining.data.prepare import PreparedText
 from pretraining.data.rows import IGNORED
+from pretraining.errors import UserError
 
 
 def all_examples(objective, split="train", epoch=0):
@@ -62,49 +65,16 @@ def test_half_of_the_pairs_are_true_and_the_others_come_from_another_document(ob
     labels = []
     for epoch in range(20):
         pairs = objective.draw("train", epoch, index)
-        own = data.chunk_document[index]
-        true = pairs.label == IS_NEXT
-        assert np.array_equal(pairs.b_start[true], pairs.a_end[true])
-        other = np.searchsorted(data.documents, pairs.b_start, side="right") - 1
-        assert (other[~true] != own[~true]).all()
-        assert (pairs.b_end <= data.documents[other + 1]).all()  # B never crosses its document's end
-        assert (pairs.a_end > pairs.a_start).all() and (pairs.b_end > pairs.b_start).all()
-        labels.append(pairs.label)
+        other = pairs.label == NOT_NEXT
+        start, end = pairs.b[:, 0].T
+        assert np.array_equal(start[~other], pairs.a[~other, 0, 1])
+        document = np.searchsorted(data.documents, start, side="right") - 1
+        assert np.array_equal(document != data.chunk_document, other)
+        assert (end <= data.documents[document + 1]).all()  # B never crosses its document's end
+        assert (np.diff(pairs.a[:, 0]) > 0).all() and (np.diff(pairs.b[:, 0]) > 0).all()
+        labels.append(pairs.label[pairs.label != IGNORED])
     share = np.concatenate(labels).mean()
     assert share == pytest.approx(0.5, abs=3 * 0.5 / len(np.concatenate(labels)) ** 0.5)
-
-
-def test_lengths_do_not_tell_a_true_pair_from_a_false_one(objective):
-    """The best threshold on the length of A, of B, or of both decides hardly better than a coin."""
-    index = np.arange(len(objective.data["train"]))
-    drawn = [objective.draw("train", epoch, index) for epoch in range(10)]
-    label = np.concatenate([pairs.label for pairs in drawn])
-    a = np.concatenate([pairs.a_end - pairs.a_start for pairs in drawn])
-    b = np.concatenate([pairs.b_end - pairs.b_start for pairs in drawn])
-    for measure in (a, b, a + b):
-        for threshold in np.unique(measure):
-            right = ((measure >= threshold) == label).mean()
-            assert max(right, 1 - right) < 0.55
-
-
-def test_a_short_first_document_is_taken_from_its_start():
-    """B is as long as it can be: a partner shorter than the wanted B is taken whole."""
-    data = PreparedText(
-        name="",
-        folder="",
-        tokens=np.arange(106),
-        sentences=np.array([0, 3, 6, 40, 70, 106]),
-        chunks=np.array([0, 6, 56, 106]),
-        documents=np.array([0, 6, 106]),
-        sources=np.zeros(2, dtype=np.uint16),
-        chunk_document=np.array([0, 1, 1]),
-        document_chunk=np.array([0, 1, 3]),
-        dropped=0,
-    )
-    for epoch in range(50):
-        pairs = draw_pairs(data, "nsp", 0, epoch, np.array([1, 2]))
-        for i in np.flatnonzero(pairs.label == NOT_NEXT):
-            assert (pairs.b_start[i], pairs.b_end[i]) == (0, 6)
 
 
 def test_held_out_examples_are_the_same_under_every_seed(objective, make_objective):
@@ -125,7 +95,7 @@ def test_a_split_is_at_a_sentence_where_the_chunk_has_two(objective):
     starts = set(data.sentences.tolist())
     for i in index:
         inside = [s for s in range(data.chunks[i] + 1, data.chunks[i + 1]) if s in starts]
-        assert not inside or pairs.a_end[i] in inside
+        assert not inside or pairs.a[i, 0, 1] in inside
 
 
 def test_chunks_cover_every_document_without_overlap(objective):
@@ -135,14 +105,45 @@ def test_chunks_cover_every_document_without_overlap(objective):
     assert data.chunks[0] == 0 and data.chunks[-1] == len(data.tokens)
 
 
-def test_sentence_order_swaps_half_of_the_pairs(make_objective):
+def test_sentence_order_exchanges_half_of_the_pairs(make_objective):
     objective = make_objective("--objective.next_sentence=sop")
     data = objective.data["train"]
     pairs = objective.draw("train", 0, np.arange(len(data)))
-    swapped = pairs.label == NOT_NEXT
-    assert np.array_equal(np.where(swapped, pairs.b_start, pairs.a_start), data.chunks[:-1])
-    assert np.array_equal(np.where(swapped, pairs.a_end, pairs.b_end), data.chunks[1:])
-    assert swapped.mean() == pytest.approx(0.5, abs=1.5 / len(data) ** 0.5)
+    share = pairs.label[pairs.label != IGNORED].mean()
+    assert share == pytest.approx(0.5, abs=1.5 / (pairs.label != IGNORED).sum() ** 0.5)
+    for i, example in enumerate(all_examples(objective)):
+        inside = np.where(example["labels"] == IGNORED, example["input_ids"], example["labels"])
+        text = np.sort(inside[~objective.special[inside]])
+        assert np.array_equal(text, np.sort(data.tokens[data.chunks[i] : data.chunks[i + 1]]))
+
+
+def test_the_share_of_examples_with_a_pair_label_is_told(make_objective):
+    for kind in ("nsp", "sop"):
+        objective = make_objective(f"--objective.next_sentence={kind}")
+        shares = [
+            np.mean([example["next_sentence_label"] != IGNORED for example in all_examples(objective, split)])
+            for split in ("train", "validation")
+        ]
+        line = objective.describe_pairs()[0]
+        assert f"({kind}): {shares[0]:.0%} of the train examples and {shares[1]:.0%} of the validation" in line
+    assert make_objective("--objective.next_sentence=none").describe_pairs() == []
+
+
+def test_text_that_nothing_can_be_asked_of_is_refused(make_objective, tmp_path: Path):
+    """Documents of two sentences: the first stays where it is, and one alone has no order."""
+    text = "\n\n".join(f"This is number {number}. It is followed by {number + 1}." for number in range(100))
+    (tmp_path / "short.txt").write_text(text, encoding="utf-8")
+    short = [f'--data.files=["{tmp_path}/short.txt"]', "--data.document=blank_line", "--tokenizer.vocab_size=100"]
+    with pytest.raises(UserError, match="No example of the train split has two whole sentences"):
+        make_objective(*short, "--objective.next_sentence=sop")
+    assert make_objective(*short).pair_shares["train"] > 0.5
+
+
+def test_a_run_whose_pairs_followed_other_rules_is_not_resumed(objective, make_objective, monkeypatch):
+    monkeypatch.setattr("pretraining.objectives.sentence_pairs.VERSION", 0)
+    assert make_objective().fingerprint != objective.fingerprint
+    none = make_objective("--objective.next_sentence=none")
+    assert none.fingerprint == none.corpus.fingerprint  # its examples are what they were
 
 
 def test_without_pairs_an_example_is_one_segment(make_objective):
@@ -206,6 +207,18 @@ def test_an_empty_row_has_no_targets(objective):
     batch = objective.collate([[], []], 3)
     assert all((batch[name] == IGNORED).all() for name in objective.targets)
     assert objective.count(batch) == 0
+
+
+def test_a_batch_without_a_pair_label_learns_from_its_masks(objective):
+    model = objective.build_model(objective.run.model).eval()
+    examples = objective.examples("train", 0, np.arange(4))
+    for example in examples:
+        example["next_sentence_label"] = np.array(IGNORED)
+    batch = objective.collate([[example] for example in examples], 1)
+    out = model(**batch, num_items_in_batch={"labels": torch.tensor(7), "next_sentence_label": torch.tensor(1)})
+    assert torch.isfinite(out.loss) and torch.equal(out.loss, out.mlm_loss)
+    sums = objective.evaluate(model, batch)
+    assert [float(part) for part in sums["nsp_accuracy"]] == [0, 0]
 
 
 def test_whole_words_are_hidden_whole():
