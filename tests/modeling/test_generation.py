@@ -75,7 +75,7 @@ def generate(model, **options) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "none")
 def test_with_the_cache_as_without_and_as_marian(lively, options):
     model = lively()
     torch.manual_seed(1)
