@@ -11,14 +11,21 @@ from torch.optim.swa_utils import AveragedModel
 from pretraining.settings import OptimSettings
 
 
-def layer_of(name: str, depth: int) -> int:
-    """The layer of a parameter: 0 the embeddings, 1 ... `depth` the blocks, `depth` + 1 what stands on them."""
-    if name.startswith("decoder."):  # of masked images: a head
-        return depth + 1
-    block = re.search(r"\.blocks\.(\d+)\.", name)
-    if block:
-        return int(block[1]) + 1
-    return 0 if "embeddings." in name else depth + 1
+def layers_to_top(names: list[str]) -> dict[str, int]:
+    """How far each parameter is from the heads: 0 what stands on the blocks, 1 the last block, and so on to embeddings.
+
+    An encoder and a decoder may be of unlike depth, and each is counted from its own top: a decoder's last block is as
+    near to the loss as an encoder's is to what it hands over.
+    """
+    found = dict.fromkeys(names, 0)
+    body = [name for name in names if not name.startswith("decoder.")]  # of masked images: a head
+    for stack in (False, True):
+        own = [name for name in body if (".decoder." in name) is stack]
+        blocks = {name: int(block[1]) for name in own if (block := re.search(r"\.blocks\.(\d+)\.", name))}
+        depth = max(blocks.values(), default=-1) + 1
+        found |= {name: depth - number for name, number in blocks.items()}
+        found |= {name: depth + 1 for name in own if "embeddings." in name}
+    return found
 
 
 def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
@@ -28,16 +35,16 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
     and its table of positions (1, P, D) (Touvron 2020, released code).
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    bodies = [name for name, _ in named if not name.startswith("decoder.")]
-    blocks = [int(number) for name in bodies for number in re.findall(r"\.blocks\.(\d+)\.", name)]
-    depth = max(blocks, default=-1) + 1
+    below = layers_to_top([name for name, _ in named])
     groups: dict[tuple, dict[str, Any]] = {}
     for name, parameter in named:
-        scale = settings.layer_decay ** (depth + 1 - layer_of(name, depth))
-        decay = settings.weight_decay if parameter.ndim in (2, 4) else 0.0
+        scale = settings.layer_decay ** below[name]
+        decays = parameter.ndim in (2, 4)
         matrix = parameter.ndim == 2 and ".blocks." in name
+        decay = settings.weight_decay if decays else 0.0
         group = {"params": [], "weight_decay": decay, "scale": scale, "matrix": matrix}
-        groups.setdefault((decay, scale, matrix), group)["params"].append(parameter)
+        # By what decays, not by how much: a resumed run may change that, and finds the groups of its checkpoint.
+        groups.setdefault((decays, scale, matrix), group)["params"].append(parameter)
     return list(groups.values())
 
 

@@ -114,6 +114,35 @@ def test_lower_layers_learn_slower(tiny):
         assert {scale[id(p)] for n, p in named.items() if expected is not None and name in n} == {expected}
 
 
+def test_each_stack_learns_slower_from_its_own_top(tiny):
+    """Encoder and decoder of unlike depth: both last blocks are a layer from what stands on them."""
+    sizes = {"encoder_layers": 3, "decoder_layers": 1, "share_encoder_decoder_embeddings": False}
+    model = tiny("KeelSeq2SeqForConditionalGeneration", position_embedding_type="learned", **sizes)
+    groups = parameter_groups(model, OptimSettings(layer_decay=0.5))
+    scale = {id(p): group["scale"] for group in groups for p in group["params"]}
+    named = {name: scale[id(p)] for name, p in model.named_parameters()}
+    expected = {"encoder.embeddings.": 1 / 16, "decoder.embeddings.": 1 / 4, "decoder.stack.blocks.0.": 1 / 2}
+    expected |= {f"encoder.stack.blocks.{number}.": 2.0 ** (number - 3) for number in range(3)}
+    for part, value in expected.items():
+        assert {scale for name, scale in named.items() if part in name} == {value}, part
+    rest = {scale for name, scale in named.items() if not any(part in name for part in expected)}
+    assert rest <= {1.0}
+
+
+def test_groups_are_the_same_whatever_the_decay(tiny):
+    """A resumed run finds the groups of its checkpoint, from no decay and to none."""
+    model = tiny("KeelBertForPreTraining")
+    for layer_decay in (1.0, 0.5):
+        some, none = (
+            [
+                [id(p) for p in group["params"]]
+                for group in parameter_groups(model, OptimSettings(weight_decay=decay, layer_decay=layer_decay))
+            ]
+            for decay in (0.1, 0.0)
+        )
+        assert some == none
+
+
 def test_muon_in_full_precision_is_torch_s_but_for_rounding():
     """Torch orthogonalises in bf16 (2^-8): over steps of every shape the weights differ by far less than they moved."""
     torch.manual_seed(0)
