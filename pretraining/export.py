@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from pretraining.errors import UserError, one_line
+from pretraining.files import publish, sync
 from pretraining.objectives import Objective
 
 
@@ -40,9 +41,10 @@ def export(accelerator: Accelerator, model: nn.Module, objective: Objective, fol
         write_model(accelerator.unwrap_model(model), weights, unfinished)
         objective.save(unfinished)
         shutil.rmtree(replaced, ignore_errors=True)
+        sync(unfinished)  # before the old one is moved away: the moment without a model is short
         if final.exists():
             os.replace(final, replaced)
-        os.replace(unfinished, final)
+        publish(unfinished, final)
         shutil.rmtree(replaced, ignore_errors=True)
     accelerator.wait_for_everyone()
     return final

@@ -11,6 +11,7 @@ import yaml
 from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
+from pretraining import files
 from pretraining.checkpoint import State
 from pretraining.pictures import draw_curves
 from pretraining.settings import LogSettings, Settings
@@ -60,11 +61,9 @@ class Log:
             changed = [f"{name} {before[name]} -> {now[name]}" for name in before if before[name] != now.get(name)]
             if state.step and changed:
                 self.say(f"from step {state.step} on: {', '.join(changed)}")
-            config.write_text(settings.resolved)
+            files.write_text(config, settings.resolved)
             kept = [line for line in self.read() if line["step"] <= state.step > 0]
-            unfinished = self.metrics.with_suffix(".unfinished")
-            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(unfinished, self.metrics)
+            files.write_text(self.metrics, "".join(f"{files.to_json(line)}\n" for line in kept))
             self.bar = tqdm(total=100, bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}", disable=None)
         self.accelerator = accelerator
         accelerator.wait_for_everyone()
@@ -108,7 +107,7 @@ class Log:
         if not self.main:
             return
         with self.metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **measures}) + "\n")
+            file.write(files.to_json({"step": step, **measures}) + "\n")
         speed = next((name for name in measures if name.endswith("_per_second")), None)
         if speed is None:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())

@@ -23,8 +23,9 @@ def draw_curves(lines: list[dict], path: Path) -> None:
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     for axes, (end, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name in names:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            axes.plot(*zip(*points, strict=True), "o--" if name.startswith("eval_") else "-", label=name, markersize=3)
+            steps, values = zip(*((line["step"], line[name]) for line in lines if name in line), strict=True)
+            style = "o--" if name.startswith("eval_") else "-"
+            axes.plot(steps, np.array(values, dtype=float), style, label=name, markersize=3)  # null is a gap
         axes.set(xlabel="step", title=PANELS[end])
         axes.grid(alpha=0.3)
         if len(names) > 1:

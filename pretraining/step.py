@@ -1,6 +1,5 @@
 """One update, exact however it is cut; and what is kept of one that went wrong."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pretraining.data import draws
 from pretraining.data.batches import Batch
 from pretraining.errors import UserError
 from pretraining.export import write_model
+from pretraining.files import to_json
 from pretraining.objectives import Objective
 from pretraining.settings import Settings
 
@@ -109,7 +109,7 @@ def keep_bad_step(
             "precision": settings.train.precision,
             "kernel": settings.train.kernel,
         }
-        (kept / "replay.json").write_text(json.dumps(facts, indent=1))
+        (kept / "replay.json").write_text(to_json(facts, indent=1))
     accelerator.wait_for_everyone()
     finished = [objective.finish(send_to_device(batch, accelerator.device)) for batch in micro_batches]
     torch.save(send_to_device(finished, "cpu"), kept / f"rank-{accelerator.process_index}.pt")

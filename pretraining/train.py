@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from pretraining import checkpoint
+from pretraining import checkpoint, files
 from pretraining.checkpoint import State
 from pretraining.data.batches import Steps
 from pretraining.data.plan import Plan, make_plan
@@ -317,7 +317,7 @@ def train(settings: Settings) -> None:
         inputs = {name: value for name, value in probe.items() if name not in (*objective.targets, "read_at")}
         write_probe(opened, inputs, folder / "probe.safetensors")
         results = {"step": step, "examples": len(held_out.examples), **told, "signatures": objective.signatures}
-        (folder / "results.json").write_text(json.dumps(results, indent=1))
+        files.write_text(folder / "results.json", files.to_json(results, indent=1))
         log.say(f"\n{state.step:,} steps, {state.tokens:,} {objective.unit}, {state.seconds:.0f} s of training")
         log.say(report(step, len(held_out.examples), told, objective.signatures))
         for path in objective.draw_pictures(folder):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pretraining.files import publish
 
 MARK = "complete.json"
 
@@ -34,7 +35,7 @@ def once(cache: Path, kind: str, content: list[Any], make: Callable[[Path], dict
             (unfinished / MARK).write_text(json.dumps(meta))
             if not (folder / MARK).exists():  # another node that shares the cache may have been quicker
                 shutil.rmtree(folder, ignore_errors=True)  # what a deletion left that was cut short
-                os.replace(unfinished, folder)
+                publish(unfinished, folder)
     while not (folder / MARK).exists():
         time.sleep(0.2)
     return folder

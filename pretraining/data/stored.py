@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +16,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from pretraining.errors import UserError
+from pretraining.files import publish
 
 CHARACTERS = 2**22  # of rows held in memory at a time, unless one alone has more
 OVERHEAD = 100  # characters that a row counts beyond its own: many short ones are work too
@@ -131,7 +131,7 @@ def store(
                 with pa.ipc.new_stream(unfinished, features.arrow_schema) as file:
                     for batch in _batches(bar):
                         file.write_batch(pa.RecordBatch.from_pylist(batch, features.arrow_schema))
-                os.replace(unfinished, path)
+                publish(unfinished, path)
             finally:
                 unfinished.unlink(missing_ok=True)
     return Dataset.from_file(str(path))

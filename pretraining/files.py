@@ -1,0 +1,65 @@
+"""Files that are whole or not there, and JSON that every program reads."""
+
+import hashlib
+import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder with all that is in it, is on the disk, where a power cut cannot undo it."""
+    for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        _sync(each)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def publish(unfinished: Path, final: Path) -> None:
+    """Renames what is complete.
+
+    A rename can reach the disk before the bytes that it names: so these are waited for first, and then the rename.
+    """
+    sync(unfinished)
+    os.replace(unfinished, final)
+    _sync(final.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file with this text: a kill leaves the one before."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    publish(unfinished, path)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """A hash of each file in a folder, by its path there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def of(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to the other threads
+        return {str(path.relative_to(folder)): digest for path, digest in zip(paths, pool.map(of, paths), strict=True)}
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON, in which what is infinite or not a number is null: it has no other word for it."""
+    return json.dumps(without_nan(value), indent=indent, allow_nan=False)
+
+
+def without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
