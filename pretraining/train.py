@@ -5,6 +5,7 @@ import logging
 import time
 import uuid
 from dataclasses import asdict
+from importlib.metadata import version
 from statistics import mean
 from typing import Any
 
@@ -332,9 +333,10 @@ def make_contract(settings: Settings, objectives: list[Objective]) -> dict[str, 
     """What a resumed run must have in common with the one that it continues."""
     model = {name: value for name, value in settings.model.to_dict().items() if name not in NOT_SET_BY_HAND}
     learnt = {name: value for name, value in asdict(settings.objective).items() if name not in objectives[0].asides}
-    contract = {
+    contract: dict[str, Any] = {
         "seed": settings.seed,
         "the data's fingerprint": " ".join(objective.fingerprint for objective in objectives),
+        **{f"the version of {name}": version(name) for name in objectives[0].libraries},
         "evaluation.examples": settings.evaluation.examples,
         **{f"train.{name}": getattr(settings.train, name) for name in CONTRACT},
         **{f"optim.{name}": getattr(settings.optim, name) for name in ("optimizer", "layer_decay", "ema")},

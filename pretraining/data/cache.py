@@ -16,6 +16,11 @@ from pretraining.files import publish
 MARK = "complete.json"
 
 
+def key(kind: str, content: list[Any]) -> str:
+    """A name for what `content` decides."""
+    return f"{kind}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
+
+
 def once(cache: Path, kind: str, content: list[Any], make: Callable[[Path], dict[str, Any]], writer: bool) -> Path:
     """The folder for `content` in the cache, made if it is not there; it appears whole.
 
@@ -25,7 +30,7 @@ def once(cache: Path, kind: str, content: list[Any], make: Callable[[Path], dict
         make: fills an empty folder, and returns what `read_meta` is to give.
         writer: whether this process makes it; the others wait.
     """
-    folder = cache / f"{kind}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
+    folder = cache / key(kind, content)
     if writer and not (folder / MARK).exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}.") as temporary:

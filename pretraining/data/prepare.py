@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pretraining.data import draws
-from pretraining.data.cache import once, read_meta
+from pretraining.data.cache import key, once, read_meta
 from pretraining.data.documents import Documents
 from pretraining.data.parallel import in_order
 from pretraining.data.sentences import sentences
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # the processes that tokenise import this file, and transform
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 2  # of what lies on disk: raise it when the arrays change, and old caches are left alone
+LIBRARIES = ("sentencex", "tokenizers")  # which say where sentences end, and what their tokens are
 SENTENCES = 500  # tokenised at a time
 BLOCK = 2**24  # tokens cut into chunks at a time
 ARRAYS = {"sentences": "int64", "documents": "int64", "sources": "uint16"}
@@ -40,8 +42,8 @@ class PreparedText:
 
     name: str
     """A hash of all that decides the content."""
-    folder: str
-    """The tokens' own name, whatever they are cut into."""
+    tokens_name: str
+    """The tokens' own, whatever they are cut into."""
     tokens: np.ndarray
     sentences: np.ndarray
     """Offsets of the sentences."""
@@ -62,14 +64,14 @@ class PreparedText:
         return len(self.chunks) - 1
 
     @classmethod
-    def load(cls, folder: Path, limit: int, short_rate: float) -> "PreparedText":
-        """The text in `folder`, cut as `cut` says."""
+    def load(cls, folder: Path, name: str, limit: int, short_rate: float) -> "PreparedText":
+        """The text in `folder`, cut as `cut` says; `name` is that of the tokens."""
         meta = read_meta(folder)
         types = {"tokens": meta["token_type"], **ARRAYS}
         arrays = {name: np.memmap(folder / f"{name}.bin", dtype=types[name], mode="r") for name in types}
         return cls(
-            name=f"{folder.name}-{limit}-{short_rate}",
-            folder=folder.name,
+            name=f"{name}-{limit}-{short_rate}",
+            tokens_name=name,
             **arrays,
             **chunked(arrays["documents"], limit, short_rate),
             dropped=meta["dropped"],
@@ -77,7 +79,7 @@ class PreparedText:
 
     def cut(self, limit: int, short_rate: float) -> "PreparedText":
         """The same text in chunks of at most `limit` tokens, a share `short_rate` of them shorter by design."""
-        name = f"{self.folder}-{limit}-{short_rate}"
+        name = f"{self.tokens_name}-{limit}-{short_rate}"
         if name == self.name:
             return self
         chunks: dict[str, Any] = chunked(self.documents, limit, short_rate)
@@ -239,4 +241,7 @@ def prepare_text(
     def make(folder: Path) -> dict[str, Any]:
         return write(folder, documents, Tokenizer.from_str(backend), languages, processes)
 
-    return PreparedText.load(once(cache, "text", content, make, writer), limit, short_rate)
+    # The libraries decide too; not in the name, for a run's contract has their versions under their own names.
+    versions = [[library, version(library)] for library in LIBRARIES]
+    folder = once(cache, "text", [*content, *versions], make, writer)
+    return PreparedText.load(folder, key("text", content), limit, short_rate)

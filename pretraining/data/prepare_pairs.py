@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from pretraining.data.cache import once, open_array, read_meta
+from pretraining.data.cache import key, once, open_array, read_meta
 from pretraining.data.pairs import Pairs
 from pretraining.data.parallel import in_order
 from pretraining.data.prepare import encode
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # the processes that tokenise import this file, and transform
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 2  # of what lies on disk: raise it when the arrays change, and old caches are left alone
+LIBRARIES = ("tokenizers",)  # which says what the tokens of a text are
 AT_A_TIME = 500  # pairs tokenised
 ARRAYS = {"offsets": "int64", "groups": "uint16", "points": "uint16", "point_offsets": "int64"}
 
@@ -40,12 +42,12 @@ class PreparedPairs:
     """(N + 1,): where each pair's points begin."""
 
     @classmethod
-    def load(cls, folder: Path) -> "PreparedPairs":
+    def load(cls, folder: Path, name: str) -> "PreparedPairs":
         meta = read_meta(folder)
         types = {"tokens": meta["token_type"], **ARRAYS}
         arrays = {name: open_array(folder / f"{name}.bin", kind) for name, kind in types.items()}
         arrays["points"] = arrays["points"].reshape(-1, 2)
-        return cls(folder.name, group_names=meta["groups"], **arrays)
+        return cls(name, group_names=meta["groups"], **arrays)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -162,4 +164,6 @@ def prepare_pairs(
     def make(folder: Path) -> dict[str, Any]:
         return write(folder, pairs, group_names, [Tokenizer.from_str(backend) for backend in backends], processes)
 
-    return PreparedPairs.load(once(cache, "pairs", content, make, writer))
+    # The library decides too; not in the name, for a run's contract has its version under its own name.
+    versions = [[library, version(library)] for library in LIBRARIES]
+    return PreparedPairs.load(once(cache, "pairs", [*content, *versions], make, writer), key("pairs", content))

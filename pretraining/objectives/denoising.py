@@ -11,6 +11,7 @@ import numpy as np
 
 from pretraining.data import draws
 from pretraining.data.noise import count_spans, hide_spans, permute
+from pretraining.data.prepare import LIBRARIES
 from pretraining.data.rows import Example
 from pretraining.data.settings import between
 from pretraining.data.text import Text, prepare
@@ -46,6 +47,7 @@ class DenoisingSettings(Seq2SeqSettings):
 class Denoising(Seq2Seq):
     """The objective of plain text."""
 
+    libraries = LIBRARIES
     corpus: Text
 
     def prepare(self, writer: bool) -> list[str]:

@@ -57,6 +57,9 @@ class Objective(ABC):
         """The setting by which texts are written during a run, by a search that needs whole weights; empty: none."""
         return ""
 
+    libraries: tuple[str, ...] = ()
+    """Those whose version decides what is prepared, beside settings and data."""
+
     inputs: dict[str, tuple[str, str]]
     """What turns a user's data into the model's input: its name, its Auto class, its folder in the model's."""
 

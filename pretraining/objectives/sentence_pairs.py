@@ -17,6 +17,7 @@ from modeling import KeelBertConfig, KeelBertForMaskedLM, KeelBertForPreTraining
 from pretraining.data import draws
 from pretraining.data.masking import mask_tokens
 from pretraining.data.next_sentence import VERSION, Pairs, draw_pairs
+from pretraining.data.prepare import LIBRARIES
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens, pack_values
 from pretraining.data.settings import between
 from pretraining.data.text import Text, prepare
@@ -83,6 +84,7 @@ class SentencePairs(TokenObjective):
     """The objective of BERT."""
 
     metric, lower_is_better = "mlm_loss", True
+    libraries = LIBRARIES
     corpus: Text
 
     def configure(self, settings: Settings) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pretraining.data import draws
 from pretraining.data.pairs import Pairs, Side, load_pairs
 from pretraining.data.parallel import count_processes
-from pretraining.data.prepare_pairs import prepare_pairs
+from pretraining.data.prepare_pairs import LIBRARIES, prepare_pairs
 from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
 from pretraining.data.settings import between
 from pretraining.data.stored import require_held_out
@@ -53,6 +53,8 @@ def one_each(points: np.ndarray, tokens: int, random: np.random.Generator) -> np
 
 class Translation(Seq2Seq):
     """The objective of pairs."""
+
+    libraries = LIBRARIES
 
     def prepare(self, writer: bool) -> list[str]:
         cache, options = Path(self.run.cache).expanduser(), self.run.data

@@ -37,7 +37,7 @@ def make_text(sentences: list[Span], documents: list[int], limit: int) -> Prepar
     starts = np.append(offsets[first], offsets[-1])
     return PreparedText(
         name="",
-        folder="",
+        tokens_name="",
         tokens=tokens,
         sentences=offsets,
         documents=starts,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -153,6 +154,17 @@ def test_another_sequence_length_does_not_tokenise_again(
     long = prepared(text, tokenizer, tmp_path, 128)
     assert np.array_equal(short.tokens, long.tokens) and short.name != long.name
     assert (np.diff(short.chunks).max(), np.diff(long.chunks).max()) == (61, 125)
+
+
+@pytest.mark.parametrize("library", ["sentencex", "tokenizers"])
+def test_another_version_of_what_splits_or_tokenises_prepares_anew(
+    library: str, text, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The name, which is part of a run's contract, stays: the versions stand there by their own names."""
+    before = prepared(text, tokenizer, tmp_path)
+    monkeypatch.setattr(prepare, "version", lambda name: "next" if name == library else version(name))
+    assert prepared(text, tokenizer, tmp_path).name == before.name
+    assert len(list(tmp_path.glob("text-*/complete.json"))) == 2
 
 
 def test_a_text_without_tokens_is_one_sentence(make_documents, tokenizer, tmp_path: Path):
