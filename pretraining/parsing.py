@@ -176,9 +176,12 @@ def parse(arguments: list[str] | None = None) -> Settings:
         resolved = parser.dump(given, skip_none=False)
         given.model.pop("family")
         ready = {"tokenizer": None, **instantiate(parser, given)}
-        fields = {field.name for field in dataclasses.fields(Settings)} - {"family", "resolved"}
+        fields = {field.name for field in dataclasses.fields(Settings)} - {"family", "resolved", "trained_positions"}
         settings = Settings(
-            family=family, resolved=resolved, **{name: {"tokenizer": None, **ready}[name] for name in fields}
+            family=family,
+            resolved=resolved,
+            trained_positions=start.max_position_embeddings if start is not None and family in READERS else 0,
+            **{name: {"tokenizer": None, **ready}[name] for name in fields},
         )
         if start is not None:
             initial.check(settings, start)

@@ -234,6 +234,8 @@ class Settings:
     log: LogSettings
     resolved: str
     """The settings as YAML."""
+    trained_positions: int = 0
+    """Positions of the model's table that come, trained, from the checkpoint `init_from`."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):

@@ -192,14 +192,16 @@ def train(settings: Settings) -> None:
             held = evaluate(evaluated, objective, held_out, phase.train, accelerator)
             log.write({f"eval_{name}": value for name, value in held.items()}, 0, progress)
         while progress < 1:
-            current = next(i for i, end in enumerate(ends) if progress < end)
+            # A larger budget lowers the progress, but a phase that has begun never gives way to an earlier one.
+            current = max(state.phase, next(i for i, end in enumerate(ends) if progress < end))
             if current != state.phase or state.step_in_epoch == plan.steps:
                 state.passes += state.step_in_epoch / plan.steps
                 state.epoch, state.step_in_epoch = state.epoch + 1, 0
                 if current != state.phase:
-                    objectives[current].begin(fresh, objective)
+                    before = objectives[: state.phase + 1]
+                    objectives[current].begin(fresh, before)
                     if average is not None:
-                        objectives[current].begin(average.module, objective)
+                        objectives[current].begin(average.module, before)
                     state.phase, state.best, state.stale = current, {}, 0
                     log.say(f"step {state.step}: phase {current + 1} of {len(phases)}")
                 phase, objective = phases[current][1], objectives[current]

@@ -3,7 +3,7 @@
 An example is an image, alone in its row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -115,7 +115,7 @@ class ImageObjective(Objective):
     def load_weights(self, model: PreTrainedModel, checkpoint: str) -> str:
         return load_image_weights(model, checkpoint)
 
-    def begin(self, model: Any, before: Any) -> None:
+    def begin(self, model: Any, before: Sequence[Any]) -> None:
         """Phases differ in what is drawn alone."""
 
     def save(self, folder: Path) -> None:

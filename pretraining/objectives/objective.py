@@ -1,7 +1,7 @@
 """What the loop knows of a task, whatever is learnt."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Self
@@ -109,8 +109,8 @@ class Objective(ABC):
         """Gives a fresh model the weights of a checkpoint, and returns a line that tells which."""
 
     @abstractmethod
-    def begin(self, model: Any, before: Self) -> None:
-        """Makes the model ready for a phase whose objective this is, after a phase of objective `before`."""
+    def begin(self, model: Any, before: Sequence[Self]) -> None:
+        """Makes the model ready for a phase whose objective this is, after phases of the objectives `before`."""
 
     @abstractmethod
     def index(self, split: str, epoch: int) -> np.ndarray:
@@ -218,13 +218,15 @@ class TokenObjective(Objective):
         return load_weights(model, checkpoint, self.tokenizer)
 
     @torch.no_grad()
-    def begin(self, model: Any, before: Self) -> None:
-        """Positions that no example of the phase before had start as copies of those that it had (Beltagy 2020, 4.1).
+    def begin(self, model: Any, before: Sequence[Self]) -> None:
+        """Positions that were never trained start as copies of those that were (Beltagy 2020, 4.1).
 
         They are as they were drawn until now, and a model that has learnt to look at its neighbours would not find
-        them there: the loss of what it knows would jump.
+        them there: the loss of what it knows would jump. Trained are those that an example of an earlier phase could
+        have, and all of a checkpoint that the run started from.
         """
-        known, tables = before.settings.sequence_length, model.get_position_embeddings()
+        known = max(self.run.trained_positions, *(objective.settings.sequence_length for objective in before))
+        tables = model.get_position_embeddings()
         for table in tables if isinstance(tables, tuple) else (tables,):
             if isinstance(table, nn.Embedding):  # sinusoids need no training
                 fresh = torch.arange(known, table.num_embeddings, device=table.weight.device)

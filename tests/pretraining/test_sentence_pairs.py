@@ -305,14 +305,19 @@ def test_rows_tell_a_maskless_kernel_where_examples_begin(objective, monkeypatch
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.1
 
 
-def test_positions_that_a_phase_has_not_seen_begin_as_copies(objective):
-    """Beltagy 2020, 4.1: over and over; what is trained, and every other weight, stays."""
+@pytest.mark.parametrize(("phases", "start", "trained"), [([24], 0, 24), ([40, 24], 0, 40), ([24], 48, 48)])
+def test_positions_that_were_never_trained_begin_as_copies(
+    phases: list[int], start: int, trained: int, objective, monkeypatch: pytest.MonkeyPatch
+):
+    """Beltagy 2020, 4.1: over and over; what a phase or `init_from` has trained, and every other weight, stays."""
+    monkeypatch.setattr(objective.run, "trained_positions", start)
     model = objective.build_model(objective.run.model)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    objective.begin(model, objective.during(objective.run.changed({"objective.sequence_length": 24})))
+    changed = [objective.run.changed({"objective.sequence_length": length}) for length in phases]
+    objective.begin(model, [objective.during(settings) for settings in changed])
     table = model.get_position_embeddings().weight
     old = before.pop("bert.embeddings.positions.weight")
-    assert torch.equal(table, old[torch.arange(len(old)) % 24]) and not torch.equal(table, old)
+    assert torch.equal(table, old[torch.arange(len(old)) % trained]) and not torch.equal(table, old)
     after = model.state_dict()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
 
