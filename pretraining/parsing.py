@@ -114,8 +114,8 @@ def make_parser(family: str, objective: str) -> Parser:
         "--resume",
         type=str,
         default="auto",
-        help="auto: continue the run from its newest checkpoint, if it has one; PATH: from this checkpoint; "
-        "none: start anew, in an empty folder.",
+        help="auto: continue the run from its newest checkpoint, if it has one; PATH: from this checkpoint, and from "
+        "the newest one that came of it when the same command is given again; none: start anew, in an empty folder.",
     )
     parser.add_argument(
         "--init_from",

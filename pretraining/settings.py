@@ -238,8 +238,10 @@ class Settings:
     """Positions of the model's table that come, trained, from the checkpoint `init_from`."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise UserError(f"name is {self.name!r}: a run's name is letters, digits, '.', '_' and '-'.")
+        if not re.fullmatch(r"[\w.-]+", self.name) or not self.name.strip("."):  # runs/.. is no folder of ours
+            raise UserError(
+                f"name is {self.name!r}: a run's name is letters, digits, '.', '_' and '-', and not of dots alone."
+            )
         between("seed", self.seed, 0, 2**32 - 1)
         self.objective.check(self)
         self.phases()

@@ -2,15 +2,18 @@
 
 import json
 import logging
+import math
 import time
 import uuid
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -47,6 +50,11 @@ def progress_at(state: State, settings: TrainSettings, plan: Plan, step: int) ->
         assert settings.minutes is not None
         spent, budget = state.seconds / 60, settings.minutes
     return min(1.0, spent / budget)
+
+
+def rate_at(settings: Settings, state: State, progress: float) -> float:
+    """The learning rate of the step after those that are done."""
+    return learning_rate(settings.optim, settings.model.hidden_size, state.step + 1, progress)
 
 
 def plan_epoch(objective: Objective, settings: Settings, state: State) -> Plan:
@@ -110,8 +118,16 @@ def train(settings: Settings) -> None:
     # That the tied decoder is stored once is no news, and the log would say it at every checkpoint.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     process = make_process()
+    # The folder is claimed first: a second launch hears of it before hours of preparing data, and what it would choose
+    # among the checkpoints of a run that goes on is old by then.
+    with checkpoint.claim(settings.folder) if process.is_main_process else nullcontext():
+        chosen = [checkpoint.choose(settings.folder, settings.resume)] if process.is_main_process else [None]
+        run(settings, process, broadcast_object_list(chosen)[0])
+
+
+def run(settings: Settings, process: PartialState, found: Path | None) -> None:
+    """The run in a folder that is its own, on from the checkpoint `found` if there is one."""
     folder = settings.folder
-    found = checkpoint.choose(folder, settings.resume)
     log = Log(process, folder, settings.log)
 
     # Data, tokenizer and model; the last phase is the run's own.
@@ -158,15 +174,18 @@ def train(settings: Settings) -> None:
     # FSDP2 and DeepSpeed gather the weights in the model's own calls.
     evaluated = accelerator.unwrap_model(model)
     if average is not None:
-        accelerator.register_for_checkpointing(average.to(accelerator.device))
-        evaluated = average.module
+        evaluated = average.to(accelerator.device).module
 
     contract = make_contract(settings, objectives)
     if found:
-        checkpoint.load(accelerator, found, state, contract)
+        checkpoint.load(accelerator, optimizer, found, state, contract, average)
         if found.resolve().parents[1] != folder.resolve():  # another run's: its best model and its name stay there
             state.best, state.run_id = {}, uuid.uuid4().hex[:12]
-        log.say(f"resumed from {found}")
+        origin = ""
+        if settings.resume != "auto":
+            state.begun_from = str(Path(settings.resume).resolve())
+            origin = "" if state.begun_from == str(found.resolve()) else f", which has come of {settings.resume}"
+        log.say(f"resumed from {found}{origin}")
     else:
         state = State(run_id=uuid.uuid4().hex[:12], contract=contract, settled=settled)
     held_out = make_evaluation_plan(objective, phase)
@@ -180,14 +199,15 @@ def train(settings: Settings) -> None:
     if options.minutes is not None:
         log.say("the budget is in minutes: two such runs are never equal, and a resumed one is not exact")
 
-    if accelerator.is_main_process:
-        checkpoint.claim(folder)
     with log.running(accelerator, settings, state):
         measured: list[dict[str, Tensor]] = []
         logged = (state.tokens, state.seconds)
         progress = progress_at(state, options, plan, state.step_in_epoch)
         if patience and state.stale >= patience:
             progress = 1.0
+        rate = rate_at(settings, state, progress)
+        if state.next_rate is not None and not math.isclose(rate, state.next_rate):
+            log.say(f"step {state.step}: the learning rate would have been {state.next_rate:.2e}, and is {rate:.2e}")
         if settings.init_from is not None and state.step == 0:  # what the checkpoint knows before it learns more
             held = evaluate(evaluated, objective, held_out, phase.train, accelerator)
             log.write({f"eval_{name}": value for name, value in held.items()}, 0, progress)
@@ -226,7 +246,7 @@ def train(settings: Settings) -> None:
             model.train()
             clock = time.perf_counter()
             for micro_batches in batches:
-                rate = learning_rate(settings.optim, settings.model.hidden_size, state.step + 1, progress)
+                rate = rate_at(settings, state, progress)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["scale"]
                 try:
@@ -293,7 +313,8 @@ def train(settings: Settings) -> None:
                 if (every and state.step % every == 0) or state.best.get("step") == state.step or progress >= 1:
                     state.pending += collect(measured, accelerator)
                     measured = []
-                    checkpoint.save(accelerator, folder, state, settings.checkpoint.keep)
+                    state.next_rate = rate_at(settings, state, progress)
+                    checkpoint.save(accelerator, folder, state, settings.checkpoint.keep, average)
                 if progress >= ends[state.phase]:
                     break
                 clock = time.perf_counter()
@@ -302,10 +323,10 @@ def train(settings: Settings) -> None:
     if settings.checkpoint.export == "best" and state.best:
         step = int(state.best["step"])
         told = {name: value for name, value in state.best.items() if name.startswith("eval_")}
-        accelerator.load_state(str(folder / "checkpoints" / f"step-{step}"))
+        checkpoint.restore(accelerator, folder / "checkpoints" / f"step-{step}", average)
     elif settings.checkpoint.export == "average":
         newest = checkpoint.find(folder)[-settings.checkpoint.keep :]
-        checkpoint.average(accelerator, evaluated, newest)
+        checkpoint.mean_weights(accelerator, evaluated, average, newest)
         log.say(f"the mean of {', '.join(path.name for path in newest)}")
         held = evaluate(evaluated, objective, held_out, phase.train, accelerator)
         told = {f"eval_{name}": value for name, value in held.items()}
@@ -348,4 +369,5 @@ def make_contract(settings: Settings, objectives: list[Objective]) -> dict[str, 
     if settings.init_from is not None and settings.tokenizer is not None:
         # The checkpoint's table may have more rows than the tokenizer has entries.
         contract["model.vocab_size"] = settings.model.vocab_size
+    contract["init_from"] = settings.init_from  # last: where two checkpoints differ in more, that is told
     return json.loads(json.dumps(contract))

@@ -79,6 +79,34 @@ def arguments(corpus: Path, cache: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def digits(cache: Path) -> list[str]:
+    """Command-line arguments of a run on tiny images, with no text to prepare: it takes a second."""
+    return [
+        f"--cache={cache}",
+        "--model.family=vit",
+        "--data.source=digits",
+        "--model.image_size=8",
+        "--model.patch_size=4",
+        "--model.num_channels=1",
+        "--model.hidden_size=32",
+        "--model.num_hidden_layers=2",
+        "--model.num_attention_heads=2",
+        "--model.intermediate_size=64",
+        "--train.rows_per_step=32",
+        "--train.micro_batch=32",
+        "--train.precision=fp32",
+        "--train.kernel=sdpa",
+        "--train.linear=torch",
+        "--train.threads=1",
+        "--optim.warmup=0",
+        "--evaluation.examples=32",
+        "--log.every=1",
+        "--log.trackers=[]",
+        "--checkpoint.every=1",
+    ]
+
+
+@pytest.fixture(scope="session")
 def make_objective(arguments: list[str]):
     """A prepared objective with further settings."""
 

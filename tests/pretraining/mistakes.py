@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from pretrain import main
 from pretraining.errors import UserError
 
 
@@ -16,3 +17,13 @@ def one_sentence(*parts: str) -> Iterator[None]:
     message = str(error.value)
     assert all(part in message for part in parts), message
     assert "\n" not in message
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    """The one sentence that a start with these arguments ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert end.value.code in (1, 2)
+    return sentence

@@ -1,0 +1,172 @@
+"""What a second start finds: whose folder it is, from where it goes on, and which settings it may change."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from mistakes import refused
+from safetensors.torch import load_file
+from test_train import lines, newest, run_here, weights
+
+from pretraining import train
+from pretraining.optim import learning_rate
+from pretraining.parsing import parse
+
+
+@pytest.fixture(scope="module")
+def finished(digits: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    return run_here(digits, tmp_path_factory.mktemp("runs"), "first", "--train.steps=2")
+
+
+def curves(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl but for the clock's."""
+    return [{name: line[name] for name in line if not name.endswith("_per_second")} for line in lines(folder)]
+
+
+def state_of(folder: Path) -> dict:
+    return json.loads((newest(folder) / "state.json").read_text())
+
+
+# ---- the folder ----
+
+
+def test_a_second_launch_hears_of_the_first_before_any_data_is_prepared(
+    digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(train, "OBJECTIVES", {})
+    with FileLock(tmp_path / "one/checkpoints/.lock"):
+        said = refused([*digits, "--train.steps=1", f"--runs={tmp_path}", "--name=one"], capsys)
+    assert "another process is training in" in said
+    assert not (tmp_path / "one/metrics.jsonl").exists()
+
+
+def test_a_model_without_checkpoints_is_not_overwritten(
+    finished: Path, digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    shutil.copytree(finished / "model", tmp_path / "one/model")
+    run = [*digits, "--train.steps=1", f"--runs={tmp_path}", "--name=one"]
+    for resume in ("auto", "none", str(newest(finished))):
+        said = refused([*run, f"--resume={resume}"], capsys)
+        assert "already holds a run: it has a model/, and no checkpoint to go on from" in said
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["model"]
+    for path in (finished / "model").iterdir():
+        assert (tmp_path / "one/model" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", [".", "..", "..."])
+def test_a_name_of_dots_is_no_folder_of_a_run(name: str, digits: list[str], capsys: pytest.CaptureFixture):
+    assert "not of dots alone" in refused([*digits, "--train.steps=1", f"--name={name}"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("runs", "name"), [("file", "one"), (".", "file"), (".", "n" * 300), ("file/deeper", "one"), ("new", "n" * 300)]
+)
+def test_a_folder_that_cannot_be_made(
+    runs: str, name: str, digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "file").write_text("not a folder")
+    said = refused([*digits, "--train.steps=1", f"--runs={tmp_path / runs}", f"--name={name}"], capsys)
+    assert "cannot be made" in said and "another --name or --runs" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# ---- the checkpoint ----
+
+
+def test_only_step_n_is_a_checkpoint(finished: Path, digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
+    shutil.copytree(finished, tmp_path / "first")
+    checkpoints = tmp_path / "first/checkpoints"
+    for name in ("step-4.damaged", "step-", "step-9-old", "my-step-7"):
+        shutil.copytree(checkpoints / "step-2", checkpoints / name)
+    run_here(digits, tmp_path, "first", "--train.steps=3", "--checkpoint.keep=1")
+    assert f"resumed from {checkpoints}/step-2\n" in capsys.readouterr().out
+    names = {path.name for path in checkpoints.glob("*step*")}
+    assert names - {"step-2"} == {"step-3", "step-4.damaged", "step-", "step-9-old", "my-step-7"}, (
+        "what is not ours was deleted"
+    )
+
+
+# ---- what a resumed run may change ----
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_changed_options_are_those_that_steps_are_made_with(optimizer: str, digits: list[str], tmp_path: Path):
+    """To no decay and back too, which parts the parameters in the same groups."""
+    run = [*digits, f"--optim.optimizer={optimizer}"]
+    run_here(run, tmp_path, "one", "--train.steps=1", "--optim.weight_decay=0")
+    changed = ["--optim.beta1=0.5", "--optim.beta2=0.6", "--optim.epsilon=1e-3", "--optim.momentum=0.7"]
+    for steps, decay in ((2, 0.25), (3, 0.0)):
+        run_here(run, tmp_path, "one", f"--train.steps={steps}", f"--optim.weight_decay={decay}", *changed)
+        saved = torch.load(newest(tmp_path / "one") / "optimizer.bin", weights_only=True)
+        groups = [group for part in saved.get("parts", [saved]) for group in part["param_groups"]]
+        assert {group["weight_decay"] for group in groups} == {decay, 0.0}
+        adamw = [group for group in groups if "betas" in group]
+        assert {(*group["betas"], group["eps"]) for group in adamw} == {(0.5, 0.6, 1e-3)}
+        assert {group["momentum"] for group in groups if "momentum" in group} <= {0.7}
+        assert len(adamw) < len(groups) or optimizer == "adamw"
+
+
+def test_a_larger_budget_tells_what_it_makes_of_the_rate(
+    digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """From the last step, which the schedule gave a rate of 0; and once alone."""
+    more = ["--optim.warmup=0.1", "--evaluation.every=0"]
+    folder = run_here(digits, tmp_path, "one", "--train.steps=10", *more)
+    capsys.readouterr()
+    run_here(digits, tmp_path, "one", "--train.steps=20", *more)
+    told = r"step 10: the learning rate would have been (\S+), and is (\S+)\n"
+    (rates,) = re.findall(told, capsys.readouterr().out)
+    settings = parse([*digits, "--train.steps=20", *more]).optim
+    expected = [learning_rate(settings, 32, 11, 10 / steps) for steps in (10, 20)]
+    assert [float(rate) for rate in rates] == pytest.approx(expected, rel=0.01, abs=1e-9)
+    shutil.rmtree(newest(folder))
+    run_here(digits, tmp_path, "one", "--train.steps=20", *more)
+    assert "the learning rate would" not in capsys.readouterr().out
+
+
+PHASES = "--train.phases=[{until: 0.5, objective.sequence_length: 32}]"
+
+
+def test_a_phase_never_goes_back(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A larger budget puts the same step into the first phase's share; what the second one has learnt stays."""
+    more = [PHASES, "--checkpoint.every=1", "--optim.learning_rate=0", "--optim.schedule=constant"]
+    folder = run_here(arguments, tmp_path, "one", "--train.steps=2", *more)
+    before = load_file(newest(folder) / "model.safetensors")
+    assert state_of(folder)["phase"] == 1
+    capsys.readouterr()
+    run_here(arguments, tmp_path, "one", "--train.steps=8", *more)
+    assert ": phase " not in capsys.readouterr().out
+    state = state_of(folder)
+    assert (state["step"], state["phase"], state["epoch"], state["step_in_epoch"]) == (8, 1, 1, 7)
+    after = load_file(newest(folder) / "model.safetensors")
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()), "at a rate of 0 nothing moves"
+
+
+def test_a_phase_copies_no_position_of_the_checkpoint_that_a_run_started_from(arguments: list[str], tmp_path: Path):
+    """All 64 rows are the checkpoint's, trained; of a table made longer, the new rows are copies of all these."""
+    more = ["--optim.learning_rate=0", "--optim.schedule=constant", "--train.steps=2"]
+    first = run_here(arguments, tmp_path, "first", *more) / "model"
+    fixed = [argument for argument in arguments if not argument.startswith(("--model", "--tokenizer"))]
+    run = [*fixed, *more, PHASES, f"--init_from={first}"]
+    old = load_file(first / "model.safetensors")["bert.embeddings.positions.weight"]
+    same = weights(run_here(run, tmp_path, "same"))["bert.embeddings.positions.weight"]
+    assert torch.equal(same, old)
+    longer = run_here(run, tmp_path, "longer", "--model.max_position_embeddings=80", "--objective.sequence_length=80")
+    assert torch.equal(weights(longer)["bert.embeddings.positions.weight"], old[torch.arange(80) % 64])
+
+
+def test_another_checkpoint_to_start_from_or_another_library_does_not_resume(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    run = [*arguments, f"--runs={tmp_path}", "--name=one", "--train.threads=1"]
+    first = run_here(arguments, tmp_path, "one", "--train.steps=1") / "model"
+    fixed = [argument for argument in run if not argument.startswith(("--model", "--tokenizer"))]
+    assert "init_from=None, now it is" in refused([*fixed, f"--init_from={first}", "--train.steps=2"], capsys)
+    monkeypatch.setattr(train, "version", lambda library: f"{library}'s next")
+    said = refused([*run, "--train.steps=2"], capsys)
+    assert "the version of sentencex=" in said and "now it is sentencex's next" in said
