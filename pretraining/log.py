@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pretraining import files
 from pretraining.checkpoint import State
+from pretraining.errors import UserError, one_line
 from pretraining.pictures import draw_curves
 from pretraining.settings import LogSettings, Settings
 
@@ -56,12 +57,9 @@ class Log:
         """
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            config = self.folder / "config.yaml"
-            before, now = flat(config.read_text() if config.exists() else ""), flat(settings.resolved)
-            changed = [f"{name} {before[name]} -> {now[name]}" for name in before if before[name] != now.get(name)]
-            if state.step and changed:
-                self.say(f"from step {state.step} on: {', '.join(changed)}")
-            files.write_text(config, settings.resolved)
+            if state.step:
+                self.tell_changes(settings, state.step)
+            files.write_text(self.folder / "config.yaml", settings.resolved)
             kept = [line for line in self.read() if line["step"] <= state.step > 0]
             files.write_text(self.metrics, "".join(f"{files.to_json(line)}\n" for line in kept))
             self.bar = tqdm(total=100, bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}", disable=None)
@@ -86,18 +84,51 @@ class Log:
             if self.main:
                 if self.bar is not None:
                     self.bar.close()
-                draw_curves(self.read(), self.folder / "curves.png")
+                self.attempt("curves.png", lambda: draw_curves(self.read(), self.folder / "curves.png"))
             if self.settings.trackers:
                 # Not end_training(), which would end the process group too, and the model is yet to be exported.
                 for tracker in accelerator.trackers:
-                    tracker.finish()
+                    self.attempt(f"the tracker {tracker.name}", tracker.finish)
+
+    def attempt(self, what: str, finish: Callable[[], None]) -> None:
+        """Says what could not be finished: it is worth neither the run's model nor the error that the run ends with."""
+        try:
+            finish()
+        except Exception as error:
+            self.say(f"{what} could not be finished: {type(error).__name__}: {one_line(error)}")
+
+    def tell_changes(self, settings: Settings, step: int) -> None:
+        """Says what the folder's config.yaml has otherwise, which a resumed run writes anew."""
+        config = self.folder / "config.yaml"
+        if not config.exists():
+            return
+        try:
+            before, now = flat(config.read_text()), flat(settings.resolved)
+        except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+            self.say(f"{config} is damaged ({one_line(error)}): what has changed is not told, and it is written anew")
+            return
+        changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+        if changed:
+            self.say(f"from step {step} on: {', '.join(changed)}")
+        if new := [name for name in now if name not in before]:
+            self.say(
+                f"{config} does not have {', '.join(new[:3])}{' and more' if new[3:] else ''}: it was cut short, or an "
+                "older version wrote it; it is written anew"
+            )
 
     def read(self) -> list[dict]:
-        """The lines of metrics.jsonl; a last one that a kill cut short is left out."""
+        """The lines of metrics.jsonl; a last one that a kill cut short is left out.
+
+        Raises:
+            UserError: another line is damaged.
+        """
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise UserError(f"{self.metrics} is damaged ({one_line(error)}): mend it, or move it away.") from error
 
     def write(self, measures: dict[str, float], step: int, progress: float) -> None:
         """One line everywhere: `measures` after `step` steps, at `progress` (0 to 1) of the budget."""

@@ -301,7 +301,7 @@ def run(settings: Settings, process: PartialState, found: Path | None) -> None:
                     model.train()
                     evaluated.train()  # an average too, which keeps nothing of its searches then
                     value = held[objective.metric] if objective.lower_is_better else -held[objective.metric]
-                    if not state.best or value < state.best["value"]:
+                    if value < state.best.get("value", math.inf):  # which no NaN is
                         state.best, state.stale = {"step": state.step, "value": value, **state.evaluation}, 0
                     else:
                         state.stale += 1
@@ -320,7 +320,9 @@ def run(settings: Settings, process: PartialState, found: Path | None) -> None:
                 clock = time.perf_counter()
 
     step, told = state.step, state.evaluation
-    if settings.checkpoint.export == "best" and state.best:
+    if settings.checkpoint.export == "best" and not state.best:
+        log.say(f"no evaluation gave a number: the weights of the last step, {step}, are handed over, not the best")
+    elif settings.checkpoint.export == "best":
         step = int(state.best["step"])
         told = {name: value for name, value in state.best.items() if name.startswith("eval_")}
         checkpoint.restore(accelerator, folder / "checkpoints" / f"step-{step}", average)

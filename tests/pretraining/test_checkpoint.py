@@ -11,10 +11,11 @@ import pytest
 import torch
 from mistakes import one_sentence, refused
 from safetensors.torch import load_file
-from test_train import newest, run_here, weights
+from test_train import lines, newest, run_here, weights
 
 from pretrain import main
-from pretraining import checkpoint, files
+from pretraining import checkpoint, files, log, train
+from pretraining.pictures import draw_curves
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +223,74 @@ def test_the_average_is_saved_beside_the_weights(averaged: Path):
     exported = weights(averaged)
     assert all(torch.equal(exported[name], average[f"module.{name}"]) for name in exported)
     assert any(not torch.equal(exported[name], trained[name]) for name in exported)
+
+
+# ---- not a number ----
+
+
+def test_an_evaluation_that_is_not_a_number_is_never_best(
+    digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """The first one is not; after an end in the midst, it is no more so; and nowhere is a NaN in JSON."""
+    evaluate, values = train.evaluate, iter([math.nan, -math.inf])
+
+    def broken(*arguments) -> dict[str, float]:
+        measures = evaluate(*arguments)
+        return measures | {"accuracy": next(values, measures["accuracy"]), "loss": math.nan}
+
+    monkeypatch.setattr(train, "evaluate", broken)
+    run = [*digits, "--evaluation.every=1", "--checkpoint.export=best"]
+    folder = run_here(run, tmp_path, "run", "--train.steps=2")
+    assert "no evaluation gave a number: the weights of the last step, 2, are handed over" in capsys.readouterr().out
+    assert checkpoint.read_state(newest(folder)).best == {}
+    for path in (folder / "results.json", *folder.glob("checkpoints/*/state.json")):
+        strict(path.read_text())
+    assert math.isnan(checkpoint.read_state(newest(folder)).evaluation["eval_loss"])
+    run_here(run, tmp_path, "run", "--train.steps=4")
+    held = {line["step"]: line["eval_accuracy"] for line in lines(folder) if "eval_accuracy" in line}
+    assert held[1] is held[2] is None
+    assert checkpoint.read_state(newest(folder)).best["step"] == max((3, 4), key=lambda step: held[step])
+    assert [strict(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    strict((folder / "results.json").read_text())
+
+
+# ---- curves ----
+
+
+def test_curves_that_cannot_be_drawn_do_not_hide_the_error(
+    digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(log, "draw_curves", full)
+    folder = run_here(digits, tmp_path, "run", "--train.steps=1")
+    assert "curves.png could not be finished: OSError: No space left on device" in capsys.readouterr().out
+    assert (folder / "model/model.safetensors").exists(), "a picture has cost the model"
+    monkeypatch.setattr(train, "train_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_here(digits, tmp_path, "run", "--train.steps=2")
+    assert "curves.png could not be finished" in capsys.readouterr().out
+
+
+def test_what_is_null_is_a_gap_in_the_curves(tmp_path: Path):
+    draw_curves([{"step": 1, "loss": None, "eval_loss": None}, {"step": 2, "loss": 1.0}], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_damaged_line_of_the_metrics_is_told(
+    averaged: Path, digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """But for the last one, which a kill may have cut short."""
+    shutil.copytree(averaged, tmp_path / "run")
+    metrics = tmp_path / "run/metrics.jsonl"
+    run = [*digits, "--train.steps=2", "--optim.ema=0.5", f"--runs={tmp_path}", "--name=run"]
+    whole = metrics.read_text()
+    metrics.write_text("{" + whole)
+    assert f"{metrics} is damaged" in refused(run, capsys)
+    metrics.write_text(whole + '{"step": 2, "lo')
+    main(run)
+    assert metrics.read_text() == whole
 
 
 def test_a_scaler_that_a_checkpoint_lacks_is_one_sentence(averaged: Path):

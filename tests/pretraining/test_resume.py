@@ -170,3 +170,21 @@ def test_another_checkpoint_to_start_from_or_another_library_does_not_resume(
     monkeypatch.setattr(train, "version", lambda library: f"{library}'s next")
     said = refused([*run, "--train.steps=2"], capsys)
     assert "the version of sentencex=" in said and "now it is sentencex's next" in said
+
+
+# ---- config.yaml ----
+
+
+@pytest.mark.parametrize("cut", ["in a word", "at a line", "to nothing", "to no YAML"])
+def test_a_truncated_config_is_told_and_mended(
+    cut: str, finished: Path, digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    shutil.copytree(finished, tmp_path / "first")
+    config = tmp_path / "first/config.yaml"
+    whole = config.read_text()
+    half = whole[: whole.index("\n", len(whole) // 2) + 1]
+    config.write_text({"in a word": half[:-4], "at a line": half, "to nothing": "", "to no YAML": "train: {st"}[cut])
+    run_here(digits, tmp_path, "first", "--train.steps=3")
+    said = capsys.readouterr().out
+    assert f"{config} " in said and "written anew" in said
+    assert "train:\n  steps: 3\n" in config.read_text()
