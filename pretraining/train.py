@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 import time
 import uuid
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ from pretraining.log import Log
 from pretraining.objectives import OBJECTIVES, Objective
 from pretraining.optim import learning_rate, make_average, make_optimizer
 from pretraining.settings import NOT_SET_BY_HAND, Settings, TrainSettings
+from pretraining.signals import Signals
 from pretraining.step import NotFinite, keep_bad_step, train_step
 
 # Settings of the loop that a resumed run must keep: they decide what a step sees.
@@ -199,7 +201,7 @@ def run(settings: Settings, process: PartialState, found: Path | None) -> None:
     if options.minutes is not None:
         log.say("the budget is in minutes: two such runs are never equal, and a resumed one is not exact")
 
-    with log.running(accelerator, settings, state):
+    with log.running(accelerator, settings, state), Signals() as signals:
         measured: list[dict[str, Tensor]] = []
         logged = (state.tokens, state.seconds)
         progress = progress_at(state, options, plan, state.step_in_epoch)
@@ -309,12 +311,16 @@ def run(settings: Settings, process: PartialState, found: Path | None) -> None:
                             log.say(f"step {state.step}: stopped, no better evaluation among the last {patience}")
                             progress = 1.0
 
-                every = settings.checkpoint.every
-                if (every and state.step % every == 0) or state.best.get("step") == state.step or progress >= 1:
+                every, stop = settings.checkpoint.every, signals.exit_code(accelerator)
+                due = (every and state.step % every == 0) or state.best.get("step") == state.step
+                if due or progress >= 1 or stop:
                     state.pending += collect(measured, accelerator)
                     measured = []
                     state.next_rate = rate_at(settings, state, progress)
                     checkpoint.save(accelerator, folder, state, settings.checkpoint.keep, average)
+                if stop:
+                    log.say(f"step {state.step}: told to end, and saved; the same command goes on from here")
+                    sys.exit(stop)
                 if progress >= ends[state.phase]:
                     break
                 clock = time.perf_counter()

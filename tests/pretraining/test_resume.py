@@ -1,20 +1,26 @@
 """What a second start finds: whose folder it is, from where it goes on, and which settings it may change."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
-from mistakes import refused
+from mistakes import one_sentence, refused
 from safetensors.torch import load_file
-from test_train import lines, newest, run_here, weights
+from test_train import command, environment, lines, newest, run_here, weights
 
 from pretraining import train
+from pretraining.checkpoint import choose
 from pretraining.optim import learning_rate
 from pretraining.parsing import parse
+from pretraining.signals import Signals
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,31 @@ def test_only_step_n_is_a_checkpoint(finished: Path, digits: list[str], tmp_path
     assert names - {"step-2"} == {"step-3", "step-4.damaged", "step-", "step-9-old", "my-step-7"}, (
         "what is not ours was deleted"
     )
+
+
+def test_the_same_command_again_goes_on_from_its_own_newest_checkpoint(
+    finished: Path, digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """As a scheduler gives it, after an end in the middle; the checkpoint that it names may be gone by then."""
+    shutil.copytree(finished, tmp_path / "first")
+    named = tmp_path / "first/checkpoints/step-2"
+    run = [f"--resume={named}", "--train.steps=5", "--evaluation.every=2"]
+    whole = run_here(digits, tmp_path, "whole", *run)
+    end_at(3, signal.SIGINT, monkeypatch)
+    with pytest.raises(SystemExit) as end:
+        run_here(digits, tmp_path, "again", *run)
+    assert end.value.code == 130
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "first")
+    capsys.readouterr()
+    again = run_here(digits, tmp_path, "again", *run)
+    assert f"resumed from {again}/checkpoints/step-4, which has come of {named}" in capsys.readouterr().out
+    assert curves(again) == curves(whole)
+    assert all(torch.equal(a, b) for a, b in zip(weights(again).values(), weights(whole).values(), strict=True))
+    with one_sentence("step-4", "is no complete checkpoint"):  # what it did not begin from is another matter
+        choose(again, str(tmp_path / "first/checkpoints/step-4"))
+    with one_sentence("is not the newest checkpoint"):
+        choose(again, str(again / "checkpoints/step-4"))
 
 
 # ---- what a resumed run may change ----
@@ -188,3 +219,98 @@ def test_a_truncated_config_is_told_and_mended(
     said = capsys.readouterr().out
     assert f"{config} " in said and "written anew" in said
     assert "train:\n  steps: 3\n" in config.read_text()
+
+
+# ---- signals ----
+
+
+def end_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that comes in the midst of a step."""
+    compute = train.train_step
+
+    def interrupted(*arguments, **keywords):
+        if arguments[6] == step:
+            signal.raise_signal(number)
+        return compute(*arguments, **keywords)
+
+    monkeypatch.setattr(train, "train_step", interrupted)
+
+
+def start(run: list[str]) -> subprocess.Popen:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(run, env=environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+SIGNALLED = ["--train.steps=150", "--checkpoint.every=1000", "--evaluation.every=1000", "--log.every=7"]
+SIGNALLED += ["--model.hidden_dropout_prob=0.1", "--optim.ema=0.9"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(digits: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_here(digits, tmp_path_factory.mktemp("unbroken"), "run", *SIGNALLED)
+
+
+def test_a_signal_saves_at_the_steps_end(
+    unbroken: Path, digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """No checkpoint was due; resumed, weights, optimizer, average and curves equal those of the unbroken run."""
+    run = [*digits, *SIGNALLED, f"--runs={tmp_path}", "--name=run"]
+    process = start(command(run))
+    while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
+    step = state_of(tmp_path / "run")["step"]
+    assert 0 < step < 150 and f"step {step}: told to end, and saved" in said and "Traceback" not in errors
+    assert (tmp_path / "run/curves.png").exists() == (step >= 7)
+    run_here(digits, tmp_path, "run", *SIGNALLED)
+    assert f"resumed from {tmp_path}/run/checkpoints/step-{step}" in capsys.readouterr().out
+    assert curves(tmp_path / "run") == curves(unbroken)
+    for name in ("model.safetensors", "optimizer.bin", "average.safetensors"):
+        assert (newest(tmp_path / "run") / name).read_bytes() == (newest(unbroken) / name).read_bytes(), name
+
+
+def test_all_processes_end_with_the_same_step(digits: list[str], tmp_path: Path):
+    """One of two is signalled: none is left waiting, and the launcher's signals to all are no second wish."""
+    run = [*digits, *SIGNALLED, "--train.micro_batch=16", f"--runs={tmp_path}", "--name=run"]
+    process = start(command(run, processes=2))
+    while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = {rank(int(child)): int(child) for child in children}
+    os.kill(ranks[1], signal.SIGTERM)
+    said, errors = process.communicate(timeout=120)
+    state = state_of(tmp_path / "run")
+    assert said.count(f"step {state['step']}: told to end, and saved") == 1, errors
+    assert 0 < state["step"] < 150 and process.returncode != 0 and "exitcode  : 143" in errors
+
+
+def rank(process: int) -> int:
+    found = re.search(rb"\0RANK=(\d+)\0", Path(f"/proc/{process}/environ").read_bytes())
+    return int(found[1]) if found else -1
+
+
+def test_a_second_signal_ends_at_once():
+    """In a process of its own, which would end with 0 if it went on."""
+    for first, second in ((signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)):
+        child = os.fork()
+        if not child:
+            with Signals():
+                signal.raise_signal(first)
+                signal.raise_signal(second)
+            os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == second
+
+
+def test_a_process_that_prepares_batches_leaves_signals_to_its_parent():
+    with Signals() as signals:
+        child = os.fork()
+        if not child:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert not signals.number
