@@ -34,7 +34,9 @@ def _whole(pattern: str) -> bool:
     """Whether the pattern gives a day, a month and a year in full, and nothing else but the weekday."""
     fields = {value for _, value in tokenize_pattern(pattern) if isinstance(value, tuple)}  # the rest is text
     letters = {letter for letter, _ in fields} - WEEKDAY
-    return ("y", 1) in fields and letters in ({"y", "M", "d"}, {"y", "L", "d"})
+    # A day of three letters is CLDR's word for an ordinal (10th), which Babel writes as 010.
+    plain_day = all(width <= 2 for letter, width in fields if letter == "d")
+    return ("y", 1) in fields and plain_day and letters in ({"y", "M", "d"}, {"y", "L", "d"})
 
 
 def forms(locale: Locale) -> list[str]:

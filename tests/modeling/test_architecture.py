@@ -12,6 +12,7 @@ from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEConfig, ViTMAEEmbeddings
 
 import modeling
+from modeling.seq2seq import CACHE
 
 LEARNED_AND_FIXED = pytest.mark.parametrize("position_embedding_type", ["learned", "sinusoidal"])
 TEXT = ["KeelBertForMaskedLM", "KeelSeq2SeqForConditionalGeneration"]
@@ -121,9 +122,9 @@ def test_no_token_beyond_the_table(tiny, head, position_embedding_type):
         with pytest.raises(ValueError, match="max_position_embeddings=10"):
             model(**inputs(model, length=10) | {long: tokens(2, 11)})
     if model.config.is_encoder_decoder:
-        past = model(**inputs(model, length=10)).past_key_values
+        past = model(**inputs(model, length=10))[CACHE]
         with pytest.raises(ValueError, match="11 tokens"):
-            model(tokens(2, 10), decoder_input_ids=tokens(2, 1), past_key_values=past)
+            model(tokens(2, 10), decoder_input_ids=tokens(2, 1), cache=past)
 
 
 @LEARNED_AND_FIXED
@@ -271,12 +272,12 @@ def test_cached_decoding_is_decoding(tiny, position_embedding_type, norm_positio
             given["input_ids"] if memory is None else None,
             encoder_outputs=memory,
             decoder_input_ids=given["decoder_input_ids"][:, step],
-            past_key_values=past,
+            cache=past,
             use_cache=True,
             **source,
             **seen,
         )
-        memory, past = (outputs.encoder_last_hidden_state,), outputs.past_key_values
+        memory, past = (outputs.encoder_last_hidden_state,), outputs[CACHE]
         steps.append(outputs.logits)
     assert isinstance(past, EncoderDecoderCache) and past.get_seq_length() == 6
     logits, real = torch.cat(steps, 1), (ids != 0) if packed else torch.ones_like(ids).bool()

@@ -30,7 +30,7 @@ for auto in autos:
     given = {name: x[:, None] if "MultipleChoice" in auto else x for name, x in inputs.items()}
     with torch.no_grad():
         outputs = model.eval()(**given, output_hidden_states=True)
-    outputs = {name: x for name, x in outputs.items() if name != "past_key_values"}
+    outputs = {name: x for name, x in outputs.items() if name not in ("cache", "past_key_values")}
     if model.can_generate():
         outputs["generated"] = model.generate(inputs["input_ids"], max_new_tokens=5)
     seen[auto] = {"class": type(model).__name__, "info": info, "outputs": outputs}

@@ -89,7 +89,7 @@ def test_locales_write_as_they_do(written: dict[str, Rows]):
         "de_DE": r"(\w+\.?, )?\d\d?\.( \w+\.? |\d\d?\.)\d{4}",
         "en_US": r"(\w+, )?(\w+ \d\d?, |\d\d?/\d\d?/)\d{4}",
         "ja_JP": r"\d{4}(/\d\d?/\d\d?|年\d\d?月\d\d?日)(\(.\)|.曜日)?",
-        "ko_KR": r"\d{4}(\. \d\d?\. \d\d?\.|년 \d\d?월 \d\d?일)( \(.\)| .요일)?",
+        "ko_KR": r"\d{4}(\. \d\d?\. \d\d?\.|년 \d\d?월 \d\d?일|/\d\d?/\d\d?)( \(.\)| .요일| .)?",
     }
     for rows in written.values():
         for tag, text, _ in rows:
@@ -113,6 +113,7 @@ def test_ambiguous_forms_are_left_out(monkeypatch: pytest.MonkeyPatch):
         "d. MMMM y",
         "yMd",
         "MMM d, y, h a",
+        "MMMM ddd, y",
     ]
     skeletons = {pattern: parse_pattern(pattern) for pattern in ["M/d/y", *patterns]}
     monkeypatch.setattr(Locale, "datetime_skeletons", skeletons)

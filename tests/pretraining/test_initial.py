@@ -86,9 +86,11 @@ def held_out_loss(model: PreTrainedModel, objective) -> dict[str, float]:
         wanted = labels[labels != -100]
         sums["mlm_loss"] += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
         sums["masked"] += len(wanted)
-        pair = torch.tensor([int(example["next_sentence_label"])])
-        sums["nsp_loss"] += torch.nn.functional.cross_entropy(out.seq_relationship_logits, pair).item() / 64
-    return {"mlm_loss": sums["mlm_loss"] / sums["masked"], "nsp_loss": sums["nsp_loss"]}
+        pair = torch.tensor([int(example["next_sentence_label"])])  # -100 where nothing is asked
+        logits = out.seq_relationship_logits
+        sums["nsp_loss"] += torch.nn.functional.cross_entropy(logits, pair, reduction="sum").item()
+        sums["pairs"] += int(pair != -100)
+    return {"mlm_loss": sums["mlm_loss"] / sums["masked"], "nsp_loss": sums["nsp_loss"] / sums["pairs"]}
 
 
 def test_a_native_bert_goes_on_and_goes_back(run, checkpoint, make_objective, tmp_path: Path, capsys):
