@@ -301,7 +301,6 @@ def run(settings: Settings, process: PartialState, found: Path | None) -> None:
                             samples = objective.samples(evaluated, settings.evaluation.samples)
                         log.say("\n".join(f"  {sample}" for sample in samples))
                     model.train()
-                    evaluated.train()  # an average too, which keeps nothing of its searches then
                     value = held[objective.metric] if objective.lower_is_better else -held[objective.metric]
                     if value < state.best.get("value", math.inf):  # which no NaN is
                         state.best, state.stale = {"step": state.step, "value": value, **state.evaluation}, 0
