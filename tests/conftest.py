@@ -56,6 +56,14 @@ def pytest_configure(config):
             config.addinivalue_line("markers", f"{mark}: transformers' own")
 
 
+# The files that take longest, by the processes that they start: begun first, or the last of them would run alone.
+LONGEST = ("test_two_processes", "test_train", "test_resume", "test_evaluation", "test_seq2seq", "test_dates")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., PreTrainedModel]:
     """`tiny("KeelBertModel", **fields)`: a small model of that class in float64, no dropout, every weight drawn."""
