@@ -1,7 +1,7 @@
 """Pretrain a model: accelerate launch pretrain.py --config configs/pretrain/bert-pydocs.yaml [--section.key value]"""
 
+from pretraining.cli import parse
 from pretraining.errors import one_sentence_errors
-from pretraining.parsing import parse
 from pretraining.train import train
 
 

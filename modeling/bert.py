@@ -73,23 +73,23 @@ class KeelBertModel(KeelBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         sequence_ids: Tensor | None = None,
         sequence_starts: Tensor | None = None,
-        read_at: Tensor | None = None,
+        logits_to_keep: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPooling:
-        """`read_at` (M,), places in the flattened batch: `last_hidden_state` is (M, D), the states there alone."""
+        """`logits_to_keep` (M,), places in the flattened batch: `last_hidden_state` is (M, D), those states alone."""
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, sequence_ids)
         mask = self_attention_mask(self.config, x, attention_mask, sequence_ids, kwargs)
         pooled = None
         if self.pooler is None:
-            x = self.encoder(x, mask, read_at=read_at, **kwargs)
-        elif read_at is None or self.config.pooling == "mean":  # a mean reads every state
+            x = self.encoder(x, mask, logits_to_keep=logits_to_keep, **kwargs)
+        elif logits_to_keep is None or self.config.pooling == "mean":  # a mean reads every state
             x = self.encoder(x, mask, **kwargs)
             pooled = pool(x, self.config.pooling, attention_mask, sequence_ids, sequence_starts)
-            x = x if read_at is None else x.flatten(0, 1)[read_at]
+            x = x if logits_to_keep is None else x.flatten(0, 1)[logits_to_keep]
         else:
             first = first_places(x, sequence_ids, sequence_starts)
-            states = self.encoder(x, mask, read_at=torch.cat([read_at, first.flatten()]), **kwargs)
-            x, pooled = states[: len(read_at)], states[len(read_at) :].unflatten(0, first.shape)
+            states = self.encoder(x, mask, logits_to_keep=torch.cat([logits_to_keep, first.flatten()]), **kwargs)
+            x, pooled = states[: len(logits_to_keep)], states[len(logits_to_keep) :].unflatten(0, first.shape)
         if self.pooler is not None:
             pooled = self.pooler(pooled)
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
@@ -140,19 +140,19 @@ class KeelBertForPreTraining(KeelBertPreTrainedModel):
         sequence_ids: Tensor | None = None,
         sequence_starts: Tensor | None = None,
         num_items_in_batch: Counts = None,
-        read_at: Tensor | None = None,
+        logits_to_keep: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> KeelBertForPreTrainingOutput:
         """
         Args:
             labels: (B, T), the token to predict, -100 for none.
             next_sentence_label: (B,) or (B, E); 0: B follows A, 1: it does not, -100: no pair.
-            read_at: (M,), places in the flattened batch, those of all labels: `prediction_logits` there alone, (M, V)
-                instead of (B, T, V).
+            logits_to_keep: (M,), places in the flattened batch, those of all labels: `prediction_logits` there alone,
+                (M, V) instead of (B, T, V).
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, read_at, **kwargs)
-        targets = labels if labels is None or read_at is None else labels.flatten()[read_at]
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, logits_to_keep, **kwargs)
+        targets = labels if labels is None or logits_to_keep is None else labels.flatten()[logits_to_keep]
         prediction_logits = self.mlm(outputs.last_hidden_state)
         relationship_logits = self.nsp(outputs.pooler_output)
         mlm_loss = nsp_loss = loss = None
@@ -205,13 +205,13 @@ class KeelBertForMaskedLM(KeelBertPreTrainedModel):
         sequence_ids: Tensor | None = None,
         sequence_starts: Tensor | None = None,
         num_items_in_batch: Counts = None,
-        read_at: Tensor | None = None,
+        logits_to_keep: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> MaskedLMOutput:
-        """`labels` (B, T), -100 for none; `read_at` (M,), as in pretraining: logits (M, V) instead of (B, T, V)."""
+        """`labels` (B, T), -100 for none; with `logits_to_keep` (M,) the logits are (M, V) instead of (B, T, V)."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, read_at, **kwargs)
-        targets = labels if labels is None or read_at is None else labels.flatten()[read_at]
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, logits_to_keep, **kwargs)
+        targets = labels if labels is None or logits_to_keep is None else labels.flatten()[logits_to_keep]
         logits = self.mlm(outputs.last_hidden_state)
         loss = None
         if targets is not None:

@@ -47,9 +47,9 @@ class KeelConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-12
     """Epsilon of every LayerNorm."""
     initializer: Literal["truncated_normal", "xavier_uniform"] = "truncated_normal"
-    """How matrices start: normal cut at two deviations (Devlin 2018) or Glorot's uniform."""
+    """How matrices start: normal cut at two stds (Devlin 2018) or Glorot's uniform."""
     initializer_range: float | None = 0.02
-    """Standard deviation of embeddings and of truncated_normal matrices; null: hidden_size ** -0.5."""
+    """Standard std of embeddings and of truncated_normal matrices; null: hidden_size ** -0.5."""
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -218,7 +218,7 @@ class KeelViTConfig(KeelConfig):
     """Share of the class's target spread over all classes while training (Szegedy 2015, 7)."""
     reconstruction_target: Literal["pixels", "normalized_pixels", "mean_color"] = "pixels"
     """What is predicted of a hidden patch: its pixels (SimMIM: Xie 2021, 3.4), these less the patch's mean and over
-    its deviation (MAE: He 2021, 3), or the class of its mean color, three bits a channel (Dosovitskiy 2020, B.1.2)."""
+    its std (MAE: He 2021, 3), or the class of its mean color, three bits a channel (Dosovitskiy 2020, B.1.2)."""
     decoder_num_hidden_layers: int = 0
     """Layers of the decoder of masked images (MAE: He 2021, 3), whose encoder sees only what is shown; 0: no decoder,
     and mask tokens in the encoder (SimMIM: Xie 2021)."""

@@ -66,15 +66,15 @@ class EncoderBlock(GradientCheckpointingLayer):
         self.feed_forward_residual = Residual(config, drop_path_rate)
 
     def forward(
-        self, x: Tensor, mask: Mask = None, read_at: Tensor | None = None, read_first: bool = False, **kwargs
+        self, x: Tensor, mask: Mask = None, logits_to_keep: Tensor | None = None, cls_only: bool = False, **kwargs
     ) -> Tensor:
         memory = None
-        if read_first:  # (B, T, D) -> (B, 1, D): keys and values of every token, the query of the first
+        if cls_only:  # (B, T, D) -> (B, 1, D): keys and values of every token, the query of the first
             memory, x = self.attention_residual.entering(x), x[:, :1]
         rowwise = mask is None and memory is None and not kwargs  # all of these hold something of every row
         x = self.attention_residual(x, lambda y: self.attention(y, mask, memory, **kwargs)[0], rowwise)
-        if read_at is not None:
-            x = x.flatten(0, 1)[read_at]  # (B, T, D) -> (N, D)
+        if logits_to_keep is not None:
+            x = x.flatten(0, 1)[logits_to_keep]  # (B, T, D) -> (N, D)
         return self.feed_forward_residual(x, self.feed_forward, rowwise=True)
 
 
@@ -118,21 +118,23 @@ class Stack(nn.Module):
         pre = config.norm_position == "pre"
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if pre else nn.Identity()
 
-    def forward(self, x: Tensor, *args, read_at: Tensor | None = None, read_first: bool = False, **kwargs) -> Tensor:
+    def forward(
+        self, x: Tensor, *args, logits_to_keep: Tensor | None = None, cls_only: bool = False, **kwargs
+    ) -> Tensor:
         """(B, T, D) to (B, T, D); or to those states that are read.
 
         What nobody reads is not computed: the last block's feed-forward then runs on these states alone, and where
         they are the first ones its queries too.
 
         Args:
-            read_at: (N,), places in the flattened batch: the states there, (N, D).
-            read_first: the first state of each example, (B, 1, D); for unmasked attention.
+            logits_to_keep: (N,), places in the flattened batch: the states there, (N, D).
+            cls_only: the first state of each example, (B, 1, D); for unmasked attention.
         """
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, *args, **kwargs)
-        if read_at is not None:
-            kwargs["read_at"] = read_at
-        if read_first:
-            kwargs["read_first"] = True
+        if logits_to_keep is not None:
+            kwargs["logits_to_keep"] = logits_to_keep
+        if cls_only:
+            kwargs["cls_only"] = True
         return self.norm(last(x, *args, **kwargs))

@@ -72,7 +72,7 @@ class KeelViTModel(KeelViTPreTrainedModel):
         bool_masked_pos: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         ids_keep: Tensor | None = None,
-        pooled_only: bool = False,
+        pooler_only: bool = False,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPooling:
         """Pixels (B, C, height, width) to `last_hidden_state` (B, P + 1, D) and `pooler_output` (B, D).
@@ -81,11 +81,11 @@ class KeelViTModel(KeelViTPreTrainedModel):
             bool_masked_pos: (B, P), True where a mask token stands for the patch.
             interpolate_pos_encoding: take images of another size.
             ids_keep: (B, V), the only patches that the encoder sees.
-            pooled_only: compute no more than `pooler_output`; `last_hidden_state` is then None.
+            pooler_only: compute no more than `pooler_output`; `last_hidden_state` is then None.
         """
         x = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding, ids_keep)
-        x = self.encoder(x, read_first=pooled_only and self.config.pooling == "cls", **kwargs)
-        states = None if pooled_only else x
+        x = self.encoder(x, cls_only=pooler_only and self.config.pooling == "cls", **kwargs)
+        states = None if pooler_only else x
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pool(x, self.config.pooling))
 
 
@@ -121,7 +121,7 @@ class KeelViTForImageClassification(KeelViTPreTrainedModel):
         asked = ("output_hidden_states", "output_attentions")
         whole = any(kwargs.get(name, getattr(self.config, name)) for name in asked)
         outputs = self.vit(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, pooled_only=not whole, **kwargs
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, pooler_only=not whole, **kwargs
         )
         logits = self.classifier(outputs.pooler_output)
         loss = None
@@ -158,16 +158,16 @@ def visible_patches(bool_masked_pos: Tensor) -> Tensor:
 
 
 def patch_statistics(pixels: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each patch, at each of its pixels: (B, C, height, width) -> twice (B, 1, height, width).
+    """Mean and std of each patch, at each of its pixels: (B, C, height, width) -> twice (B, 1, height, width).
 
-    `normalized_pixels` are (pixels - mean) / deviation (He 2021, 3, as released: unbiased, 1e-6 added to the variance);
-    a reconstruction of them, times the deviation and plus the mean of the image's own patches, is one of pixels.
+    `normalized_pixels` are (pixels - mean) / std (He 2021, 3, as released: unbiased, 1e-6 added to the variance);
+    a reconstruction of them, times the std and plus the mean of the image's own patches, is one of pixels.
     """
     patches = pixels.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # (B, C, H, size, W, size)
     variance, mean = torch.var_mean(patches, (1, 3, 5), keepdim=True)
     shape = (-1, -1, -1, patch_size, -1, patch_size)
-    mean, deviation = (x.expand(shape).flatten(4).flatten(2, 3) for x in (mean, (variance + 1e-6).sqrt()))
-    return mean, deviation
+    mean, std = (x.expand(shape).flatten(4).flatten(2, 3) for x in (mean, (variance + 1e-6).sqrt()))
+    return mean, std
 
 
 def mean_colors(pixels: Tensor, patch_size: int) -> Tensor:
@@ -284,8 +284,8 @@ class KeelViTForMaskedImageModeling(KeelViTPreTrainedModel):
         if self.config.reconstruction_target == "pixels":
             error = l1_loss(reconstruction, pixels, reduction="none")
         else:
-            mean, deviation = patch_statistics(pixels, size)
-            error = mse_loss(reconstruction, (pixels - mean) / deviation, reduction="none")
+            mean, std = patch_statistics(pixels, size)
+            error = mse_loss(reconstruction, (pixels - mean) / std, reduction="none")
         error = error.mean(1).unflatten(2, (-1, size)).unflatten(1, (-1, size)).mean((2, 4)).flatten(1)  # (B, P)
         hidden = bool_masked_pos.bool()
         targets = hidden.long().where(hidden, -100)

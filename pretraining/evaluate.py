@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
-from pretraining.data.batches import Steps
+from pretraining.batches import Steps
 from pretraining.data.plan import Plan, make_plan
 from pretraining.objectives import Objective
 from pretraining.settings import Settings, TrainSettings

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from pretraining.data.batches import Steps
-from pretraining.data.parallel import count_processes
+from pretraining.batches import Steps
 from pretraining.data.plan import Plan
+from pretraining.data.shards import count_processes
 from pretraining.errors import UserError
 from pretraining.objectives import Objective
 from pretraining.settings import Settings

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pretraining import files
 from pretraining.checkpoint import State
 from pretraining.errors import UserError, one_line
-from pretraining.pictures import draw_curves
+from pretraining.pictures.charts import draw_curves
 from pretraining.settings import LogSettings, Settings
 
 

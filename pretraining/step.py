@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from pretraining.batches import Batch
 from pretraining.data import draws
-from pretraining.data.batches import Batch
 from pretraining.errors import UserError
 from pretraining.export import write_model
 from pretraining.files import to_json
@@ -24,7 +24,7 @@ class NotFinite(UserError):
 
 def seed_of(seed: int, step: int, rank: int, micro_batch: int) -> int:
     """Torch's seed for a micro-batch: dropout is then a function of it, whatever came before."""
-    return int(draws.mix(seed, draws.TORCH, step, rank, micro_batch))
+    return int(draws.hash_key(seed, draws.TORCH, step, rank, micro_batch))
 
 
 def train_step(
@@ -93,7 +93,7 @@ def keep_bad_step(
 ) -> Path:
     """Writes all that replaying a step that was not finite needs: weights, batches, seeds; every process calls this.
 
-    `python -m pretraining.replay FOLDER` computes it again.
+    `python -m pretraining.bad_step FOLDER` computes it again.
     """
     kept = folder / f"bad-step-{step}"
     weights = accelerator.get_state_dict(model)

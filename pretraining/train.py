@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from pretraining import checkpoint, files
+from pretraining.batches import Steps
 from pretraining.checkpoint import State
-from pretraining.data.batches import Steps
 from pretraining.data.plan import Plan, make_plan
 from pretraining.errors import UserError
 from pretraining.evaluate import evaluate, make_evaluation_plan, report
@@ -134,7 +134,7 @@ def run(settings: Settings, process: PartialState, found: Path | None) -> None:
 
     # Data, tokenizer and model; the last phase is the run's own.
     prepared: Objective = OBJECTIVES[settings.objective.name](settings)
-    for line in prepared.prepare(writer=process.is_local_main_process):
+    for line in prepared.prepare(is_builder=process.is_local_main_process):
         log.say(line)
     phases = settings.phases()
     ends = [end for end, _ in phases]
@@ -264,7 +264,7 @@ def run(settings: Settings, process: PartialState, found: Path | None) -> None:
                     )
                 except NotFinite as error:
                     kept = keep_bad_step(folder, accelerator, model, objective, micro_batches, settings, state.step)
-                    raise NotFinite(f"{error} To see why: python -m pretraining.replay {kept}") from None
+                    raise NotFinite(f"{error} To see why: python -m pretraining.bad_step {kept}") from None
                 if average is not None:
                     average.update_parameters(fresh)
                 measured.append(measures)
@@ -345,7 +345,7 @@ def run(settings: Settings, process: PartialState, found: Path | None) -> None:
     if accelerator.is_main_process:
         opened = open_exported(exported, type(fresh))
         probe = objective.finish(Steps(objective, "validation", 0, held_out, micro_batch=4, rank=0, ranks=1)[0, 0.0][0])
-        inputs = {name: value for name, value in probe.items() if name not in (*objective.targets, "read_at")}
+        inputs = {name: value for name, value in probe.items() if name not in (*objective.targets, "logits_to_keep")}
         write_probe(opened, inputs, folder / "probe.safetensors")
         results = {"step": step, "examples": len(held_out.examples), **told, "signatures": objective.signatures}
         files.write_text(folder / "results.json", files.to_json(results, indent=1))
@@ -362,7 +362,9 @@ def run(settings: Settings, process: PartialState, found: Path | None) -> None:
 def make_contract(settings: Settings, objectives: list[Objective]) -> dict[str, Any]:
     """What a resumed run must have in common with the one that it continues."""
     model = {name: value for name, value in settings.model.to_dict().items() if name not in NOT_SET_BY_HAND}
-    learnt = {name: value for name, value in asdict(settings.objective).items() if name not in objectives[0].asides}
+    learnt = {
+        name: value for name, value in asdict(settings.objective).items() if name not in objectives[0].resume_exempt
+    }
     contract: dict[str, Any] = {
         "seed": settings.seed,
         "the data's fingerprint": " ".join(objective.fingerprint for objective in objectives),

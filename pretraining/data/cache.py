@@ -21,17 +21,19 @@ def key(kind: str, content: list[Any]) -> str:
     return f"{kind}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
 
 
-def once(cache: Path, kind: str, content: list[Any], make: Callable[[Path], dict[str, Any]], writer: bool) -> Path:
+def build_cached(
+    cache: Path, kind: str, content: list[Any], make: Callable[[Path], dict[str, Any]], is_builder: bool
+) -> Path:
     """The folder for `content` in the cache, made if it is not there; it appears whole.
 
     Args:
         kind: what it is; the folder's name begins with it.
         content: all that decides what is in it.
         make: fills an empty folder, and returns what `read_meta` is to give.
-        writer: whether this process makes it; the others wait.
+        is_builder: whether this process makes it; the others wait.
     """
     folder = cache / key(kind, content)
-    if writer and not (folder / MARK).exists():
+    if is_builder and not (folder / MARK).exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}.") as temporary:
             unfinished = Path(temporary, kind)

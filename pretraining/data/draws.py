@@ -9,7 +9,7 @@ CROP, FLIP, OPERATION, STRENGTH, ERASING, NOISE, MIXING, WEIGHT = range(11, 19)
 Key = int | np.ndarray
 
 
-def mix(*key: Key) -> np.ndarray:
+def hash_key(*key: Key) -> np.ndarray:
     """A 64-bit hash of every part of the key, arrays broadcast: SplitMix64's finaliser (Steele 2014), chained."""
     state: np.ndarray = np.zeros((), dtype=np.uint64)
     with np.errstate(over="ignore"):
@@ -23,14 +23,14 @@ def mix(*key: Key) -> np.ndarray:
 
 def uniform(*key: Key) -> np.ndarray:
     """Numbers in [0, 1), one for each element of the key's arrays."""
-    return (mix(*key) >> np.uint64(11)) * 2.0**-53
+    return (hash_key(*key) >> np.uint64(11)) * 2.0**-53
 
 
-def below(high: Key, *key: Key) -> np.ndarray:
+def integers(high: Key, *key: Key) -> np.ndarray:
     """Whole numbers in [0, high); `high` is broadcast too."""
     return np.minimum((uniform(*key) * high).astype(np.int64), np.asarray(high) - 1)
 
 
 def generator(*key: int) -> np.random.Generator:
     """A generator for one purpose, where many numbers of one kind are drawn."""
-    return np.random.default_rng(int(mix(*key)))
+    return np.random.default_rng(int(hash_key(*key)))

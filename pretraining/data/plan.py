@@ -116,7 +116,7 @@ def choose_row_lengths(lengths: np.ndarray, longest: np.ndarray, row_length: int
         longest: of other examples, for which rows must have room too (S,).
     """
     longest, mean = np.maximum(lengths.max(0), longest), lengths.mean(0)
-    some = lengths[np.argsort(draws.mix(draws.SUBSET, np.arange(len(lengths))), kind="stable")[:SAMPLE]]
+    some = lengths[np.argsort(draws.hash_key(draws.SUBSET, np.arange(len(lengths))), kind="stable")[:SAMPLE]]
     sizes = [size for power in range(3, 20) for size in (2**power, 3 * 2 ** (power - 1))]
     sizes = [row_length] if row_length else [size for size in sizes if longest.max() <= size <= 4 * longest.max()]
     best: list[tuple[float, tuple[int, ...]]] = []
@@ -150,7 +150,7 @@ def make_plan(
     assert (lengths <= row_lengths).all(), "an example is longer than a row"
     order = np.arange(len(lengths))
     if shuffle:
-        order = np.argsort(draws.mix(seed, epoch, draws.PERMUTATION, index), kind="stable")
+        order = np.argsort(draws.hash_key(seed, epoch, draws.PERMUTATION, index), kind="stable")
     packed: list[np.ndarray] = []
     for first in range(0, len(order), window):
         members = order[first : first + window]
@@ -158,7 +158,7 @@ def make_plan(
         found = pack(sizes[:, 0], *row_lengths) if len(row_lengths) == 1 else pack_sides(sizes, row_lengths)
         rows = [members[row] for row in found]
         # Packing sorts by length: without this the first steps would be all long examples.
-        places = np.argsort(draws.mix(seed, epoch, draws.ROW_ORDER, first, np.arange(len(rows))), kind="stable")
+        places = np.argsort(draws.hash_key(seed, epoch, draws.ROW_ORDER, first, np.arange(len(rows))), kind="stable")
         packed.extend(rows[place] for place in places)
     sizes = np.array([len(row) for row in packed])
     order = np.concatenate(packed)

@@ -2,11 +2,11 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import datasets
 import numpy as np
@@ -15,13 +15,10 @@ from datasets import Dataset, Features
 from filelock import FileLock
 from tqdm import tqdm
 
-from pretraining.errors import UserError
 from pretraining.files import publish
 
 CHARACTERS = 2**22  # of rows held in memory at a time, unless one alone has more
 OVERHEAD = 100  # characters that a row counts beyond its own: many short ones are work too
-
-AnyStored = TypeVar("AnyStored", bound="Stored")
 
 
 def hash_bytes(data: bytes) -> int:
@@ -65,42 +62,6 @@ class Stored:
         number = (sizes.cumsum() - sizes) // CHARACTERS
         bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(self)]
         return [range(*pair) for pair in pairwise(bounds)]
-
-
-def require_held_out(splits: Mapping[str, Sized], unit: str, mend: str) -> None:
-    """Raises UserError where nothing is held out; `unit` is what there is, in the plural, `mend` what to do."""
-    if not len(splits["validation"]):
-        raise UserError(
-            f"Nothing is held out for evaluation (there are {len(splits['train'])} {unit} in all): name "
-            f"data.validation_files, or {mend}."
-        )
-
-
-def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """Which rows are held out, bool (N,): those whose hash falls into the lowest `fraction` of all possible hashes.
-
-    The hashes (N,) alone decide: equal ones never straddle the split, and a row keeps its side when others come or go.
-    Where two rows differ, each side gets at least one; with a single row, or only equal ones, or `fraction` 0, none is
-    held out.
-    """
-    held = hashes < fraction * 2.0**64
-    if fraction > 0 and not held.any():
-        held = hashes == hashes.min()
-    if held.all():
-        held = hashes != hashes.max()
-    return held
-
-
-def first_equal(hashes: np.ndarray) -> np.ndarray:
-    """The place of the first hash that is equal to each, (N,)."""
-    _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
-    return first[number]
-
-
-def hold_out(rows: AnyStored, fraction: float, hashes: np.ndarray) -> dict[str, AnyStored]:
-    """The rows in two splits, as `held_out` parts them."""
-    held = held_out(hashes, fraction)
-    return {"train": rows.select(~held), "validation": rows.select(held)}
 
 
 def store(

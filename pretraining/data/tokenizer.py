@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pretraining.data import new_words
-from pretraining.data.cache import once
+from pretraining.data.cache import build_cached
 from pretraining.data.new_words import Reader
 from pretraining.data.settings import TokenizerSettings
 from pretraining.errors import UserError, one_line
@@ -243,7 +243,7 @@ def build_tokenizer(
     settings: TokenizerSettings,
     corpus: Corpus,
     cache: Path,
-    writer: bool = True,
+    is_builder: bool = True,
     family: str = "bert",
     part: str = "",
 ) -> PreTrainedTokenizerBase:
@@ -252,7 +252,7 @@ def build_tokenizer(
     Args:
         corpus: that of the training split alone, or validation would not be held out.
         family: of the model, which decides the special tokens.
-        cache, writer: as in `once`.
+        cache, is_builder: as in `build_cached`.
         part: the folder at `settings.path` that the tokenizer is in.
 
     Raises:
@@ -284,7 +284,7 @@ def build_tokenizer(
         tokenizer.save_pretrained(folder)
         return {}
 
-    return AutoTokenizer.from_pretrained(once(cache, "tokenizer", decisive, make, writer))
+    return AutoTokenizer.from_pretrained(build_cached(cache, "tokenizer", decisive, make, is_builder))
 
 
 def require_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> None:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modeling import KeelViTConfig, KeelViTForImageClassification
-from pretraining.data.augment import draw_mixing
-from pretraining.data.augment_batch import mix
-from pretraining.data.image_settings import MixingSettings
-from pretraining.data.rows import IGNORED, Example
+from pretraining.data.images.augment import draw_mixing
+from pretraining.data.images.augment_batch import mix
+from pretraining.data.images.settings import MixingSettings
+from pretraining.data.packing import IGNORED, Example
+from pretraining.objectives.base import by_all_processes
 from pretraining.objectives.images import ImageObjective, ImageObjectiveSettings
-from pretraining.objectives.objective import by_all_processes
-from pretraining.pictures import draw_confusion
+from pretraining.pictures.charts import draw_confusion
 from pretraining.settings import Settings
 
 TOP = 5

@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 
 from pretraining.data import draws
-from pretraining.data.noise import count_spans, hide_spans, permute
-from pretraining.data.prepare import LIBRARIES
-from pretraining.data.rows import Example
+from pretraining.data.packing import Example
 from pretraining.data.settings import between
-from pretraining.data.text import Text, prepare
+from pretraining.data.text.corpus import Text, prepare
+from pretraining.data.text.noise import count_spans, hide_spans, permute
+from pretraining.data.text.prepared import LIBRARIES
 from pretraining.data.tokenizer import require_end, require_tokens
 from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
 
@@ -50,10 +50,10 @@ class Denoising(Seq2Seq):
     libraries = LIBRARIES
     corpus: Text
 
-    def prepare(self, writer: bool) -> list[str]:
+    def prepare(self, is_builder: bool) -> list[str]:
         cache, options = Path(self.run.cache).expanduser(), self.settings
         limit, short_rate = options.sequence_length - 1, options.short_sequence_rate
-        self.corpus = prepare(self.run.data, self.run.tokenizer, limit, short_rate, cache, writer, "seq2seq")
+        self.corpus = prepare(self.run.data, self.run.tokenizer, limit, short_rate, cache, is_builder, "seq2seq")
         self.tokenizer = self.corpus.tokenizer
         require_tokens(self.tokenizer, ("pad_token", "eos_token", "mask_token"))
         require_end(self.tokenizer)

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from pretraining.data import draws
-from pretraining.data.augment import cut, draw
-from pretraining.data.augment_batch import augment
-from pretraining.data.images import prepare_images
-from pretraining.data.rows import Example
+from pretraining.data.images.augment import cut, draw
+from pretraining.data.images.augment_batch import augment
+from pretraining.data.images.corpus import prepare_images
+from pretraining.data.packing import Example
 from pretraining.errors import UserError
-from pretraining.initial import image_statistics, load_image_weights
-from pretraining.objectives.objective import Objective
+from pretraining.init_from import image_statistics, load_image_weights
+from pretraining.objectives.base import Objective
 from pretraining.settings import Settings
 
 DRAWN = ("flip", "operations", "arguments", "erased", "noise_seed")  # what `augment` reads
@@ -41,7 +41,7 @@ class ImageObjectiveSettings:
     """What is subtracted from each channel's pixels, which are from 0 to 1; empty: the training images' mean, or what
     the checkpoint of init_from was trained with."""
     image_std: list[float] = field(default_factory=list)
-    """What they are divided by; empty: their deviation, likewise."""
+    """What they are divided by; empty: their std, likewise."""
 
     row_size = 1
 
@@ -77,30 +77,30 @@ class ImageObjective(Objective):
         self.model: Any = settings.model
         self.size: int = self.model.image_size
 
-    def prepare(self, writer: bool) -> list[str]:
+    def prepare(self, is_builder: bool) -> list[str]:
         config = self.model
         cache, options = Path(self.run.cache).expanduser(), self.settings
-        found = prepare_images(self.run.data, config.num_channels, self.labelled, cache, writer)
+        found = prepare_images(self.run.data, config.num_channels, self.labelled, cache, is_builder)
         self.data = {"train": found.train, "validation": found.validation}
-        mean, deviation, whose = found.mean.tolist(), found.std.tolist(), "the training images'"
+        mean, std, whose = found.mean.tolist(), found.std.tolist(), "the training images'"
         theirs = None if self.run.init_from is None else image_statistics(self.run.init_from)
         if theirs is not None:
-            (mean, deviation), whose = theirs, f"those of {self.run.init_from}"
+            (mean, std), whose = theirs, f"those of {self.run.init_from}"
         self.processor = ViTImageProcessorPil(
             size={"height": config.image_size, "width": config.image_size},
             resample=RESAMPLE[options.resample],
             image_mean=list(options.image_mean or mean),
-            image_std=list(options.image_std or deviation),
+            image_std=list(options.image_std or std),
             do_convert_rgb=config.num_channels == 3,
         )
-        mean, deviation = self.processor.image_mean, self.processor.image_std
+        mean, std = self.processor.image_mean, self.processor.image_std
         if options.image_mean and options.image_std:
             whose = "as set"
-        self.fingerprint = " ".join([*(data.name for data in self.data.values()), f"{mean} {deviation}"])
+        self.fingerprint = " ".join([*(data.name for data in self.data.values()), f"{mean} {std}"])
         self.fixed = {name: getattr(options, name) for name in FIXED}
         self.open()
-        shown = (" ".join(f"{value:.3f}" for value in values) for values in (mean, deviation))
-        return [*found.lines, "pixels' mean {}, deviation {}: {}".format(*shown, whose)]
+        shown = (" ".join(f"{value:.3f}" for value in values) for values in (mean, std))
+        return [*found.lines, "pixels' mean {}, std {}: {}".format(*shown, whose)]
 
     def open(self) -> None:
         """Nothing is chosen: an example is an image.
@@ -125,7 +125,9 @@ class ImageObjective(Objective):
         """The images of the split (N,); held-out ones in a drawn order, so that the first are of all kinds."""
         index = np.arange(len(self.data[split]))
         return (
-            index if split == "train" else np.argsort(draws.mix(self.seed(split), draws.SUBSET, index), kind="stable")
+            index
+            if split == "train"
+            else np.argsort(draws.hash_key(self.seed(split), draws.SUBSET, index), kind="stable")
         )
 
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
@@ -178,11 +180,11 @@ class ImageObjective(Objective):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels from 0 to 1 (B, C, S, S), as the processor does."""
-        mean, deviation = self.statistics(pixels.device)
-        return (pixels - mean) / deviation
+        mean, std = self.statistics(pixels.device)
+        return (pixels - mean) / std
 
     def statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Each channel's mean and deviation, twice (C, 1, 1)."""
+        """Each channel's mean and std, twice (C, 1, 1)."""
         values = torch.tensor([self.processor.image_mean, self.processor.image_std], device=device)
-        mean, deviation = values[..., None, None]
-        return mean, deviation
+        mean, std = values[..., None, None]
+        return mean, std

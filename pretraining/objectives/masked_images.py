@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 from modeling import KeelViTConfig, KeelViTForMaskedImageModeling
 from modeling.vit import mean_colors
 from pretraining.data import draws
-from pretraining.data.image_settings import AugmentSettings
-from pretraining.data.rows import IGNORED, Example
+from pretraining.data.images.settings import AugmentSettings
+from pretraining.data.packing import IGNORED, Example
 from pretraining.data.settings import between
 from pretraining.errors import UserError
+from pretraining.objectives.base import by_all_processes
 from pretraining.objectives.images import ImageObjective, ImageObjectiveSettings
-from pretraining.objectives.objective import by_all_processes
 from pretraining.settings import Settings
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of k-NN (Wu 2018, 3.4, with DINO's number of neighbours)
@@ -70,7 +70,7 @@ def hidden_patches(
 ) -> np.ndarray:
     """Which of the `side` x `side` patches of images `index` (N,) are hidden: bool (N, P), equally many of each."""
     images, across = len(index), side // mask_size
-    drawn = draws.mix(seed, epoch, draws.MASK, index[:, None], np.arange(across**2))
+    drawn = draws.hash_key(seed, epoch, draws.MASK, index[:, None], np.arange(across**2))
     hidden = drawn.argsort(1, kind="stable").argsort(1, kind="stable") < count_hidden(side, mask_size, mask_ratio)
     grid = hidden.reshape(images, across, 1, across, 1)
     return np.broadcast_to(grid, (images, across, mask_size, across, mask_size)).reshape(images, side**2)
@@ -94,7 +94,7 @@ class MaskedImages(ImageObjective):
         super().open()
         if self.labelled:
             labels, count = self.data["train"].labels, self.settings.probe
-            drawn = np.argsort(draws.mix(draws.SUBSET, np.arange(len(labels))), kind="stable")
+            drawn = np.argsort(draws.hash_key(draws.SUBSET, np.arange(len(labels))), kind="stable")
             self.probed = drawn[:count]
             if count > len(labels) or len(np.unique(labels[self.probed])) < 2:
                 raise UserError(

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration
 from modeling.search import Search
+from pretraining.data.packing import IGNORED, Example, layout, pack_tokens
 from pretraining.data.plan import choose_row_lengths
-from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
 from pretraining.data.settings import between
 from pretraining.errors import UserError
 from pretraining.metrics import Bleu, ChrF, ExactMatch, TextMetric
-from pretraining.objectives.objective import TokenObjective, TokenObjectiveSettings, by_all_processes
+from pretraining.objectives.base import TokenObjective, TokenObjectiveSettings, by_all_processes
 from pretraining.settings import Settings
 
 AT_A_TIME = 64  # texts written; those that are finished leave the batch
@@ -64,7 +64,7 @@ class Seq2Seq(TokenObjective):
     """
 
     targets: tuple[str, ...] = ("labels",)
-    asides = ("beams", "length_penalty")
+    resume_exempt = ("beams", "length_penalty")
 
     def configure(self, settings: Settings) -> None:
         super().configure(settings)

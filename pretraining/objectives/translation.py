@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from pretraining.data import draws
-from pretraining.data.pairs import Pairs, Side, load_pairs
-from pretraining.data.parallel import count_processes
-from pretraining.data.prepare_pairs import LIBRARIES, prepare_pairs
-from pretraining.data.rows import IGNORED, Example, layout, pack_tokens
+from pretraining.data.packing import IGNORED, Example, layout, pack_tokens
+from pretraining.data.pairs.corpus import Pairs, Side, load_pairs
+from pretraining.data.pairs.prepared import LIBRARIES, prepare_pairs
 from pretraining.data.settings import between
-from pretraining.data.stored import require_held_out
+from pretraining.data.shards import count_processes
+from pretraining.data.split import require_held_out
 from pretraining.data.tokenizer import TARGET, build_tokenizer, require_end, require_tokens
 from pretraining.errors import UserError
 from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
@@ -56,28 +56,32 @@ class Translation(Seq2Seq):
 
     libraries = LIBRARIES
 
-    def prepare(self, writer: bool) -> list[str]:
+    def prepare(self, is_builder: bool) -> list[str]:
         cache, options = Path(self.run.cache).expanduser(), self.run.data
         pairs, self.repeated = load_pairs(options)
         self.held_out = pairs["validation"].dataset
         require_held_out(pairs, "pairs", "set data.validation_fraction")
-        self.build_tokenizers(pairs["train"], cache, writer)
+        self.build_tokenizers(pairs["train"], cache, is_builder)
         tokenizers, processes = list(self.tokenizers.values()), count_processes(options.processes)
-        self.data = {split: prepare_pairs(part, tokenizers, processes, cache, writer) for split, part in pairs.items()}
+        self.data = {
+            split: prepare_pairs(part, tokenizers, processes, cache, is_builder) for split, part in pairs.items()
+        }
         self.check_alignments()
         self.fingerprint = f"{self.data['train'].name} {self.data['validation'].name}"
         self.open()
         lines = [f"pairs {options.source}, fingerprint {pairs['train'].fingerprint}"]
         return lines + [self.describe(split) for split in self.data]
 
-    def build_tokenizers(self, pairs: Pairs, cache: Path, writer: bool) -> None:
+    def build_tokenizers(self, pairs: Pairs, cache: Path, is_builder: bool) -> None:
         """Loads or trains one tokenizer for both sides of the training pairs, or one for each; raises as `prepare`."""
         options = self.run.tokenizer
         if options.separate:
-            self.tokenizer = build_tokenizer(options, Side(pairs, "source"), cache, writer, "seq2seq")
-            self.target_tokenizer = build_tokenizer(options, Side(pairs, "target"), cache, writer, "seq2seq", TARGET)
+            self.tokenizer = build_tokenizer(options, Side(pairs, "source"), cache, is_builder, "seq2seq")
+            self.target_tokenizer = build_tokenizer(
+                options, Side(pairs, "target"), cache, is_builder, "seq2seq", TARGET
+            )
         else:
-            self.tokenizer = build_tokenizer(options, pairs, cache, writer, "seq2seq")
+            self.tokenizer = build_tokenizer(options, pairs, cache, is_builder, "seq2seq")
         source, target = self.tokenizers.values()
         for tokenizer in (source, target):
             require_tokens(tokenizer, ("pad_token", "eos_token"))
@@ -160,7 +164,7 @@ class Translation(Seq2Seq):
         kept = self.kept[split]
         if split == "train":
             return kept
-        return kept[np.argsort(draws.mix(self.seed(split), epoch, draws.SUBSET, kept), kind="stable")]
+        return kept[np.argsort(draws.hash_key(self.seed(split), epoch, draws.SUBSET, kept), kind="stable")]
 
     def in_any_epoch(self, split: str) -> np.ndarray:
         return self.kept[split]

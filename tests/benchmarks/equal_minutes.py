@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pretraining.data.parallel import count_processes
-from pretraining.parsing import parse
+from pretraining.cli import parse
+from pretraining.data.shards import count_processes
 from pretraining.settings import Settings
 from tests.benchmarks import minutes_bert, minutes_seq2seq, minutes_vit
 

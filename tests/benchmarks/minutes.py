@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
 import pretrain
-from pretraining.data.batches import Batch
+from pretraining.batches import Batch
 from pretraining.hardware import synchronize
 from pretraining.objectives import OBJECTIVES
 from pretraining.optim import learning_rate

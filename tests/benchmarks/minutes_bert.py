@@ -26,13 +26,13 @@ from transformers import BertForMaskedLM, DataCollatorForLanguageModeling, PreTr
 
 from modeling import KeelBertForMaskedLM, KeelBertForPreTraining
 from modeling.convert import to_native
+from pretraining.batches import Batch
 from pretraining.data import draws
-from pretraining.data.batches import Batch
-from pretraining.data.documents import Documents, load_text
-from pretraining.data.filters import filter_text
-from pretraining.data.masking import mask_tokens
-from pretraining.data.rows import IGNORED, Example
-from pretraining.objectives.sentence_pairs import SentencePairs
+from pretraining.data.packing import IGNORED, Example
+from pretraining.data.text.documents import Documents, load_text
+from pretraining.data.text.filters import filter_text
+from pretraining.data.text.masking import mask_tokens
+from pretraining.objectives.mlm_nsp import SentencePairs
 from pretraining.settings import Settings
 from tests.benchmarks.minutes import Trained, train_ours, train_peer
 from tests.benchmarks.rounds import print_table
@@ -45,7 +45,7 @@ NSP_EPOCHS = 10  # whose draws of pairs the evaluator asks
 
 def documents_of(settings: Settings) -> dict[str, Documents]:
     """The documents that ours is trained and asked on, by split."""
-    return filter_text(load_text(settings.data), settings.data, Path(settings.cache).expanduser(), writer=True)[0]
+    return filter_text(load_text(settings.data), settings.data, Path(settings.cache).expanduser(), is_builder=True)[0]
 
 
 def blocks(documents: Documents, tokenizer: PreTrainedTokenizerBase, length: int) -> np.ndarray:
@@ -182,7 +182,7 @@ def tell(trained: dict[str, Trained], found: dict[str, dict[str, dict[str, float
 def compare(arguments: list[str], settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Trains and asks: all that was found."""
     objective = SentencePairs(settings)
-    objective.prepare(writer=True)
+    objective.prepare(is_builder=True)
     most = options.evaluation_examples or EXAMPLES
     examples = held_out(settings, objective, most)
     trained: dict[str, Trained] = {}

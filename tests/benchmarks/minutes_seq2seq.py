@@ -1,6 +1,6 @@
 """Translation in equal minutes: ours against `MarianMTModel` trained as transformers' run_translation does it.
 
-The peer has the same pairs, tokenizer and size, and starts as transformers does: normal weights of deviation 0.02. Its
+The peer has the same pairs, tokenizer and size, and starts as transformers does: normal weights of std 0.02. Its
 batches are 64 pairs, shuffled anew in each epoch and padded to their longest, targets shifted to the right behind
 padding; the config's label smoothing, over the whole vocabulary as Trainer has it: the peer is asked to give padding,
 which is never a target, its share too.
@@ -26,9 +26,9 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrain
 
 from modeling import KeelSeq2SeqForConditionalGeneration
 from modeling.convert import to_native
-from pretraining.data.batches import Batch
-from pretraining.data.pairs import load_pairs
-from pretraining.data.rows import IGNORED, Example
+from pretraining.batches import Batch
+from pretraining.data.packing import IGNORED, Example
+from pretraining.data.pairs.corpus import load_pairs
 from pretraining.objectives.translation import Translation
 from pretraining.settings import Settings
 from tests.benchmarks.minutes import Trained, train_ours, train_peer
@@ -138,7 +138,7 @@ def tell(trained: dict[str, Trained], found: dict[str, dict[str, float]]) -> dic
 def compare(arguments: list[str], settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Trains and asks: all that was found."""
     objective = Translation(settings)
-    objective.prepare(writer=True)
+    objective.prepare(is_builder=True)
     pairs = read_test(settings, options.test_data)[: options.evaluation_examples]
     test = as_examples(objective, pairs)
     validation = objective.examples("validation", 0, objective.index("validation", 0))

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from modeling import KeelViTForImageClassification
-from pretraining.data.batches import Batch
+from pretraining.batches import Batch
 from pretraining.objectives.classification import TOP, Classification
 from pretraining.settings import Settings
 from tests.benchmarks.minutes import Trained, train_ours, train_peer
@@ -40,7 +40,7 @@ def train_native(settings: Settings, options: argparse.Namespace) -> Trained:
     """The peer."""
     plain = {"crop": "padded", "flip": 0.5, "randaugment_layers": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
     objective = Classification(settings.changed({f"objective.{name}": value for name, value in plain.items()}))
-    objective.prepare(writer=True)
+    objective.prepare(is_builder=True)
     ours: Any = objective.build_model(settings.model).config
     config = ViTConfig(
         **{name: getattr(ours, name) for name in ("image_size", "patch_size", "num_channels", "hidden_size")},
@@ -70,7 +70,7 @@ def ask(model: PreTrainedModel, objective: Classification, index: np.ndarray) ->
 def compare(arguments: list[str], settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Trains and asks: all that was found."""
     objective = Classification(settings)
-    for line in objective.prepare(writer=True):
+    for line in objective.prepare(is_builder=True):
         print(line)
     index = objective.index("validation", 0)[: options.evaluation_examples]
     trained: dict[str, Trained] = {}

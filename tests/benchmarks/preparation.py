@@ -24,11 +24,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pretraining.data.documents import Documents, load_text
-from pretraining.data.settings import TextSettings, TokenizerSettings
+from pretraining.cli import parse
+from pretraining.data.settings import TokenizerSettings
+from pretraining.data.text.documents import Documents, load_text
+from pretraining.data.text.settings import TextSettings
 from pretraining.data.tokenizer import build_tokenizer
-from pretraining.objectives.sentence_pairs import SentencePairs
-from pretraining.parsing import parse
+from pretraining.objectives.mlm_nsp import SentencePairs
 
 STRETCH = 200  # words
 MIB = 1024  # kB, which /proc counts in
@@ -110,7 +111,7 @@ def prepare(files: str, cache: str, processes: str, tokenizer: str) -> None:
     )
     objective = SentencePairs(settings)
     started, spent = time.perf_counter(), sum(os.times()[:4])
-    lines = objective.prepare(writer=True)
+    lines = objective.prepare(is_builder=True)
     seconds, spent = time.perf_counter() - started, sum(os.times()[:4]) - spent
     print("\n".join(lines), file=sys.stderr)
     tokens = sum(len(data.tokens) for data in objective.data.values())

@@ -13,13 +13,13 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from modeling.convert import to_native
-from pretraining.data.batches import Batch, Steps
+from pretraining.batches import Batch, Steps
+from pretraining.cli import parse
+from pretraining.data.packing import IGNORED
 from pretraining.data.plan import Plan, make_plan
-from pretraining.data.rows import IGNORED
 from pretraining.hardware import SETTLED, choose_linear, settle, synchronize
 from pretraining.objectives import Objective
 from pretraining.optim import make_optimizer
-from pretraining.parsing import parse
 from pretraining.settings import Settings
 from tests.benchmarks.updates import update, update_peer
 

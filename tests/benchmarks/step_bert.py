@@ -7,8 +7,8 @@ from accelerate.utils import send_to_device
 
 from modeling import KeelBertConfig
 from pretraining.data import draws
-from pretraining.data.rows import IGNORED
-from pretraining.objectives.sentence_pairs import SentencePairs
+from pretraining.data.packing import IGNORED
+from pretraining.objectives.mlm_nsp import SentencePairs
 from tests.benchmarks.step import Family, make_settings
 from tests.benchmarks.updates import padded
 
@@ -65,7 +65,7 @@ class Bert(Family):
         settings = make_settings("bert", SIZES[size], options, own, more)
         objective = SentencePairs(settings)
         super().__init__(options, settings, objective)
-        objective.prepare(writer=True)
+        objective.prepare(is_builder=True)
         # Python's documentation gives no 30,522 word pieces: the rest are names that the text has not.
         objective.tokenizer.add_tokens([f"[unused{i}]" for i in range(VOCABULARY[size] - len(objective.tokenizer))])
 
@@ -74,7 +74,7 @@ class Bert(Family):
         count = options.steps * options.examples
         if count > len(every):
             raise ValueError(f"{count:,} examples a round, and there are {len(every):,}: take fewer --steps.")
-        index = np.argsort(draws.mix(0, draws.PERMUTATION, every), kind="stable")[:count]
+        index = np.argsort(draws.hash_key(0, draws.PERMUTATION, every), kind="stable")[:count]
         lengths = objective.lengths("train", 0, index)
         plan = self.pack(index, lengths, options.steps)
         batches = [objective.examples("train", 0, part) for part in np.split(index, options.steps)]

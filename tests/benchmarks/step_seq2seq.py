@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from modeling import KeelSeq2SeqConfig
-from pretraining.data.batches import Batch
-from pretraining.data.prepare_pairs import PreparedPairs
+from pretraining.batches import Batch
+from pretraining.data.pairs.prepared import PreparedPairs
 from pretraining.objectives.translation import Translation
 from pretraining.settings import Settings
 from tests.benchmarks.step import Family, make_settings

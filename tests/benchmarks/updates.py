@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
-from pretraining.data.batches import Batch
-from pretraining.data.rows import IGNORED, Example, pack_tokens
+from pretraining.batches import Batch
+from pretraining.data.packing import IGNORED, Example, pack_tokens
 from pretraining.hardware import DTYPES
 from pretraining.objectives import Objective
 from pretraining.step import seed_of

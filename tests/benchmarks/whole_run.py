@@ -16,12 +16,12 @@ import time
 
 import torch
 
+from pretraining.batches import Steps
 from pretraining.checkpoint import State
-from pretraining.data.batches import Steps
+from pretraining.cli import parse
 from pretraining.hardware import choose_linear, make_accelerator
 from pretraining.objectives import OBJECTIVES
 from pretraining.optim import learning_rate, make_optimizer
-from pretraining.parsing import parse
 from pretraining.settings import Settings
 from pretraining.train import plan_epoch, train
 from tests.benchmarks.rounds import cell, print_table, ratios, spread
@@ -44,7 +44,7 @@ def bare(settings: Settings, steps: int) -> tuple[float, list[float]]:
     make_accelerator(settings)
     train = settings.train
     objective = OBJECTIVES[settings.objective.name](settings)
-    objective.prepare(writer=True)
+    objective.prepare(is_builder=True)
     plan = plan_epoch(objective, settings, State())
     assert isinstance(train.micro_batch, int)
     data = Steps(objective, "train", 0, plan, train.micro_batch, 0, 1)

@@ -84,14 +84,14 @@ def keel_class(name: str) -> type[PreTrainedModel]:
 
 
 def randomised(model: PreTrainedModel, dtype: torch.dtype) -> Any:
-    """Every weight drawn anew, biases and norms too: normal of deviation 0.2, less for matrices of a wide model."""
+    """Every weight drawn anew, biases and norms too: normal of std 0.2, less for matrices of a wide model."""
     draw = torch.Generator().manual_seed(1)
     model = model.to(dtype).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.requires_grad:  # Marian's sinusoids are fixed
-                deviation = 0.8 * model.config.hidden_size**-0.5 if weight.ndim > 1 else 0.2
-                weight.copy_(torch.randn(weight.shape, generator=draw) * deviation)
+                std = 0.8 * model.config.hidden_size**-0.5 if weight.ndim > 1 else 0.2
+                weight.copy_(torch.randn(weight.shape, generator=draw) * std)
                 weight += weight.ndim == 1 and name.endswith("weight")  # a norm's: around one
         if "final_logits_bias" in dict(model.named_buffers()):
             model.final_logits_bias.copy_(torch.randn(model.final_logits_bias.shape, generator=draw) * 0.2)

@@ -13,7 +13,7 @@ def test_rate_and_scale(rate: float, dtype: torch.dtype):
     x = torch.ones(1_000_003, dtype=dtype)  # no multiple of four
     out = dropout(x, rate, training=True)
     dropped = out == 0
-    # Three standard deviations of a proportion over a million draws: 3 sqrt(p (1 - p) / n) <= 0.0015.
+    # Three standard stds of a proportion over a million draws: 3 sqrt(p (1 - p) / n) <= 0.0015.
     assert dropped.float().mean().item() == pytest.approx(rate, abs=0.0016)
     assert torch.equal(out[~dropped], torch.full_like(x, 1 / (1 - rate))[~dropped])
     # Neither what is dropped nor its neighbours follow from one another, four numbers coming from one draw.
@@ -50,7 +50,7 @@ def test_rows_that_are_dropped(rowwise: bool):
     kept = (out != x).all(1)
     assert torch.equal(out[~kept], x[~kept])
     torch.testing.assert_close(out[kept], (x + x * x / 0.7)[kept])
-    assert (~kept).float().mean().item() == pytest.approx(0.3, abs=0.01)  # 3 deviations: 3 sqrt(0.21 / 20000)
+    assert (~kept).float().mean().item() == pytest.approx(0.3, abs=0.01)  # 3 stds: 3 sqrt(0.21 / 20000)
     assert not torch.equal(out, again)
     torch.manual_seed(0)
     assert torch.equal(drop_path(x, lambda y: y * y, 0.3, rowwise), out)

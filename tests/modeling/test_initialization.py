@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import modeling
 
-CUT = 0.87962566  # the deviation of a standard normal that is cut at two deviations
+CUT = 0.87962566  # the std of a standard normal that is cut at two stds
 
 
 def spread(weight: Tensor, std: float) -> None:

@@ -136,8 +136,8 @@ def expected(case: str, output: ModelOutput, batch: dict[str, Tensor]) -> Tensor
         shown = shown.expand(-1, 3, -1, -1)
         if case == "patches":
             return (output.reconstruction - batch["pixel_values"]).abs()[shown].mean()
-        mean, deviation = patch_statistics(batch["pixel_values"], 2)
-        return (output.reconstruction * deviation + mean - batch["pixel_values"]).div(deviation).square()[shown].mean()
+        mean, std = patch_statistics(batch["pixel_values"], 2)
+        return (output.reconstruction * std + mean - batch["pixel_values"]).div(std).square()[shown].mean()
     logits = output.reconstruction if case == "colors" else output.logits
     logits, labels = logits.flatten(0, -2), batch["labels"].flatten()
     if case == "smoothed":  # padding, the last entry of the vocabulary, is never a target

@@ -113,10 +113,10 @@ def test_kernels_agree(tiny, decoder):
 
 def test_statistics_of_patches():
     pixels = torch.rand(2, 3, 8, 12, dtype=torch.float64)
-    mean, deviation = (patches_of(x) for x in patch_statistics(pixels, 2))
+    mean, std = (patches_of(x) for x in patch_statistics(pixels, 2))
     patches = patches_of(pixels).flatten(2)  # (B, P, C * 2 * 2)
     close(mean.flatten(2), patches.mean(-1, keepdim=True).expand(-1, -1, 4))
-    close(deviation.flatten(2), (patches.var(-1, keepdim=True) + 1e-6).sqrt().expand(-1, -1, 4))
+    close(std.flatten(2), (patches.var(-1, keepdim=True) + 1e-6).sqrt().expand(-1, -1, 4))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

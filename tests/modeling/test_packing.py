@@ -198,7 +198,7 @@ def test_reading_at_labels_alone_changes_no_loss(tiny, head, fields, counted):
     model, batch = tiny(head, **fields).train(), pack(rows_of(head))
     if counted:
         batch["num_items_in_batch"] = {name: 3 * count for name, count in counts(head, batch).items()}
-    few = batch | {"read_at": torch.nonzero(batch["labels"].flatten() != -100).flatten()}
+    few = batch | {"logits_to_keep": torch.nonzero(batch["labels"].flatten() != -100).flatten()}
     close(gradients(model, [batch]), gradients(model, [few]))
     logits = next(iter(tensors(model(**few)).values()))
     assert logits.shape == (int((batch["labels"] != -100).sum()), 40)

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from pretraining.data.documents import Documents
-from pretraining.data.sources import FEATURES, as_documents
-from pretraining.objectives.sentence_pairs import SentencePairs
-from pretraining.parsing import parse
+from pretraining.cli import parse
+from pretraining.data.text.documents import Documents
+from pretraining.data.text.sources import FEATURES, as_documents
+from pretraining.objectives.mlm_nsp import SentencePairs
 from pretraining.settings import Settings
 
 
@@ -113,7 +113,7 @@ def make_objective(arguments: list[str]):
     def make(*more: str) -> SentencePairs:
         settings: Settings = parse([*arguments, "--train.steps=1", *more])
         objective = SentencePairs(settings)
-        objective.prepare(writer=True)
+        objective.prepare(is_builder=True)
         return objective
 
     return make

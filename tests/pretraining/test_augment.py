@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from pretraining.data.augment import cut, draw, draw_mixing
-from pretraining.data.augment_batch import augment, mix, normal
-from pretraining.data.image_settings import MixingSettings
-from pretraining.data.randaugment import OPERATIONS, arguments, randaugment
+from pretraining.data.images.augment import cut, draw, draw_mixing
+from pretraining.data.images.augment_batch import augment, mix, normal
+from pretraining.data.images.randaugment import OPERATIONS, arguments, randaugment
+from pretraining.data.images.settings import MixingSettings
 
 MANY = 20_000
 ALL = MixingSettings(randaugment_layers=2, randaugment_magnitude=9, erasing=0.5, mixup=0.8, cutmix=1.0)
@@ -200,10 +200,10 @@ def test_an_image_is_the_same_to_the_bit_alone_and_in_a_batch(channels: int):
 def test_noise_is_standard_normal_once_normalised():
     settings = MixingSettings(crop="none", flip=0, erasing=1)
     drawn = tensors(draw(settings, 0, 0, np.arange(200), np.full((200, 2), 32), 32))
-    mean, deviation = torch.tensor([0.3, 0.4, 0.5])[:, None, None], torch.tensor([0.1, 0.2, 0.3])[:, None, None]
+    mean, std = torch.tensor([0.3, 0.4, 0.5])[:, None, None], torch.tensor([0.1, 0.2, 0.3])[:, None, None]
     black = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
-    done = augment(black, drawn, mean, deviation)
-    noise = ((done - mean) / deviation).transpose(0, 1)[:, (done != 0).all(1)]
+    done = augment(black, drawn, mean, std)
+    noise = ((done - mean) / std).transpose(0, 1)[:, (done != 0).all(1)]
     assert noise.mean(1).abs().max() < 0.03 and (noise.std(1) - 1).abs().max() < 0.03
 
 

@@ -15,7 +15,7 @@ from test_train import lines, newest, run_here, weights
 
 from pretrain import main
 from pretraining import checkpoint, files, log, train
-from pretraining.pictures import draw_curves
+from pretraining.pictures.charts import draw_curves
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from pretraining.cli import parse
 from pretraining.errors import UserError, one_sentence_errors
-from pretraining.parsing import parse
 
 
 def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]):

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretraining.data import filters, stored
-from pretraining.data.documents import Documents
-from pretraining.data.filters import HASHES, RECALL, WORD, band_rows, filter_text, repeated, shingles, sign
-from pretraining.data.settings import TextSettings
+from pretraining.data import stored
+from pretraining.data.text import filters
+from pretraining.data.text.documents import Documents
+from pretraining.data.text.filters import HASHES, RECALL, WORD, band_rows, filter_text, repeated, shingles, sign
+from pretraining.data.text.settings import TextSettings
 
 WORDS = [f"word{number}" for number in range(2000)]
 
@@ -65,7 +66,7 @@ def test_shingles_are_the_sets_of_five_words():
 
 
 def test_the_estimate_is_that_of_exact_sets(make_documents):
-    """Its error has mean zero and the standard deviation of K draws, for long texts and for short ones."""
+    """Its error has mean zero and the standard std of K draws, for long texts and for short ones."""
     pairs = []
     for number in range(300):
         text = page(number, 6 + number)
@@ -73,10 +74,10 @@ def test_the_estimate_is_that_of_exact_sets(make_documents):
     found = signatures(make_documents(pairs))
     truth = np.array([exact(*pairs[i : i + 2]) for i in range(0, len(pairs), 2)])
     estimate = (found[:, ::2] == found[:, 1::2]).mean(axis=0)
-    deviation = np.sqrt(truth * (1 - truth) / HASHES)
-    assert (np.abs(estimate - truth) <= 5 * deviation + 1e-9).all()
-    assert abs((estimate - truth).mean()) < 3 * deviation.mean() / len(truth) ** 0.5
-    assert 0.7 < (np.square(estimate - truth).sum() / np.square(deviation).sum()) ** 0.5 < 1.3
+    std = np.sqrt(truth * (1 - truth) / HASHES)
+    assert (np.abs(estimate - truth) <= 5 * std + 1e-9).all()
+    assert abs((estimate - truth).mean()) < 3 * std.mean() / len(truth) ** 0.5
+    assert 0.7 < (np.square(estimate - truth).sum() / np.square(std).sum()) ** 0.5 < 1.3
 
 
 def test_long_texts_are_signed_in_pieces(make_documents, monkeypatch: pytest.MonkeyPatch):

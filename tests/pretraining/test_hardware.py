@@ -8,8 +8,8 @@ from torch.nn.functional import linear
 
 from pretraining import hardware
 from pretraining.checkpoint import State
+from pretraining.cli import parse
 from pretraining.hardware import choose_linear, has_onednn_linear, settle, ways
-from pretraining.parsing import parse
 from pretraining.train import plan_epoch
 
 
@@ -104,7 +104,7 @@ def test_flops_are_those_of_the_matrix_products(make_objective):
     probe = hardware.Probe(model, objective, plan, 1, torch.device("cpu"))
     batch = probe.batch(1)
     tokens, width = 64, 32
-    read = len(batch["read_at"]) + plan.sequences_per_row
+    read = len(batch["logits_to_keep"]) + plan.sequences_per_row
     layers = 2 * tokens * 4 * width**2 + (tokens + read) * 2 * width * 64 + 2 * 2 * tokens * tokens * width
-    heads = len(batch["read_at"]) * (width**2 + width * 1500) + plan.sequences_per_row * (width**2 + 2 * width)
+    heads = len(batch["logits_to_keep"]) * (width**2 + width * 1500) + plan.sequences_per_row * (width**2 + 2 * width)
     assert probe.flops() * objective.count(batch) == pytest.approx(6 * (layers + heads), rel=0.02)

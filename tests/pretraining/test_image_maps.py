@@ -13,10 +13,9 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from modeling.vit import mean_colors
 from pretrain import main as pretrain
-from pretraining import image_maps
-from pretraining.image_maps import draw_maps
-from pretraining.pictures import draw_gallery, draw_similarities, overlaid, tiled
-from pretraining.vit_insides import (
+from pretraining.pictures.charts import draw_gallery, draw_similarities, image_maps, overlaid, tiled
+from pretraining.pictures.image_maps import draw_maps
+from pretraining.pictures.vit_insides import (
     attention_over_patches,
     color_of_class,
     kernel_components,
@@ -194,8 +193,8 @@ def test_normalised_pixels_come_back(vit, monkeypatch: pytest.MonkeyPatch):
     for row, column in np.ndindex(4, 4):
         values = patches[:, :, row, column]
         flat = values.flatten(1)
-        deviation = (flat.var(1) + 1e-6).sqrt()
-        patches[:, :, row, column] = (values - flat.mean(1)[:, None, None, None]) / deviation[:, None, None, None]
+        std = (flat.var(1) + 1e-6).sqrt()
+        patches[:, :, row, column] = (values - flat.mean(1)[:, None, None, None]) / std[:, None, None, None]
     target = patches.transpose(3, 4).flatten(4).flatten(2, 3)
     assert target.shape == pixel_values.shape
     original = (pixels() - MEAN) / DEVIATION

@@ -14,13 +14,13 @@ import modeling
 from modeling import KeelViTForImageClassification, KeelViTForMaskedImageModeling
 from modeling.convert import to_native
 from pretrain import main
-from pretraining.data.batches import Steps
+from pretraining.batches import Steps
+from pretraining.cli import parse
+from pretraining.data.packing import IGNORED
 from pretraining.data.plan import make_plan
-from pretraining.data.rows import IGNORED
 from pretraining.objectives import OBJECTIVES
 from pretraining.objectives.images import ImageObjective
 from pretraining.optim import make_optimizer
-from pretraining.parsing import parse
 from pretraining.step import train_step
 
 SIZE = [
@@ -71,7 +71,7 @@ def make(cache: Path, *more: str) -> ImageObjective:
     settings = parse([*SIZE, f"--cache={cache}", "--train.steps=1", *more])
     objective = OBJECTIVES[settings.objective.name](settings)
     assert isinstance(objective, ImageObjective)
-    objective.prepare(writer=True)
+    objective.prepare(is_builder=True)
     return objective
 
 
@@ -289,7 +289,7 @@ MISTAKES = {
     "mixed masked images": ([*MASKED, "--objective.mixup=0.2"], "there is no setting objective.mixup"),
     "a probe of nothing": ([*MASKED, "--objective.probe=9999"], "objective.probe is 9999"),
     "a probe of one class": ([*MASKED, "--objective.probe=1"], "enough for two classes"),
-    "a deviation of nothing": (["--objective.image_std=[0]"], "objective.image_std is [0.0]: each must be above 0"),
+    "a std of nothing": (["--objective.image_std=[0]"], "objective.image_std is [0.0]: each must be above 0"),
     "all of the label smoothed": (["--model.label_smoothing=1"], "label_smoothing=1"),
     "other pixels in a phase": (
         ["--train.phases=[{until: 0.5, objective.resample: bilinear}]"],

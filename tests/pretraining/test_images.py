@@ -18,10 +18,11 @@ from mistakes import one_sentence
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
-from pretraining.data import image_contents, image_rows, readers
-from pretraining.data.image_settings import ImageSettings
-from pretraining.data.images import Images, PreparedImages, choose, prepare_images
-from pretraining.data.pixels import Coloured, Unreadable, decode
+from pretraining.data import readers
+from pretraining.data.images import contents, rows
+from pretraining.data.images.corpus import Images, PreparedImages, choose, prepare_images
+from pretraining.data.images.decode import Coloured, Unreadable, decode
+from pretraining.data.images.settings import ImageSettings
 from pretraining.data.stored import hash_bytes
 
 SIZES = [(5, 7), (8, 8), (12, 3), (16, 20)]
@@ -73,7 +74,7 @@ def make_table(name: str, seeds: list[int], labels: list | None = None, feature:
 
 
 def load(channels: int = 3, labelled: bool = True, **settings) -> PreparedImages:
-    return prepare_images(ImageSettings(**settings), channels, labelled, Path("../kept"), writer=True)
+    return prepare_images(ImageSettings(**settings), channels, labelled, Path("../kept"), is_builder=True)
 
 
 def tables(*files: str, **settings) -> PreparedImages:
@@ -328,7 +329,7 @@ def test_decoded_and_encoded_images_are_equal(source: str):
 
 
 def test_pixels_that_take_too_much_room_leave_no_file(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(image_rows, "IN_SHARD", 1)
+    monkeypatch.setattr(rows, "IN_SHARD", 1)
     seeds = list(range(3, 40, 4))
     for seed in seeds:
         put(f"data/{seed}.png", file_of(picture(seed, size=(300, 300))))
@@ -357,9 +358,9 @@ def test_images_go_to_other_processes_small_and_whole(decoded_megabytes: int):
 
 @pytest.mark.parametrize("decoded_megabytes", [0, 4096])
 def test_the_number_of_processes_changes_nothing(decoded_megabytes: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(image_rows, "IN_SHARD", 5)
+    monkeypatch.setattr(rows, "IN_SHARD", 5)
     make_table("a.parquet", list(range(40)))
-    found, kept, names = [], [], ["pixels", *image_contents.ARRAYS]
+    found, kept, names = [], [], ["pixels", *contents.ARRAYS]
     for processes in (1, 3):
         shutil.rmtree("../kept", ignore_errors=True)
         found.append(tables("a.parquet", processes=processes, decoded_megabytes=decoded_megabytes))
@@ -379,9 +380,9 @@ def test_what_is_cached_is_not_read_again(monkeypatch: pytest.MonkeyPatch):
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_contents, "decode", fail)
-        again = prepare_images(ImageSettings("folder", "data"), 3, True, Path("../kept"), writer=False)
-        unlabelled = prepare_images(ImageSettings("folder", "data"), 3, False, Path("../kept"), writer=False)
+        patch.setattr(contents, "decode", fail)
+        again = prepare_images(ImageSettings("folder", "data"), 3, True, Path("../kept"), is_builder=False)
+        unlabelled = prepare_images(ImageSettings("folder", "data"), 3, False, Path("../kept"), is_builder=False)
     assert pixels(again.train) == pixels(before.train) == pixels(unlabelled.train)
     assert again.train.name == before.train.name != unlabelled.train.name
     put("data/b/005.png", file_of(picture(6)))
@@ -548,7 +549,7 @@ def mistake(*parts: str, channels: int = 3, labelled: bool = True, **settings) -
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_colours_where_one_channel_is_asked_for(processes: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(image_rows, "IN_SHARD", 1)
+    monkeypatch.setattr(rows, "IN_SHARD", 1)
     for seed in range(3):
         put(f"data/{seed}.png", file_of(picture(seed, 1 if seed < 2 else 3)))
     parts = ("data/2.png has colours, but model.num_channels is 1: set it to 3",)

@@ -17,10 +17,10 @@ import modeling
 from modeling import KeelBertConfig, KeelBertForPreTraining
 from modeling.convert import from_native, to_native
 from pretrain import main
+from pretraining.cli import parse
 from pretraining.data.settings import TokenizerSettings
 from pretraining.data.tokenizer import build_tokenizer, regular_ids, word_starts
-from pretraining.initial import load_weights
-from pretraining.parsing import parse
+from pretraining.init_from import load_weights
 
 SHAPE = {
     "hidden_size": 32,

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretraining.data import documents, filters, prepare, readers
-from pretraining.objectives.sentence_pairs import SentencePairs
-from pretraining.parsing import parse
+from pretraining.cli import parse
+from pretraining.data import readers
+from pretraining.data.text import documents, filters
+from pretraining.data.text import prepared as prepared_text
+from pretraining.objectives.mlm_nsp import SentencePairs
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def test_a_part_is_drawn_anew_in_each_epoch_and_is_always_the_same(mixed):
     assert np.array_equal(objective.index("train", 3), again.index("train", 3))
     epochs = np.stack([counts(objective, epoch)[2] - 1 for epoch in range(40)])
     assert set(epochs.ravel().tolist()) == {0, 1}
-    # Each chunk is drawn in half of the epochs: 40 draws, five standard deviations.
+    # Each chunk is drawn in half of the epochs: 40 draws, five standard stds.
     assert np.abs(epochs.mean(axis=0) - 0.5).max() < 5 * 0.5 / 40**0.5
     other = SentencePairs(parse(["--train.steps=1", "--seed=1"]))
     other.corpus = objective.corpus
@@ -86,7 +88,7 @@ def test_weights_decide_the_data_but_not_its_preparation(mixed, monkeypatch: pyt
     first = mixed(1, 1, 1)
     for module in (documents, readers):
         monkeypatch.setattr(module, "texts", None)
-    monkeypatch.setattr(prepare, "tokenise", None)
+    monkeypatch.setattr(prepared_text, "tokenise", None)
     monkeypatch.setattr(filters, "sign", None)
     second = mixed(1, 3, 1)
     assert second.fingerprint != first.fingerprint == mixed(1, 1, 1).fingerprint
@@ -105,7 +107,7 @@ def test_the_report_tells_what_is_there(arguments: list[str], corpus: Path, tmp_
     mixture = [{"source": "files", "files": [str(tmp_path / "one.txt")], "document": "line", "weight": 2}]
     more = [f"--data.mixture={json.dumps(mixture)}", "--data.min_characters=2"]
     objective = SentencePairs(parse([*arguments, "--train.steps=1", *more]))
-    head, train, validation, _ = objective.prepare(writer=True)
+    head, train, validation, _ = objective.prepare(is_builder=True)
     assert head.startswith("text files + files, fingerprint")
     data = objective.data["train"]
     for part in (
@@ -122,4 +124,4 @@ def test_a_mistake_names_the_source(arguments: list[str]):
     mixture = [{"source": "files", "files": ["nowhere.txt"]}]
     objective = SentencePairs(parse([*arguments, "--train.steps=1", f"--data.mixture={json.dumps(mixture)}"]))
     with pytest.raises(ValueError, match=r"data\.mixture, entry 1: no file matches 'nowhere\.txt'"):
-        objective.prepare(writer=True)
+        objective.prepare(is_builder=True)

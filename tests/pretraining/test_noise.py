@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pretraining.data.noise import count_spans, hide_spans, permute
+from pretraining.data.text.noise import count_spans, hide_spans, permute
 
 MASK = 7
 
@@ -31,7 +31,7 @@ def test_every_token_is_hidden_as_often():
     drawn = [hide_spans(ids, 0.3, 3, MASK, np.random.default_rng(seed))[1] for seed in range(4000)]
     share = np.bincount(np.concatenate(drawn), minlength=110)[10:] / len(drawn)
     assert share.mean() == pytest.approx(0.3)
-    # Five standard deviations; the first and last few differ, since a text begins with a span half of the time.
+    # Five standard stds; the first and last few differ, since a text begins with a span half of the time.
     assert np.abs(share[10:-10] - 0.3).max() < 5 * (0.3 * 0.7 / len(drawn)) ** 0.5 + 0.01
     spans = [np.diff(np.append(np.flatnonzero(gone == MASK), len(gone))) - 1 for gone in drawn]
     assert np.concatenate(spans).mean() == pytest.approx(3)

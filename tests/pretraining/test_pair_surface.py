@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from pretraining.data.next_sentence import IS_NEXT, NOT_NEXT, Pairs, draw_pairs, next_sentence, surface
-from pretraining.data.prepare import PreparedText, chunked
-from pretraining.data.rows import IGNORED
+from pretraining.data.packing import IGNORED
+from pretraining.data.text.next_sentence import IS_NEXT, NOT_NEXT, Pairs, draw_pairs, next_sentence, surface
+from pretraining.data.text.prepared import PreparedText, chunked
 
 STOP, COMMA, CAPITALS, WORDS = 0, 1, 60, 1000  # ids: two of punctuation, then capitalised words, then the others
 PAIRS = 40_000
@@ -122,7 +122,7 @@ def test_the_surface_does_not_tell_the_label(text: PreparedText, kind: str):
     seen = np.concatenate([a, b, a[:, :1] + b[:, :1], a[:, :1] - b[:, :1]], 1)
     half = len(seen) // 2
     classifier = HistGradientBoostingClassifier(random_state=0).fit(seen[:half], pairs.label[:half])
-    # The standard deviation of chance is 0.35 points.
+    # The standard std of chance is 0.35 points.
     assert classifier.score(seen[half:], pairs.label[half:]) == pytest.approx(0.5, abs=0.02)
     assert pairs.label.mean() == pytest.approx(0.5, abs=0.01)
 

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from mistakes import one_sentence
 
-from pretraining.data import pair_sources, readers, stored
-from pretraining.data.pairs import Pairs, load_pairs
-from pretraining.data.settings import PairSettings
+from pretraining.data import readers, stored
+from pretraining.data.pairs import sources
+from pretraining.data.pairs.corpus import Pairs, load_pairs
+from pretraining.data.pairs.settings import PairSettings
 
 PAIRS = [
     ("A dog.", "Ein Hund."),
@@ -43,9 +44,9 @@ def write(name: str, pairs: list, plain: bool = False, **more: list) -> str:
         bare.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     elif bare.suffix == ".csv":
         with bare.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+            is_builder = csv.DictWriter(file, list(rows[0]))
+            is_builder.writeheader()
+            is_builder.writerows(rows)
     elif bare.suffix == ".tsv":
         lines = [rows[0].keys(), *(row.values() for row in rows)] if plain else pairs
         bare.write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
@@ -177,7 +178,7 @@ def test_a_changed_file_is_read_again():
 def test_the_settings_decide_what_is_read_again(monkeypatch: pytest.MonkeyPatch):
     write("a.jsonl", PAIRS)
     first = everything("a.jsonl", **LANGUAGES)
-    monkeypatch.setattr(pair_sources, "as_pairs", None)
+    monkeypatch.setattr(sources, "as_pairs", None)
     assert everything("a.jsonl", **LANGUAGES).fingerprint == first.fingerprint
     with pytest.raises(TypeError):
         everything("a.jsonl", source_language="de", target_language="en")

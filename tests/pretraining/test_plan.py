@@ -77,7 +77,7 @@ def test_draws_are_uniform_independent_of_order_and_differ_by_purpose():
     ):
         assert abs(np.corrcoef(values, other)[0, 1]) < 0.01
     assert draws.uniform(7, 0, draws.SPLIT, 5) == values[5]
-    assert set(np.unique(draws.below(3, 0, index))) == {0, 1, 2}
+    assert set(np.unique(draws.integers(3, 0, index))) == {0, 1, 2}
 
 
 # ---- pairs: two sides ----

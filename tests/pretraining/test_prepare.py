@@ -13,12 +13,13 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from pretraining.data import parallel, prepare, stored
-from pretraining.data.documents import Documents
-from pretraining.data.parallel import count_processes, in_order
-from pretraining.data.prepare import PreparedText, cut, prepare_text
-from pretraining.data.sentences import sentences
+from pretraining.data import shards, stored
 from pretraining.data.settings import TokenizerSettings
+from pretraining.data.shards import count_processes, in_order
+from pretraining.data.text import prepared as prepared_text
+from pretraining.data.text.documents import Documents
+from pretraining.data.text.prepared import PreparedText, cut, prepare_text
+from pretraining.data.text.sentences import sentences
 from pretraining.data.tokenizer import build_tokenizer
 
 TEXTS = [*list(topics.values())[:30], "...", "a"]
@@ -114,7 +115,7 @@ def alive(process: int) -> bool:
 
 
 def test_cores_are_shared_by_the_processes_of_the_run(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(shards.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert (count_processes(0), count_processes(3)) == (8, 3)
     for local, expected in (("2", 4), ("16", 1)):
@@ -139,7 +140,9 @@ def test_tokens_are_those_of_the_sentences(text, tokenizer, tmp_path: Path):
 def test_each_source_has_its_language(text, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     several = Documents(text.dataset, text.hash, text.characters, np.arange(len(text), dtype=np.uint16) % 2)
     asked = []
-    monkeypatch.setattr(prepare, "sentences", lambda text, language: asked.append(language) or sentences(text, "en"))
+    monkeypatch.setattr(
+        prepared_text, "sentences", lambda text, language: asked.append(language) or sentences(text, "en")
+    )
     data = prepare_text(several, tokenizer, ["en", "ko"], 61, 0.1, 1, tmp_path, True)
     assert asked == ["en", "ko"] * (len(TEXTS) // 2)
     assert data.sources.tolist() == several.source[: len(TEXTS) - 1].tolist()  # the last document is empty
@@ -150,7 +153,7 @@ def test_another_sequence_length_does_not_tokenise_again(
     text, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     short = prepared(text, tokenizer, tmp_path, 64)
-    monkeypatch.setattr(prepare, "tokenise", None)
+    monkeypatch.setattr(prepared_text, "tokenise", None)
     long = prepared(text, tokenizer, tmp_path, 128)
     assert np.array_equal(short.tokens, long.tokens) and short.name != long.name
     assert (np.diff(short.chunks).max(), np.diff(long.chunks).max()) == (61, 125)
@@ -162,7 +165,7 @@ def test_another_version_of_what_splits_or_tokenises_prepares_anew(
 ):
     """The name, which is part of a run's contract, stays: the versions stand there by their own names."""
     before = prepared(text, tokenizer, tmp_path)
-    monkeypatch.setattr(prepare, "version", lambda name: "next" if name == library else version(name))
+    monkeypatch.setattr(prepared_text, "version", lambda name: "next" if name == library else version(name))
     assert prepared(text, tokenizer, tmp_path).name == before.name
     assert len(list(tmp_path.glob("text-*/complete.json"))) == 2
 
@@ -196,7 +199,7 @@ def test_chunks_cover_every_document(limit: int, short_rate: float):
 def test_chunks_are_the_same_however_many_documents_are_cut_at_a_time(monkeypatch: pytest.MonkeyPatch):
     documents = np.concatenate([[0], np.random.default_rng(0).integers(2, 500, 300).cumsum()])
     whole = cut(documents, 20, 0.5)
-    monkeypatch.setattr(prepare, "BLOCK", 300)
+    monkeypatch.setattr(prepared_text, "BLOCK", 300)
     assert np.array_equal(cut(documents, 20, 0.5), whole)
 
 

@@ -18,8 +18,8 @@ from test_train import command, environment, lines, newest, run_here, weights
 
 from pretraining import train
 from pretraining.checkpoint import choose
+from pretraining.cli import parse
 from pretraining.optim import learning_rate
-from pretraining.parsing import parse
 from pretraining.signals import Signals
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from pretraining.batches import Steps
 from pretraining.data import draws
-from pretraining.data.batches import Steps
-from pretraining.data.masking import mask_tokens
-from pretraining.data.next_sentence import NOT_NEXT
+from pretraining.data.packing import IGNORED
 from pretraining.data.plan import Plan, make_plan
-from pretraining.data.rows import IGNORED
+from pretraining.data.text.masking import mask_tokens
+from pretraining.data.text.next_sentence import NOT_NEXT
 from pretraining.errors import UserError
 
 
@@ -50,7 +50,7 @@ def test_masking_proportions_over_100_000_targets(whole_words: bool, make_object
             replaced.append(inputs[(inputs != mask) & (inputs != labels)])
         epoch += 1
     random = np.concatenate(replaced)
-    # Three standard deviations of a proportion p over n draws: 3 sqrt(p (1 - p) / n) < 0.004.
+    # Three standard stds of a proportion p over n draws: 3 sqrt(p (1 - p) / n) < 0.004.
     assert targets / tokens == pytest.approx(0.15, abs=0.004)
     assert masked / targets == pytest.approx(0.8, abs=0.004)
     assert kept / targets == pytest.approx(0.1, abs=0.004)
@@ -140,7 +140,7 @@ def test_text_that_nothing_can_be_asked_of_is_refused(make_objective, tmp_path: 
 
 
 def test_a_run_whose_pairs_followed_other_rules_is_not_resumed(objective, make_objective, monkeypatch):
-    monkeypatch.setattr("pretraining.objectives.sentence_pairs.VERSION", 0)
+    monkeypatch.setattr("pretraining.objectives.mlm_nsp.VERSION", 0)
     assert make_objective().fingerprint != objective.fingerprint
     none = make_objective("--objective.next_sentence=none")
     assert none.fingerprint == none.corpus.fingerprint  # its examples are what they were
@@ -245,7 +245,7 @@ def test_evaluation_gives_the_loss_and_accuracy_of_the_batch(objective):
     batch = objective.collate(rows, plan.sequences_per_row)
     with torch.no_grad():
         sums = objective.evaluate(model, batch)
-        out = model(**{name: value for name, value in batch.items() if name != "read_at"})
+        out = model(**{name: value for name, value in batch.items() if name != "logits_to_keep"})
     measures = {name: float(total / count) for name, (total, count) in sums.items()}
     at = batch["labels"] != IGNORED
     right = (out.prediction_logits.argmax(-1) == batch["labels"])[at].float().mean()

@@ -15,15 +15,14 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertTokenizer, Ge
 from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration
 from modeling.convert import to_native
 from pretrain import main
-from pretraining import attention_maps
+from pretraining.cli import parse
+from pretraining.data.packing import IGNORED
+from pretraining.data.pairs.prepared import token_points, words_of
 from pretraining.data.plan import make_plan
-from pretraining.data.prepare_pairs import token_points, words_of
-from pretraining.data.rows import IGNORED
 from pretraining.metrics import Bleu, ExactMatch
 from pretraining.objectives import OBJECTIVES
 from pretraining.objectives.seq2seq import Seq2Seq
-from pretraining.parsing import parse
-from pretraining.pictures import fonts_for
+from pretraining.pictures.charts import attention_maps, fonts_for
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -84,7 +83,7 @@ def arguments(pairs: Path, cache: Path, corpus: Path):
 def objective(request: pytest.FixtureRequest, arguments) -> Seq2Seq:
     settings = parse([*arguments(request.param), "--train.steps=1"])
     made = OBJECTIVES[settings.objective.name](settings)
-    made.prepare(writer=True)
+    made.prepare(is_builder=True)
     return made
 
 
@@ -205,7 +204,7 @@ def test_pairs_that_are_too_long_or_too_unlike_are_left_out_and_counted(argument
     objective = OBJECTIVES["translation"](
         parse([*arguments("translation"), "--train.steps=1", f'--data.files=["{path}"]', "--tokenizer.vocab_size=290"])
     )
-    lines = objective.prepare(writer=True)
+    lines = objective.prepare(is_builder=True)
     said = " ".join(lines)
     assert "1 longer than 32 tokens" in said and "1 more than 9 times as long as their other side" in said
     assert sum(map(len, objective.kept.values())) == 300
@@ -213,7 +212,7 @@ def test_pairs_that_are_too_long_or_too_unlike_are_left_out_and_counted(argument
     held.write_text(f"{'eight ' * 4}\t8\n{'one two three four five ' * 20}\t1\nnine\t9\n")
     named = ["--train.steps=1", f'--data.files=["{path}"]', f'--data.validation_files=["{held}"]']
     objective = OBJECTIVES["translation"](parse([*arguments("translation"), *named, "--tokenizer.vocab_size=290"]))
-    assert "left out: 1 longer than 32 tokens" in objective.prepare(writer=True)[-1]  # or scores would not compare
+    assert "left out: 1 longer than 32 tokens" in objective.prepare(is_builder=True)[-1]  # or scores would not compare
     assert len(objective.kept["validation"]) == 2
 
 
@@ -223,7 +222,7 @@ def test_references_are_what_people_wrote(arguments, tmp_path: Path, monkeypatch
     path.write_text("".join(f"one two {i}\tEins Zwei  {i}, Ω{chr(0x4E00 + i)}\n" for i in range(300)))
     run = [*arguments("translation"), "--train.steps=1", f'--data.files=["{path}"]', "--tokenizer.kind=unigram"]
     objective = OBJECTIVES["translation"](parse([*run, "--tokenizer.cased=false", "--tokenizer.vocab_size=320"]))
-    objective.prepare(writer=True)
+    objective.prepare(is_builder=True)
     index = objective.index("validation", 0)[:5]
     examples = objective.examples("validation", 0, index)
     references = objective.references(index, examples)
@@ -244,7 +243,7 @@ def test_rows_have_room_for_what_only_a_later_epoch_has(arguments, tmp_path: Pat
     run += ["--data.validation_fraction=0.03"]
     for seed in range(20):
         objective = OBJECTIVES["denoising"](parse([*run, "--data.near_duplicates=1", f"--seed={seed}"]))
-        objective.prepare(writer=True)
+        objective.prepare(is_builder=True)
         first, *later = (objective.lengths("train", at, objective.index("train", at)).max() for at in range(40))
         if first < max(later):
             break
@@ -470,7 +469,7 @@ def test_a_head_learns_the_alignments_that_it_is_taught(arguments, tmp_path: Pat
     main([*run, "--name=aligned", "--log.every=40"])
     model = KeelSeq2SeqForConditionalGeneration.from_pretrained(tmp_path / "aligned/model", attn_implementation="eager")
     objective = OBJECTIVES["translation"](parse(run))
-    objective.prepare(writer=True)
+    objective.prepare(is_builder=True)
     right = []
     for pair in objective.index("validation", 0)[:20]:
         (example,) = objective.examples("validation", 0, np.array([pair]))
@@ -490,7 +489,7 @@ def test_a_head_learns_the_alignments_that_it_is_taught(arguments, tmp_path: Pat
     ):
         objective = OBJECTIVES["translation"](parse([*run, *wrong]))
         with pytest.raises(ValueError, match=expected):
-            objective.prepare(writer=True)
+            objective.prepare(is_builder=True)
 
 
 def test_alignments_of_packed_pairs_are_those_of_each_alone(arguments, tmp_path: Path):
@@ -500,7 +499,7 @@ def test_alignments_of_packed_pairs_are_those_of_each_alone(arguments, tmp_path:
     more = [f'--data.files=["{path}"]', "--data.columns=[words, digits]", "--data.alignment_column=points"]
     more += ["--model.alignment_layer=0", "--train.kernel=eager", "--tokenizer.vocab_size=280", "--train.steps=1"]
     objective = OBJECTIVES["translation"](parse([*arguments("translation"), *more]))
-    objective.prepare(writer=True)
+    objective.prepare(is_builder=True)
     model = objective.build_model(objective.run.model).double().eval()
     model.set_attn_implementation("eager")
     rows_ = rows_of(objective, 3)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretraining.parsing import make_parser, parse
+from pretraining.cli import make_parser, parse
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/pretrain/*.yaml"))
 

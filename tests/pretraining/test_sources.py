@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from mistakes import one_sentence
 
-from pretraining.data import readers, sources
-from pretraining.data import sentences as splitter
-from pretraining.data.documents import Documents, hold_out, load_text
-from pretraining.data.sentences import sentences
-from pretraining.data.settings import TextSettings
+from pretraining.data import readers
+from pretraining.data.text import sentences as splitter
+from pretraining.data.text import sources
+from pretraining.data.text.documents import Documents, load_text, split_by_hash
+from pretraining.data.text.sentences import sentences
+from pretraining.data.text.settings import TextSettings
 
 DOCUMENTS = [
     "It rained. Nobody came.\n\nThen, at noon, the sun.",
@@ -42,9 +43,9 @@ def write(name: str, documents: list, column: str = "text") -> str:
         bare.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     elif bare.suffix == ".csv":
         with bare.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, ["id", column])
-            writer.writeheader()
-            writer.writerows(rows)
+            is_builder = csv.DictWriter(file, ["id", column])
+            is_builder.writeheader()
+            is_builder.writerows(rows)
     else:
         pq.write_table(pa.Table.from_pylist(rows), bare)
     if path != bare:
@@ -151,7 +152,7 @@ def test_a_document_keeps_its_side_when_others_come():
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_each_side_gets_a_document(count: int, fraction: float, make_documents):
     documents = make_documents([f"{n}" for n in range(count)])
-    split = hold_out(documents, fraction, documents.hash)
+    split = split_by_hash(documents, fraction, documents.hash)
     assert min(len(split["train"]), len(split["validation"])) >= 1
     assert len(split["train"]) + len(split["validation"]) == count
 
@@ -159,7 +160,7 @@ def test_each_side_gets_a_document(count: int, fraction: float, make_documents):
 @pytest.mark.parametrize("same", [["one"], ["two", "two"]])
 def test_what_cannot_be_split_stays_in_train(same: list[str], make_documents):
     documents = make_documents(same)
-    split = hold_out(documents, 0.9, documents.hash)
+    split = split_by_hash(documents, 0.9, documents.hash)
     assert list(split["train"].texts()) == same and len(split["validation"]) == 0
 
 

@@ -24,9 +24,9 @@ from transformers import (
     pipeline,
 )
 
-from pretraining.data.documents import Documents
 from pretraining.data.settings import TokenizerSettings
-from pretraining.data.sources import FEATURES, as_documents
+from pretraining.data.text.documents import Documents
+from pretraining.data.text.sources import FEATURES, as_documents
 from pretraining.data.tokenizer import (
     TRAINERS,
     build_tokenizer,
@@ -129,8 +129,8 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset
 from pydoc_data.topics import topics
-from pretraining.data.documents import Documents
-from pretraining.data.sources import FEATURES, as_documents
+from pretraining.data.text.documents import Documents
+from pretraining.data.text.sources import FEATURES, as_documents
 from pretraining.data.tokenizer import TRAINERS, build_tokenizer
 from pretraining.data.settings import TokenizerSettings
 rows = as_documents(((str(number), text) for number, text in enumerate(list(topics.values())[:12])), "the test")
@@ -169,7 +169,7 @@ def test_the_others_wait_for_the_writer(tmp_path: Path):
     settings, found = TokenizerSettings(vocab_size=500), []
 
     def read() -> None:
-        found.append(build_tokenizer(settings, corpus(), tmp_path, writer=False))
+        found.append(build_tokenizer(settings, corpus(), tmp_path, is_builder=False))
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()

@@ -355,7 +355,7 @@ def test_a_bad_step_can_be_replayed(arguments: list[str], tmp_path: Path):
     done = pretrain([*run, "--train.max_grad_norm=0", f"--runs={tmp_path}", "--name=wild"])
     command = done.stderr.strip().rsplit("python -m ", 1)[1]
     (folder,) = (tmp_path / "wild").glob("bad-step-*")
-    assert command == f"pretraining.replay {folder}"
+    assert command == f"pretraining.bad_step {folder}"
     again = subprocess.run(
         [sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=ROOT, check=False
     )

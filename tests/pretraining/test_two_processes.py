@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from modeling.base import KeelPreTrainedModel
 from pretrain import main
+from pretraining.cli import parse
 from pretraining.objectives import OBJECTIVES, Objective
-from pretraining.parsing import parse
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -162,7 +162,7 @@ def test_two_processes_resume_to_the_same_bits(kind: str, rows: int, launch: sub
 def objective(request: pytest.FixtureRequest, data: Path) -> Objective:
     settings = parse(arguments_of(request.param, 1, data, processes=1))
     objective = OBJECTIVES[settings.objective.name](settings)
-    objective.prepare(writer=True)
+    objective.prepare(is_builder=True)
     return objective
 
 

@@ -7,10 +7,10 @@ from importlib.metadata import version
 import numpy as np
 
 from pretraining.data import readers
-from pretraining.data.image_folders import check_apart, find_folder, load_folder
-from pretraining.data.image_rows import UNLABELLED, Source, as_source, store_images
-from pretraining.data.image_settings import ImageSettings
-from pretraining.data.image_tables import KNOWN, columns_of, load_files, load_hub
+from pretraining.data.images.folders import check_apart, find_folder, load_folder
+from pretraining.data.images.rows import UNLABELLED, Source, as_source, store_images
+from pretraining.data.images.settings import ImageSettings
+from pretraining.data.images.tables import KNOWN, columns_of, load_files, load_hub
 from pretraining.data.readers import Row, find, nearest
 from pretraining.errors import UserError
 

@@ -13,10 +13,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pretraining.data.rows import IGNORED, Example
+from pretraining.data.packing import IGNORED, Example
 from pretraining.data.tokenizer import TARGET
 from pretraining.errors import UserError
-from pretraining.initial import load_weights
+from pretraining.init_from import load_weights
 from pretraining.settings import Settings
 
 
@@ -49,7 +49,7 @@ class Objective(ABC):
     signatures: dict[str, str] = {}
     """How a measure is computed, where its name alone does not say it."""
 
-    asides: tuple[str, ...] = ()
+    resume_exempt: tuple[str, ...] = ()
     """Settings that change no step, only what is told or handed over at the end: a resumed run may change them."""
 
     @property
@@ -70,11 +70,11 @@ class Objective(ABC):
         self.run, self.settings = settings, settings.objective
 
     @abstractmethod
-    def prepare(self, writer: bool) -> list[str]:
+    def prepare(self, is_builder: bool) -> list[str]:
         """Makes or loads all that the examples are made from, and opens it.
 
         Args:
-            writer: whether this process makes what is not in the cache yet; the others wait for it.
+            is_builder: whether this process makes what is not in the cache yet; the others wait for it.
 
         Returns:
             Lines that tell what was found.

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from pretraining.data.cache import key, once, open_array, read_meta
-from pretraining.data.pairs import Pairs
-from pretraining.data.parallel import in_order
-from pretraining.data.prepare import encode
+from pretraining.data.cache import build_cached, key, open_array, read_meta
+from pretraining.data.pairs.corpus import Pairs
+from pretraining.data.shards import in_order
+from pretraining.data.text.prepared import encode
 
 if TYPE_CHECKING:  # the processes that tokenise import this file, and transformers would bring them torch
     from transformers import PreTrainedTokenizerBase
@@ -148,14 +148,14 @@ def write(
 
 
 def prepare_pairs(
-    pairs: Pairs, tokenizers: "list[PreTrainedTokenizerBase]", processes: int, cache: Path, writer: bool
+    pairs: Pairs, tokenizers: "list[PreTrainedTokenizerBase]", processes: int, cache: Path, is_builder: bool
 ) -> PreparedPairs:
     """The prepared form of `pairs`, from the cache if it is there; no special token among the tokens.
 
     Args:
         tokenizers: the sources' and the targets'.
         processes: how many tokenise; what they write is the same for any number.
-        cache, writer: as in `once`.
+        cache, is_builder: as in `build_cached`.
     """
     backends = [tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers]
     group_names = sorted(set(pairs.column("group", range(len(pairs)))))
@@ -166,4 +166,6 @@ def prepare_pairs(
 
     # The library decides too; not in the name, for a run's contract has its version under its own name.
     versions = [[library, version(library)] for library in LIBRARIES]
-    return PreparedPairs.load(once(cache, "pairs", [*content, *versions], make, writer), key("pairs", content))
+    return PreparedPairs.load(
+        build_cached(cache, "pairs", [*content, *versions], make, is_builder), key("pairs", content)
+    )

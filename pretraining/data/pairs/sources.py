@@ -7,9 +7,10 @@ from itertools import zip_longest
 
 from datasets import Dataset, Features, Value
 
-from pretraining.data import dates, readers
+from pretraining.data import readers
+from pretraining.data.pairs import dates
+from pretraining.data.pairs.settings import PairSettings
 from pretraining.data.readers import TABLES, Columns, Row, Rows, check_text, extension, find, lines, nearest
-from pretraining.data.settings import PairSettings
 from pretraining.data.stored import hash_text, store
 from pretraining.errors import UserError
 

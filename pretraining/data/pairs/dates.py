@@ -57,8 +57,8 @@ def dates() -> Iterator[tuple[str, str, str]]:
     for tag in LOCALES:
         locale = Locale.parse(tag)
         patterns = forms(locale)
-        days = np.argsort(draws.mix(hash_text(f"days of {tag}"), np.arange(DAYS)))[:DATES]
-        chosen = draws.below(len(patterns), hash_text(f"forms of {tag}"), days)
+        days = np.argsort(draws.hash_key(hash_text(f"days of {tag}"), np.arange(DAYS)))[:DATES]
+        chosen = draws.integers(len(patterns), hash_text(f"forms of {tag}"), days)
         for number, form in zip(days.tolist(), chosen.tolist(), strict=True):
             day = FIRST + timedelta(days=number)
             yield tag, write(day, patterns[form], locale), day.isoformat()

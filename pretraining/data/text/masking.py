@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pretraining.data.rows import IGNORED
+from pretraining.data.packing import IGNORED
 
 
 def mask_tokens(

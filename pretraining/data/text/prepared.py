@@ -20,10 +20,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pretraining.data import draws
-from pretraining.data.cache import key, once, read_meta
-from pretraining.data.documents import Documents
-from pretraining.data.parallel import in_order
-from pretraining.data.sentences import sentences
+from pretraining.data.cache import build_cached, key, read_meta
+from pretraining.data.shards import in_order
+from pretraining.data.text.documents import Documents
+from pretraining.data.text.sentences import sentences
 from pretraining.errors import UserError
 
 if TYPE_CHECKING:  # the processes that tokenise import this file, and transformers would bring them torch
@@ -125,7 +125,7 @@ def _cut(documents: np.ndarray, first: int, limit: int, short_rate: float) -> np
     sizes = np.diff(starts, append=documents[-1])
     # Of p pieces s p are cut in two: 2 s p short ones among (1 + s) p chunks.
     cut_again = draws.uniform(draws.CHUNK_LENGTH, document, piece, 0) < short_rate / (2 - short_rate)
-    inner = starts + 2 + draws.below(sizes - 3, draws.CHUNK_LENGTH, document, piece, 1)
+    inner = starts + 2 + draws.integers(sizes - 3, draws.CHUNK_LENGTH, document, piece, 1)
     return np.sort(np.concatenate([starts, inner[cut_again & (sizes >= 4)]]), kind="stable")
 
 
@@ -216,7 +216,7 @@ def prepare_text(
     short_rate: float,
     processes: int,
     cache: Path,
-    writer: bool,
+    is_builder: bool,
 ) -> PreparedText:
     """The prepared form of `documents`, from the cache if it is there.
 
@@ -224,7 +224,7 @@ def prepare_text(
         languages: ISO 639-1 code of each source.
         limit, short_rate: as in `cut`.
         processes: how many tokenise; what they write is the same for any number.
-        cache, writer: as in `once`.
+        cache, is_builder: as in `build_cached`.
 
     Raises:
         UserError: not one document has two tokens.
@@ -243,5 +243,5 @@ def prepare_text(
 
     # The libraries decide too; not in the name, for a run's contract has their versions under their own names.
     versions = [[library, version(library)] for library in LIBRARIES]
-    folder = once(cache, "text", [*content, *versions], make, writer)
+    folder = build_cached(cache, "text", [*content, *versions], make, is_builder)
     return PreparedText.load(folder, key("text", content), limit, short_rate)

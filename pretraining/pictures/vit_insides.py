@@ -90,15 +90,15 @@ def over_pixels(patches: Tensor, size: int) -> Tensor:
     return patches.repeat_interleave(size, -2).repeat_interleave(size, -1)
 
 
-def reconstructed(model: Any, pixel_values: Tensor, hidden: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+def reconstructed(model: Any, pixel_values: Tensor, hidden: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Images whose hidden patches are what the model predicts of them, from 0 to 1: (B, C, S, S).
 
-    Normalised pixels are brought back by the mean and the deviation of the image's own patches, hidden ones too.
+    Normalised pixels are brought back by the mean and the std of the image's own patches, hidden ones too.
 
     Args:
         pixel_values: (B, C, S, S), as the model takes them.
         hidden: (B, P), True where a patch is hidden.
-        mean, deviation: (C, 1, 1), by which the processor normalised.
+        mean, std: (C, 1, 1), by which the processor normalised.
     """
     config = model.config
     found = model(pixel_values, bool_masked_pos=hidden).reconstruction
@@ -110,6 +110,6 @@ def reconstructed(model: Any, pixel_values: Tensor, hidden: Tensor, mean: Tensor
         if config.reconstruction_target == "normalized_pixels":
             own_mean, own_deviation = patch_statistics(pixel_values, config.patch_size)
             found = found * own_deviation + own_mean
-        found = (found * deviation + mean).clamp(0, 1)
+        found = (found * std + mean).clamp(0, 1)
     where = over_pixels(hidden.unflatten(1, (1, side, side)), config.patch_size)
-    return torch.where(where, found, pixel_values * deviation + mean)
+    return torch.where(where, found, pixel_values * std + mean)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretraining.data import draws
-from pretraining.data.prepare import PreparedText
-from pretraining.data.rows import IGNORED
+from pretraining.data.packing import IGNORED
+from pretraining.data.text.prepared import PreparedText
 
 VERSION = 2  # of these rules: raise it when they change, and a run that began under older ones is not resumed
 IS_NEXT, NOT_NEXT = 0, 1
@@ -58,7 +58,7 @@ def split_chunks(data: PreparedText, start: np.ndarray, end: np.ndarray, key: Ke
     """Where B follows A: at one of the sentences that begin inside the chunk, or inside its one sentence: (N,)."""
     first = np.searchsorted(data.sentences, start, side="right")
     inside = np.searchsorted(data.sentences, end, side="left") - first
-    drawn = draws.below(np.where(inside, inside, end - start - 1), *key, draws.SPLIT, index)
+    drawn = draws.integers(np.where(inside, inside, end - start - 1), *key, draws.SPLIT, index)
     return np.where(inside, data.sentences[first + drawn * (inside > 0)], start + 1 + drawn)
 
 
@@ -75,7 +75,7 @@ def sentence_order(
     last = np.searchsorted(data.sentences, end, side="right") - 1  # where the last whole sentence ends
     whole = last - first
     asked = whole >= 2
-    middle = first + asked * (1 + draws.below(np.maximum(whole - 1, 1), *key, draws.SPLIT, index))
+    middle = first + asked * (1 + draws.integers(np.maximum(whole - 1, 1), *key, draws.SPLIT, index))
     split = np.where(asked, data.sentences[middle], split_chunks(data, start, end, key, index))
     head, tail = np.where(asked, data.sentences[first], split), np.where(asked, data.sentences[last], end)
     kept = true | ~asked
@@ -98,7 +98,7 @@ def next_sentence(
     """
     split = split_chunks(data, start, end, key, index)
     at_end = end == data.documents[data.chunk_document[index % len(data)] + 1]
-    cut = 1 + draws.below(STEP, *key, draws.CUT, index)  # lengths are cut, cut + STEP, cut + 2 STEP ...
+    cut = 1 + draws.integers(STEP, *key, draws.CUT, index)  # lengths are cut, cut + STEP, cut + 2 STEP ...
     length = np.where(at_end, (end - split - 1 - cut) // STEP * STEP + cut, end - split)
     other = find_others(data, split, length, at_end, key, index)
     found = other >= 0
@@ -158,7 +158,7 @@ def find_others(
 
 def of_others(own: np.ndarray, own_end: np.ndarray, count: int, *key: draws.Key) -> np.ndarray:
     """Numbers below `count` that are not in [own, own_end), drawn from the key."""
-    drawn = draws.below(count - (own_end - own), *key)
+    drawn = draws.integers(count - (own_end - own), *key)
     return drawn + np.where(drawn >= own, own_end - own, 0)
 
 

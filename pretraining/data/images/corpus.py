@@ -10,13 +10,13 @@ import numpy as np
 
 from pretraining.data import draws
 from pretraining.data.cache import open_array
-from pretraining.data.image_contents import Contents, find_contents
-from pretraining.data.image_rows import Source, encoded
-from pretraining.data.image_settings import ImageSettings
-from pretraining.data.image_sources import load_sources
-from pretraining.data.parallel import count_processes
-from pretraining.data.pixels import Coloured, Unreadable, decode
-from pretraining.data.stored import first_equal, held_out
+from pretraining.data.images.contents import Contents, find_contents
+from pretraining.data.images.decode import Coloured, Unreadable, decode
+from pretraining.data.images.rows import Source, encoded
+from pretraining.data.images.settings import ImageSettings
+from pretraining.data.images.sources import load_sources
+from pretraining.data.shards import count_processes
+from pretraining.data.split import first_equal, is_held_out
 from pretraining.errors import UserError
 
 
@@ -25,7 +25,7 @@ def choose(labels: np.ndarray, hashes: np.ndarray, count: int) -> np.ndarray:
 
     The content alone decides, so they are the same in any order, and the first 100 are among the first 1,000.
     """
-    drawn = draws.mix(draws.SUBSET, hashes)
+    drawn = draws.hash_key(draws.SUBSET, hashes)
     order = np.lexsort((drawn, labels))
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     turn = np.empty(len(labels), dtype=np.int64)
@@ -154,7 +154,7 @@ def _parted(
         left_out["also held out"] = int(aside.sum())
         repeated &= ~aside
     else:
-        aside = held_out(hashes, settings.validation_fraction) if len(rows) else np.zeros(0, dtype=bool)
+        aside = is_held_out(hashes, settings.validation_fraction) if len(rows) else np.zeros(0, dtype=bool)
         held_rows = rows[aside & ~repeated]
     left_out["duplicates"] = int(repeated.sum())
     left_out["of these with another label"] = int((repeated & (labels != labels[first])).sum())
@@ -194,7 +194,9 @@ def _describe(split: str, images: Images, left_out: dict[str, int]) -> str:
     return f"{line}; left out: {reasons}" if reasons else line
 
 
-def prepare_images(settings: ImageSettings, channels: int, labelled: bool, cache: Path, writer: bool) -> PreparedImages:
+def prepare_images(
+    settings: ImageSettings, channels: int, labelled: bool, cache: Path, is_builder: bool
+) -> PreparedImages:
     """The images of a source in two splits, each read once and then cached, without those that repeat others.
 
     Images are equal if their files are, byte for byte. A held-out split that is named stays as it is, so that scores
@@ -203,7 +205,7 @@ def prepare_images(settings: ImageSettings, channels: int, labelled: bool, cache
     Args:
         channels: 3 (RGB) or 1 (grey).
         labelled: whether labels are learnt.
-        cache, writer: as in `once`.
+        cache, is_builder: as in `build_cached`.
 
     Raises:
         UserError: one sentence on what is wrong with the settings or the data, where, and what to do.
@@ -212,8 +214,8 @@ def prepare_images(settings: ImageSettings, channels: int, labelled: bool, cache
         raise UserError(f"model.num_channels is {channels}: images have 3 (RGB) or 1 (grey)")
     source, held = load_sources(settings, labelled)
     room, processes = settings.decoded_megabytes * 2**20, count_processes(settings.processes)
-    contents = find_contents(source, channels, room, processes, cache, writer)
-    held_contents = find_contents(held, channels, room, processes, cache, writer) if held else None
+    contents = find_contents(source, channels, room, processes, cache, is_builder)
+    held_contents = find_contents(held, channels, room, processes, cache, is_builder) if held else None
     both = [contents, held_contents] if held_contents else [contents]
     _check_bad(both, settings.skip_bad_images)
     rows, held_rows, left_out = _parted(settings, source.labels, contents, held_contents)

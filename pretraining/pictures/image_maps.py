@@ -1,4 +1,4 @@
-"""Draw what a ViT has learnt, and where it looks: python -m pretraining.image_maps runs/NAME/model IMAGE ..."""
+"""Draw what a ViT has learnt and where it looks: python -m pretraining.pictures.image_maps runs/NAME/model IMAGE ..."""
 
 import argparse
 from pathlib import Path
@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from modeling import KeelViTForImageClassification, KeelViTForMaskedImageModeling, KeelViTModel
-from pretraining.data.pixels import Coloured, Unreadable, decode
+from pretraining.data.images.decode import Coloured, Unreadable, decode
 from pretraining.errors import UserError, one_line, one_sentence_errors
 from pretraining.export import open_one_of
 from pretraining.objectives.masked_images import hidden_patches
-from pretraining.pictures import draw_gallery, draw_similarities, overlaid
-from pretraining.vit_insides import (
+from pretraining.pictures.charts import draw_gallery, draw_similarities, overlaid
+from pretraining.pictures.vit_insides import (
     attention_over_patches,
     kernel_components,
     over_pixels,
@@ -31,7 +31,7 @@ HIDDEN = 0.5  # the grey of a patch that is not seen
 ATTENTION = {"cls": "what the class token looks at", "mean": "what the patches look at, in the mean"}
 PREDICTED = {
     "pixels": "their pixels predicted",
-    "normalized_pixels": "predicted, each patch's mean and deviation given",
+    "normalized_pixels": "predicted, each patch's mean and std given",
     "mean_color": "their mean colours predicted, of eight levels a channel",
 }
 
@@ -176,15 +176,15 @@ def draw_reconstructions(
     """Each image, what the model sees of it, and that with what it makes of the rest.
 
     Args:
-        pixel_values: (B, C, S, S), normalised by `statistics`: mean and deviation (C, 1, 1).
+        pixel_values: (B, C, S, S), normalised by `statistics`: mean and std (C, 1, 1).
         masks: as `masking` says.
     """
-    config, (mean, deviation) = model.config, statistics
+    config, (mean, std) = model.config, statistics
     side = config.image_size // config.patch_size
     hidden = torch.tensor(hidden_patches(0, 0, np.arange(len(names)), side, *masks))  # (B, P)
-    pixels = pixel_values * deviation + mean
+    pixels = pixel_values * std + mean
     seen = pixels.masked_fill(over_pixels(hidden.unflatten(1, (1, side, side)), config.patch_size), HIDDEN)
-    predicted = reconstructed(model, pixel_values, hidden, mean, deviation)
+    predicted = reconstructed(model, pixel_values, hidden, mean, std)
     rows = [
         [(shortened(name), picture(whole)), ("seen", picture(part)), ("predicted", picture(guess))]
         for name, whole, part, guess in zip(names, pixels, seen, predicted, strict=True)
@@ -223,11 +223,11 @@ def draw_maps(
     paths = draw_model(model, out)
     if images:
         names = [path.name for path in images]
-        mean, deviation = torch.tensor([processor.image_mean, processor.image_std])[..., None, None]
-        paths += draw_attention_over(model, names, pixel_values, pixel_values * deviation + mean, every_layer, out)
+        mean, std = torch.tensor([processor.image_mean, processor.image_std])[..., None, None]
+        paths += draw_attention_over(model, names, pixel_values, pixel_values * std + mean, every_layer, out)
         if masks is not None:
             paths.append(out / "reconstructions.png")
-            draw_reconstructions(model, names, pixel_values, (mean, deviation), masks, paths[-1])
+            draw_reconstructions(model, names, pixel_values, (mean, std), masks, paths[-1])
     return paths
 
 

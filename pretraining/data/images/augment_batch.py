@@ -8,20 +8,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pretraining.data.randaugment import randaugment
+from pretraining.data.images.randaugment import randaugment
 
 PER_DRAW = 4  # numbers of 16 bits in one of 64
 
 
-def augment(
-    pixels: Tensor, drawn: dict[str, Tensor], mean: Tensor | float = 0.5, deviation: Tensor | float = 0.5
-) -> Tensor:
+def augment(pixels: Tensor, drawn: dict[str, Tensor], mean: Tensor | float = 0.5, std: Tensor | float = 0.5) -> Tensor:
     """Flipped, through RandAugment and partly erased, as far as `drawn` says so.
 
     Args:
         pixels: (B, C, S, S), 8-bit.
         drawn: what `draw` returns, of these images.
-        mean, deviation: what images are normalised with afterwards, (C, 1, 1) or numbers: the noise will then be
+        mean, std: what images are normalised with afterwards, (C, 1, 1) or numbers: the noise will then be
             standard normal, as in timm's "pixel" mode.
 
     Returns:
@@ -35,7 +33,7 @@ def augment(
         erased = drawn["erased"]
         some = (erased[:, 2] > erased[:, 0]).nonzero().squeeze(1)
         noise = normal(drawn["noise_seed"][some], result[0].numel()).view(-1, *result.shape[1:])
-        result[some] = torch.where(inside(erased[some], result.shape[-1]), mean + deviation * noise, result[some])
+        result[some] = torch.where(inside(erased[some], result.shape[-1]), mean + std * noise, result[some])
     return result
 
 

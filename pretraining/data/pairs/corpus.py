@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
-from pretraining.data.pair_sources import load_source
-from pretraining.data.settings import PairSettings
-from pretraining.data.stored import Stored, first_equal, hold_out
+from pretraining.data.pairs.settings import PairSettings
+from pretraining.data.pairs.sources import load_source
+from pretraining.data.split import first_equal, split_by_hash
+from pretraining.data.stored import Stored
 from pretraining.errors import UserError
 
 
@@ -74,7 +75,7 @@ def load_pairs(settings: PairSettings) -> tuple[dict[str, Pairs], dict[str, dict
     Returns:
         Splits "train" and "validation", and for each the number of pairs left out for each reason: those that repeat an
         earlier pair, and training pairs that are also held out. A held-out split that is named is taken as it is, so
-        that scores on it compare. Otherwise `hold_out` makes one from the pairs' sources (`dates`: from the dates
+        that scores on it compare. Otherwise `split_by_hash` makes one from the pairs' sources (`dates`: from the dates
         themselves), so that none stands on both sides; it is empty where all are the same, and the caller decides
         whether that will do.
 
@@ -84,7 +85,7 @@ def load_pairs(settings: PairSettings) -> tuple[dict[str, Pairs], dict[str, dict
     stored, held = load_source(settings)
     pairs = Pairs.of(stored)
     if held is None:
-        splits = hold_out(pairs, settings.validation_fraction, stored.data.column("split_hash").to_numpy())
+        splits = split_by_hash(pairs, settings.validation_fraction, stored.data.column("split_hash").to_numpy())
     else:
         splits = {"train": pairs, "validation": Pairs.of(held)}
     validation = splits["validation"].hash

@@ -15,15 +15,15 @@ from transformers import PreTrainedModel
 
 from modeling import KeelBertConfig, KeelBertForMaskedLM, KeelBertForPreTraining
 from pretraining.data import draws
-from pretraining.data.masking import mask_tokens
-from pretraining.data.next_sentence import VERSION, Pairs, draw_pairs
-from pretraining.data.prepare import LIBRARIES
-from pretraining.data.rows import IGNORED, Example, layout, pack_tokens, pack_values
+from pretraining.data.packing import IGNORED, Example, layout, pack_tokens, pack_values
 from pretraining.data.settings import between
-from pretraining.data.text import Text, prepare
+from pretraining.data.text.corpus import Text, prepare
+from pretraining.data.text.masking import mask_tokens
+from pretraining.data.text.next_sentence import VERSION, Pairs, draw_pairs
+from pretraining.data.text.prepared import LIBRARIES
 from pretraining.data.tokenizer import regular_ids, require_tokens, word_starts
 from pretraining.errors import UserError
-from pretraining.objectives.objective import TokenObjective, TokenObjectiveSettings
+from pretraining.objectives.base import TokenObjective, TokenObjectiveSettings
 from pretraining.settings import Settings
 
 SAMPLE = 2**14  # examples of a split by which the share of those that bear a pair label is told
@@ -94,14 +94,14 @@ class SentencePairs(TokenObjective):
         self.targets = ("labels", "next_sentence_label") if self.pairs else ("labels",)
         self.longest = self.settings.sequence_length - (3 if self.pairs else 2)
 
-    def prepare(self, writer: bool) -> list[str]:
+    def prepare(self, is_builder: bool) -> list[str]:
         if self.pairs and self.run.model.type_vocab_size < 2:
             raise UserError(
                 f"model.type_vocab_size is {self.run.model.type_vocab_size}, and a pair has two segments: set it to 2, "
                 "or objective.next_sentence to none."
             )
         cache, short_rate = Path(self.run.cache).expanduser(), self.settings.short_sequence_rate
-        self.corpus = prepare(self.run.data, self.run.tokenizer, self.longest, short_rate, cache, writer)
+        self.corpus = prepare(self.run.data, self.run.tokenizer, self.longest, short_rate, cache, is_builder)
         self.tokenizer = self.corpus.tokenizer
         require_tokens(self.tokenizer, ("cls_token", "sep_token", "mask_token", "pad_token"))
         self.special = np.zeros(len(self.tokenizer), dtype=bool)
@@ -220,7 +220,7 @@ class SentencePairs(TokenObjective):
             "labels": pack_tokens(rows, "labels", self.settings.row_length, IGNORED),
             **layout(rows, "input_ids", self.settings.row_length, sequences),
         }
-        batch["read_at"] = torch.nonzero(batch["labels"].flatten() != IGNORED).flatten()
+        batch["logits_to_keep"] = torch.nonzero(batch["labels"].flatten() != IGNORED).flatten()
         if self.pairs:
             batch["next_sentence_label"] = pack_values(rows, "next_sentence_label", sequences)
         return batch
@@ -231,7 +231,7 @@ class SentencePairs(TokenObjective):
     def evaluate(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         one = torch.ones((), device=batch["labels"].device)
         out = model(**batch, num_items_in_batch=dict.fromkeys(self.targets, one))
-        labels = batch["labels"].flatten()[batch["read_at"]]
+        labels = batch["labels"].flatten()[batch["logits_to_keep"]]
         count = torch.as_tensor(len(labels), device=labels.device)
         logits = out.prediction_logits if self.pairs else out.logits
         sums = {
@@ -253,7 +253,7 @@ class SentencePairs(TokenObjective):
         sizes = np.diff(starts)
         most = min(40, self.settings.sequence_length - 2)  # [CLS] and [SEP] besides
         fit = np.flatnonzero((sizes >= min(8, most)) & (sizes <= most))
-        order = np.argsort(draws.mix(draws.MASK, fit), kind="stable")
+        order = np.argsort(draws.hash_key(draws.MASK, fit), kind="stable")
         device = next(model.parameters()).device
         shown: list[str] = []
         for sentence in fit[order]:
@@ -263,7 +263,7 @@ class SentencePairs(TokenObjective):
             words = [i for i, token in enumerate(ids) if self.text(token).isalpha()]
             if not words:
                 continue
-            at = words[int(draws.below(len(words), draws.SPLIT, int(sentence)))]
+            at = words[int(draws.integers(len(words), draws.SPLIT, int(sentence)))]
             hidden = np.concatenate([[self.tokenizer.cls_token_id], ids, [self.tokenizer.sep_token_id]])
             hidden[at + 1] = self.tokenizer.mask_token_id
             out = model(input_ids=torch.from_numpy(hidden)[None].to(device))

@@ -10,10 +10,10 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from pretraining.data.cache import once, open_array, read_meta
-from pretraining.data.image_rows import Source, encoded
-from pretraining.data.parallel import in_order
-from pretraining.data.pixels import Coloured, Unreadable, decode
+from pretraining.data.cache import build_cached, open_array, read_meta
+from pretraining.data.images.decode import Coloured, Unreadable, decode
+from pretraining.data.images.rows import Source, encoded
+from pretraining.data.shards import in_order
 from pretraining.data.stored import hash_bytes
 from pretraining.errors import UserError
 
@@ -115,13 +115,13 @@ def write(folder: Path, source: Source, channels: int, room: int, processes: int
     return {"bad": bad, "decoded": total <= room}
 
 
-def find_contents(source: Source, channels: int, room: int, processes: int, cache: Path, writer: bool) -> Contents:
+def find_contents(source: Source, channels: int, room: int, processes: int, cache: Path, is_builder: bool) -> Contents:
     """What the images of a source hold, from the cache if it is there.
 
     Args:
         room: bytes that the decoded pixels may take; if they need more, none are kept.
         processes: how many read images; what they write is the same for any number.
-        cache, writer: as in `once`.
+        cache, is_builder: as in `build_cached`.
 
     Raises:
         UserError: `channels` is 1 and an image has colours.
@@ -131,4 +131,4 @@ def find_contents(source: Source, channels: int, room: int, processes: int, cach
         return write(folder, source, channels, room, processes)
 
     content = [VERSION, PIL.__version__, channels, room, source.key]
-    return Contents.load(once(cache, "images", content, make, writer), channels)
+    return Contents.load(build_cached(cache, "images", content, make, is_builder), channels)

@@ -14,8 +14,8 @@ from datasets import Dataset, Features, Value
 
 from pretraining.data import readers
 from pretraining.data.readers import TABLES, check_apart, check_text, extension, find, lines
-from pretraining.data.settings import TextSource
 from pretraining.data.stored import hash_text, store
+from pretraining.data.text.settings import TextSource
 from pretraining.errors import UserError
 
 # The hash and the length are taken while a document is stored, so that no later start has to read the text for them.

@@ -1,4 +1,4 @@
-"""Draw where a translation looked: python -m pretraining.attention_maps runs/NAME/model "A dog runs on the beach." """
+"""Draw where a translation looked: python -m pretraining.pictures.attention_maps runs/NAME/model "A dog runs." """
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ from modeling import KeelSeq2SeqForConditionalGeneration
 from pretraining.data.tokenizer import TARGET, load_tokenizer
 from pretraining.errors import UserError
 from pretraining.export import open_one_of
-from pretraining.pictures import draw_attention
+from pretraining.pictures.charts import draw_attention
 
 MAPS = {
     "encoder": ("encoder_attentions", "source at source"),

@@ -180,7 +180,7 @@ def copy_weights(model: PreTrainedModel, source: PreTrainedModel, missing: set[s
 
 
 def image_statistics(checkpoint: str) -> tuple[list[float], list[float]] | None:
-    """Each channel's mean and deviation, by which a checkpoint's images were normalised; None where it does not say."""
+    """Each channel's mean and std, by which a checkpoint's images were normalised; None where it does not say."""
     try:
         processor: Any = AutoImageProcessor.from_pretrained(checkpoint)
     except (OSError, ValueError):  # it has no processor, or none that transformers knows

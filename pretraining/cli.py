@@ -11,14 +11,16 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from modeling import CONFIGS
-from pretraining import initial
-from pretraining.data.image_settings import ImageSettings
-from pretraining.data.settings import PairSettings, TextSettings, TokenizerSettings
+from pretraining import init_from
+from pretraining.data.images.settings import ImageSettings
+from pretraining.data.pairs.settings import PairSettings
+from pretraining.data.settings import TokenizerSettings
+from pretraining.data.text.settings import TextSettings
 from pretraining.errors import UserError, one_line
 from pretraining.objectives.classification import ClassificationSettings
 from pretraining.objectives.denoising import DenoisingSettings
 from pretraining.objectives.masked_images import MaskedImagesSettings
-from pretraining.objectives.sentence_pairs import SentencePairsSettings
+from pretraining.objectives.mlm_nsp import SentencePairsSettings
 from pretraining.objectives.translation import TranslationSettings
 from pretraining.settings import (
     NOT_SET_BY_HAND,
@@ -164,11 +166,11 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser.set_defaults(DEFAULTS[family])
     checkpoint = peek(arguments, "init_from", "null")
     try:
-        start = None if checkpoint == "null" else initial.read_config(checkpoint, CONFIGS[family])
+        start = None if checkpoint == "null" else init_from.read_config(checkpoint, CONFIGS[family])
         if start is not None:
-            parser.set_defaults(initial.architecture(start))
+            parser.set_defaults(init_from.architecture(start))
             if family in READERS:
-                separate = initial.is_separate(start)
+                separate = init_from.is_separate(start)
                 parser.set_defaults({"tokenizer.path": checkpoint, "tokenizer.separate": separate})
         given = parser.parse_args(arguments)
         if family in READERS:
@@ -184,7 +186,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
             **{name: {"tokenizer": None, **ready}[name] for name in fields},
         )
         if start is not None:
-            initial.check(settings, start)
+            init_from.check(settings, start)
     except UserError as error:
         parser.error(str(error))
     return settings

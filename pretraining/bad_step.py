@@ -1,4 +1,4 @@
-"""Compute a step that was not finite again: python -m pretraining.replay runs/NAME/bad-step-N"""
+"""Compute a step that was not finite again: python -m pretraining.bad_step runs/NAME/bad-step-N"""
 
 import argparse
 import json

@@ -8,12 +8,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pretraining.data import draws
-from pretraining.data.documents import load_text
-from pretraining.data.filters import filter_text
-from pretraining.data.parallel import count_processes
-from pretraining.data.prepare import PreparedText, prepare_text
-from pretraining.data.settings import TextSettings, TokenizerSettings
-from pretraining.data.stored import require_held_out
+from pretraining.data.settings import TokenizerSettings
+from pretraining.data.shards import count_processes
+from pretraining.data.split import require_held_out
+from pretraining.data.text.documents import load_text
+from pretraining.data.text.filters import filter_text
+from pretraining.data.text.prepared import PreparedText, prepare_text
+from pretraining.data.text.settings import TextSettings
 from pretraining.data.tokenizer import build_tokenizer
 
 
@@ -54,7 +55,7 @@ class Text:
         gives each chunk once, in an order that is drawn, so that the first few are from everywhere.
         """
         chunks = np.arange(len(self.splits[split]))
-        drawn = draws.mix(seed, epoch, draws.SUBSET, chunks)
+        drawn = draws.hash_key(seed, epoch, draws.SUBSET, chunks)
         if split != "train":
             return np.argsort(drawn, kind="stable")
         source = self.source(split)
@@ -102,14 +103,14 @@ def prepare(
     limit: int,
     short_rate: float,
     cache: Path,
-    writer: bool,
+    is_builder: bool,
     family: str = "bert",
 ) -> Text:
     """Reads, filters and tokenises the text, in so far as the cache does not have it.
 
     Args:
         limit, short_rate: as in `Text.cut`.
-        cache, writer: as in `cache.once`.
+        cache, is_builder: as in `cache.build_cached`.
         family: of the model, which decides the tokenizer's special tokens.
 
     Raises:
@@ -117,12 +118,12 @@ def prepare(
     """
     documents = load_text(settings)
     require_held_out(documents, "documents", "cut the text into more documents (data.document: blank_line)")
-    documents, left_out = filter_text(documents, settings, cache, writer)
-    tokenizer = build_tokenizer(tokenizer_settings, documents["train"], cache, writer, family)
+    documents, left_out = filter_text(documents, settings, cache, is_builder)
+    tokenizer = build_tokenizer(tokenizer_settings, documents["train"], cache, is_builder, family)
     languages = [source.language for source in settings.sources]
     processes = count_processes(settings.processes)
     splits = {
-        split: prepare_text(documents[split], tokenizer, languages, limit, short_rate, processes, cache, writer)
+        split: prepare_text(documents[split], tokenizer, languages, limit, short_rate, processes, cache, is_builder)
         for split in ("train", "validation")
     }
     return Text(settings, tokenizer, splits, left_out, documents["train"].fingerprint)

@@ -5,8 +5,8 @@ import json
 import os
 from collections.abc import Iterator
 
-from pretraining.data.image_rows import Source, as_source, state_of, store_images
-from pretraining.data.pixels import FORMATS
+from pretraining.data.images.decode import FORMATS
+from pretraining.data.images.rows import Source, as_source, state_of, store_images
 from pretraining.data.readers import Row, nearest
 from pretraining.errors import UserError
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from pretraining.data import readers
-from pretraining.data.image_rows import IMAGE, Source, as_source, state_of
-from pretraining.data.image_settings import ImageSettings
+from pretraining.data.images.rows import IMAGE, Source, as_source, state_of
+from pretraining.data.images.settings import ImageSettings
 from pretraining.data.readers import TABLES, Columns, Row, check_columns, extension
 from pretraining.data.stored import store
 from pretraining.errors import UserError, one_line

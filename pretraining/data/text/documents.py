@@ -7,9 +7,10 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from pretraining.data.readers import texts
-from pretraining.data.settings import TextSettings
-from pretraining.data.sources import load_source
-from pretraining.data.stored import Stored, hash_text, hold_out
+from pretraining.data.split import split_by_hash
+from pretraining.data.stored import Stored, hash_text
+from pretraining.data.text.settings import TextSettings
+from pretraining.data.text.sources import load_source
 from pretraining.errors import UserError
 
 
@@ -40,9 +41,10 @@ def load_text(settings: TextSettings) -> dict[str, Documents]:
     """Load the documents of all sources that have a weight, one source behind the other.
 
     Returns:
-        Splits "train" and "validation". A held-out split that a source names is taken as it is. Otherwise `hold_out`
-        makes one, from the documents' text (`pydocs`: from their names, so that a module keeps its side from one
-        Python to the next); it is empty where there is one document only, and the caller decides whether that will do.
+        Splits "train" and "validation". A held-out split that a source names is taken as it is. Otherwise
+        `split_by_hash` makes one, from the documents' text (`pydocs`: from their names, so that a module keeps its side
+        from one Python to the next); it is empty where there is one document only, and the caller decides whether that
+        will do.
 
     Raises:
         UserError: one sentence on what is wrong with the settings or the data, where, and what to do.
@@ -66,5 +68,5 @@ def load_text(settings: TextSettings) -> dict[str, Documents]:
         hashes = documents.hash
         if source.source == "pydocs":
             hashes = np.array([hash_text(name) for name in texts(train, "name")], dtype=np.uint64)
-        splits.append(hold_out(documents, fraction, hashes))
+        splits.append(split_by_hash(documents, fraction, hashes))
     return {split: Documents.concatenate([parts[split] for parts in splits]) for split in ("train", "validation")}

@@ -14,10 +14,10 @@ from zlib import crc32
 import numpy as np
 
 from pretraining.data import draws
-from pretraining.data.cache import once
-from pretraining.data.documents import Documents
-from pretraining.data.parallel import count_processes, in_order
-from pretraining.data.settings import TextSettings
+from pretraining.data.cache import build_cached
+from pretraining.data.shards import count_processes, in_order
+from pretraining.data.text.documents import Documents
+from pretraining.data.text.settings import TextSettings
 from pretraining.errors import UserError
 
 VERSION = 1  # of what is left out: raise it when the same settings leave out other documents
@@ -46,7 +46,7 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         words += found
         sizes.append(len(found) - SHINGLE + 1)
     hashes = np.fromiter(map(crc32, map(str.encode, words)), dtype=np.uint64, count=len(words))
-    runs = draws.mix(*(hashes[at : len(hashes) - SHINGLE + 1 + at] for at in range(SHINGLE)))
+    runs = draws.hash_key(*(hashes[at : len(hashes) - SHINGLE + 1 + at] for at in range(SHINGLE)))
     counts = np.array(sizes)
     starts = counts.cumsum() - counts
     # Runs that begin in a text's last four words reach into the next one.
@@ -79,7 +79,7 @@ def sign(documents: Documents, shard: range) -> np.ndarray:
     Of each smallest hash the low 16 bits are kept (Li 2010): others agree in them once in 65,536 times.
     """
     smallest = np.full((HASHES, len(shard)), 2**32 - 1, dtype=np.uint32)
-    salts = draws.mix(np.arange(2 * HASHES)).astype(np.uint32).reshape(2, HASHES)
+    salts = draws.hash_key(np.arange(2 * HASHES)).astype(np.uint32).reshape(2, HASHES)
     for numbers, texts in _blocks(documents.texts(shard)):
         values, starts = shingles(texts)
         for row, salt, factor in zip(smallest, salts[0], salts[1] | np.uint32(1), strict=True):
@@ -106,7 +106,7 @@ def repeated(signatures: np.ndarray, threshold: float) -> np.ndarray:
     found = np.zeros(signatures.shape[1], dtype=bool)
     rows = band_rows(threshold)
     for first in range(0, HASHES - rows + 1, rows):
-        key = draws.mix(*signatures[first : first + rows])
+        key = draws.hash_key(*signatures[first : first + rows])
         order = np.argsort(key, kind="stable")
         key = key[order]
         same = np.flatnonzero(key[1:] == key[:-1]) + 1  # places of documents that are not the first of their band
@@ -123,13 +123,13 @@ def repeated(signatures: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def filter_text(
-    documents: dict[str, Documents], settings: TextSettings, cache: Path, writer: bool
+    documents: dict[str, Documents], settings: TextSettings, cache: Path, is_builder: bool
 ) -> tuple[dict[str, Documents], dict[str, dict[str, int]]]:
     """Leaves out short documents, then near-duplicates; held-out documents come first, so that nothing leaks.
 
     Args:
         documents: splits "train" and "validation".
-        cache, writer: as in `once`; what is left out is kept there.
+        cache, is_builder: as in `build_cached`; what is left out is kept there.
 
     Returns:
         The splits that remain, and for each the number left out for each reason.
@@ -159,7 +159,7 @@ def filter_text(
         return {}
 
     content = [VERSION, all_documents.fingerprint, held_out, settings.min_characters, settings.near_duplicates]
-    folder = once(cache, "kept", content, make, writer)
+    folder = build_cached(cache, "kept", content, make, is_builder)
     reasons = np.fromfile(folder / "reasons.bin", dtype=np.uint8)
     remaining: dict[str, Documents] = {}
     left_out: dict[str, dict[str, int]] = {}

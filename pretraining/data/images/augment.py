@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from pretraining.data import draws
-from pretraining.data.image_settings import AugmentSettings, MixingSettings
-from pretraining.data.randaugment import OPERATIONS, arguments
+from pretraining.data.images.randaugment import OPERATIONS, arguments
+from pretraining.data.images.settings import AugmentSettings, MixingSettings
 
 TRIES = 10
 ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # of timm, and nearly those of Zhong 2017, 4.2
@@ -36,7 +36,7 @@ def draw(
     if settings.randaugment_layers:
         layers = np.arange(settings.randaugment_layers)
         key = index[:, None]
-        operations = draws.below(len(OPERATIONS), seed, epoch, draws.OPERATION, key, layers)
+        operations = draws.integers(len(OPERATIONS), seed, epoch, draws.OPERATION, key, layers)
         sign = np.where(draws.uniform(seed, epoch, draws.STRENGTH, key, layers) < 0.5, -1, 1)
         drawn["operations"] = operations
         drawn["arguments"] = arguments(operations, sign * settings.randaugment_magnitude, size)
@@ -45,7 +45,7 @@ def draw(
         random = draws.uniform(seed, epoch, draws.ERASING, *np.ix_(np.arange(4), np.arange(TRIES), index))
         boxes, found = rectangles(random, np.full((len(index), 2), size), ERASED_AREA, ERASED_RATIO)
         drawn["erased"] = np.where((chosen & found)[:, None], boxes, 0)
-        drawn["noise_seed"] = draws.mix(seed, epoch, draws.NOISE, index).view(np.int64)
+        drawn["noise_seed"] = draws.hash_key(seed, epoch, draws.NOISE, index).view(np.int64)
     return drawn
 
 
@@ -59,7 +59,7 @@ def draw_boxes(settings: AugmentSettings, seed: int, epoch: int, index: np.ndarr
         return whole
     if settings.crop == "padded":
         padding = np.rint(settings.crop_padding * sizes[:, ::-1]).astype(np.int64)
-        shift = draws.below(2 * padding + 1, seed, epoch, draws.CROP, index[:, None], np.arange(2)) - padding
+        shift = draws.integers(2 * padding + 1, seed, epoch, draws.CROP, index[:, None], np.arange(2)) - padding
         return whole + np.concatenate([shift, shift], 1)
     random = draws.uniform(seed, epoch, draws.CROP, *np.ix_(np.arange(4), np.arange(TRIES), index))
     boxes, found = rectangles(random, sizes, settings.crop_scale, settings.crop_ratio)
@@ -115,7 +115,7 @@ def draw_mixing(
     cut = kind < 0.5 if settings.mixup and settings.cutmix else np.full(len(index), settings.cutmix > 0)
     alpha = np.where(cut, settings.cutmix, settings.mixup)
     weight = np.ones(len(index))
-    keys = draws.mix(seed, epoch, draws.WEIGHT, index)
+    keys = draws.hash_key(seed, epoch, draws.WEIGHT, index)
     for i in np.flatnonzero((mixed < settings.mixing) & (alpha > 0)):
         weight[i] = np.random.default_rng(keys[i]).beta(alpha[i], alpha[i])
     side = np.where(cut, np.floor(size * np.sqrt(1 - weight)), 0).astype(np.int64)
@@ -123,7 +123,7 @@ def draw_mixing(
     rectangle = np.clip(np.stack([left, top, left + side, top + side], 1), 0, size)
     area = (rectangle[:, 2] - rectangle[:, 0]) * (rectangle[:, 3] - rectangle[:, 1])
     return {
-        "partner": draws.below(count, seed, epoch, draws.PARTNER, index),
+        "partner": draws.integers(count, seed, epoch, draws.PARTNER, index),
         "weight": np.where(cut, 1 - area / size**2, weight).astype(np.float32),
         "rectangle": np.where(area[:, None] > 0, rectangle, 0),
     }

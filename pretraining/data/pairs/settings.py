@@ -1,0 +1,88 @@
+"""Which pairs of sentences a run is given, and what is kept of them."""
+
+from dataclasses import dataclass, field
+
+from pretraining.data.settings import between
+from pretraining.errors import UserError
+
+
+@dataclass
+class PairSettings:
+    """Where pairs of sentences come from, and which of them are kept."""
+
+    source: str = "dates"
+    """`dates` (dates as people write them in many languages, with their ISO 8601 form), `files`, or the name of a Hub
+    data set."""
+    files: list[str] = field(default_factory=list)
+    """Files or globs for `files`: .jsonl, .csv, .tsv, .parquet, each also as .gz (not parquet)."""
+    source_files: list[str] = field(default_factory=list)
+    """Instead of `files`: text files or globs (plain or .gz) with a source sentence on each line."""
+    target_files: list[str] = field(default_factory=list)
+    """The target sentences, file by file and line by line those of `source_files`."""
+    alignment_files: list[str] = field(default_factory=list)
+    """Word alignments for the lines of `source_files`: `0-0 1-2` aligns the first words, and the second source word
+    with the third target word; words are what stands between spaces. Empty: none."""
+    validation_files: list[str] = field(default_factory=list)
+    """Held-out files or globs, like `files`; where no held-out pairs are named, `validation_fraction` is held out."""
+    validation_source_files: list[str] = field(default_factory=list)
+    """Held-out files or globs, like `source_files`."""
+    validation_target_files: list[str] = field(default_factory=list)
+    """Held-out files or globs, like `target_files`."""
+    column: str = "translation"
+    """The column that holds a dictionary of each pair, as in `{"en": "A dog.", "de": "Ein Hund."}`."""
+    source_language: str | None = None
+    """The source's key in the dictionary, as in `en`."""
+    target_language: str | None = None
+    """The target's key in the dictionary, as in `de`."""
+    columns: list[str] = field(default_factory=list)
+    """Instead of `column`: the source's and the target's column. Empty for .tsv: no header, the first two cells."""
+    alignment_column: str | None = None
+    """The column that holds word alignments, as in `alignment_files`; none: there are none."""
+    subset: str | None = None
+    """The Hub data set's configuration, as in `load_dataset(name, subset)`."""
+    split: str = "train"
+    """The Hub data set's training split."""
+    validation_split: str | None = None
+    """The Hub data set's held-out split; none: `validation_fraction` of the pairs."""
+    validation_fraction: float = 0.05
+    """Share of pairs held out, chosen by a hash of their source (`dates`: of the date); 0: none."""
+    processes: int = 0
+    """Processes that prepare pairs; 0: cores divided by the training processes on this machine."""
+    duplicates: bool = False
+    """Keep pairs that repeat an earlier one word for word; a held-out split that is named keeps them anyway."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_fraction < 1:
+            fraction = self.validation_fraction
+            raise UserError(f"data.validation_fraction is {fraction}: it must be at least 0 and less than 1.")
+        between("data.processes", self.processes, 0)
+        if len(self.columns) not in (0, 2):
+            raise UserError(f"data.columns is {self.columns}: it must be the source's and the target's column.")
+        if bool(self.source_language) != bool(self.target_language):
+            raise UserError("data.source_language and data.target_language belong together: set both, or neither.")
+        for one, other in (("source_language", "target_language"), ("source_files", "target_files")):
+            if getattr(self, one) and getattr(self, one) == getattr(self, other):
+                raise UserError(f"data.{one} and data.{other} are both {getattr(self, one)}: name one for each side.")
+        if len(set(self.columns)) == 1:
+            raise UserError(f"data.columns is {self.columns}: name the source's column and the target's.")
+        lines = ["source_files", "target_files"]
+        named = [kind for kind in ("files", *lines, "alignment_files") if getattr(self, kind)]
+        held = [f"validation_{kind}" for kind in ("files", *lines) if getattr(self, f"validation_{kind}")]
+        if self.source != "files" and (named or held):
+            name = f"data.{(named + held)[0]}"
+            raise UserError(f"data.source is {self.source!r} but {name} names files: set data.source to files.")
+        if self.source == "files" and named not in (["files"], lines, [*lines, "alignment_files"]):
+            raise UserError(
+                f"data.source is 'files' and {', '.join(named) or 'no list of them'} is named: name data.files, or "
+                "data.source_files and data.target_files (and data.alignment_files, if there are any)."
+            )
+        if held not in ([], ["validation_files"], [f"validation_{kind}" for kind in lines]):
+            raise UserError(
+                f"Of the held-out files, {', '.join(held)} is named: name data.validation_files, or "
+                "data.validation_source_files and data.validation_target_files."
+            )
+
+    @property
+    def names_held_out(self) -> bool:
+        """Whether a held-out split is named, instead of a share of the pairs."""
+        return bool(self.validation_files or self.validation_source_files or self.validation_split)
