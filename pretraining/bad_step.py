@@ -4,13 +4,44 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 import modeling
-from pretraining.hardware import DTYPES
+from pretraining.export import write_model
+from pretraining.files import to_json
+from pretraining.launch import DTYPES
+from pretraining.objectives.base import Batch
+from pretraining.run import Run
 from pretraining.step import seed_of
+
+
+def keep_bad_step(run: Run, micro_batches: list[Batch]) -> Path:
+    """Writes all that computing a step again needs: weights, batches, seeds; every process calls this."""
+    accelerator, step = run.accelerator, run.state.step
+    folder = run.settings.folder / f"bad-step-{step}"
+    weights = accelerator.get_state_dict(run.model)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_model(run.unwrapped, weights, folder)
+        facts: dict[str, Any] = {
+            "step": step,
+            "seed": run.settings.seed,
+            "processes": accelerator.num_processes,
+            "class": type(run.unwrapped).__name__,
+            "precision": run.settings.train.precision,
+            "kernel": run.settings.train.kernel,
+        }
+        (folder / "replay.json").write_text(to_json(facts, indent=1))
+    accelerator.wait_for_everyone()
+    to_inputs = run.objective.head.to_model_inputs
+    inputs = [to_inputs(send_to_device(batch.tensors, accelerator.device)) for batch in micro_batches]
+    torch.save(send_to_device(inputs, "cpu"), folder / f"rank-{accelerator.process_index}.pt")
+    accelerator.wait_for_everyone()
+    return folder
 
 
 def finite(value: object) -> bool:

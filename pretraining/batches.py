@@ -1,18 +1,12 @@
 """A plan's steps as tensors: what one process computes, micro-batch by micro-batch."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pretraining.data.plan import Plan, share
-
-if TYPE_CHECKING:
-    from pretraining.objectives import Objective
-
-Batch = dict[str, Tensor]
+from pretraining.objectives.base import Batch, Examples
 
 
 class Steps(Dataset):
@@ -21,10 +15,8 @@ class Steps(Dataset):
     A pure function of both; the progress decides what an objective changes in the course of a run.
     """
 
-    def __init__(
-        self, objective: "Objective", split: str, epoch: int, plan: Plan, micro_batch: int, rank: int, ranks: int
-    ):
-        self.objective, self.split, self.epoch, self.plan = objective, split, epoch, plan
+    def __init__(self, examples: Examples, split: str, epoch: int, plan: Plan, micro_batch: int, rank: int, ranks: int):
+        self.examples, self.split, self.epoch, self.plan = examples, split, epoch, plan
         most = int(np.diff(plan.bounds).max())
         self.micro_batch = min(micro_batch, -(-most // ranks))  # more would be empty rows
         self.rank, self.ranks = rank, ranks
@@ -39,8 +31,8 @@ class Steps(Dataset):
 
     def batch(self, rows: list[np.ndarray], progress: float) -> Batch:
         index = np.concatenate(rows)
-        examples = iter(self.objective.examples(self.split, self.epoch, index, progress))
-        return self.objective.collate([[next(examples) for _ in row] for row in rows], self.plan.sequences_per_row)
+        examples = iter(self.examples.examples(self.split, self.epoch, index, progress))
+        return self.examples.collate([[next(examples) for _ in row] for row in rows], self.plan.sequences_per_row)
 
     def since(
         self,

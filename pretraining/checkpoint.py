@@ -47,21 +47,21 @@ class State:
     seconds: float = 0.0
     """Seconds of training, without evaluation and saving."""
     best: dict[str, float] = field(default_factory=dict)
-    """Step, value and measures of the best evaluation."""
+    """Step, value and metrics of the best evaluation."""
     evaluation: dict[str, float] = field(default_factory=dict)
-    """Measures of the last evaluation."""
+    """Metrics of the last evaluation."""
     stale: int = 0
     """Evaluations since the best one."""
     pending: list[dict[str, float]] = field(default_factory=list)
-    """Measures of the steps since the last log line."""
+    """Metrics of the steps since the last log line."""
     run_id: str = ""
     """The trackers' name for this run."""
     begun_from: str = ""
     """The checkpoint that `--resume PATH` named, in full; empty: none."""
     next_rate: float | None = None
     """The learning rate that the next step would have had; None: an older version's checkpoint."""
-    settled: dict[str, Any] = field(default_factory=dict)
-    """What the probe found at the run's start: a resumed run computes in the same way."""
+    autotuned: dict[str, Any] = field(default_factory=dict)
+    """What autotune chose at the run's start: a resumed run computes in the same way."""
     contract: dict[str, Any] = field(default_factory=dict)
     """What decides the data and the mathematics of a step; a resumed run must have the same."""
 
@@ -194,19 +194,21 @@ def read_mark(path: Path) -> tuple[State, dict[str, str]]:
         if written not in (None, seal(content)):
             raise ValueError(f"{MARK} is not as it was written")
         files = content.pop("files", {})
+        if "settled" in content:  # an older version's name
+            content["autotuned"] = content.pop("settled")
         state = State(**content)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise unreadable(path, error) from error
     # What was not a number is null on the disk, and what was never one is no best value (of an older version).
     state.best, state.evaluation = with_nan(state.best), with_nan(state.evaluation)
-    state.pending = [with_nan(measures) for measures in state.pending]
+    state.pending = [with_nan(metrics) for metrics in state.pending]
     if math.isnan(state.best.get("value", 0.0)):
         state.best = {}
     return state, files
 
 
-def with_nan(measures: dict[str, float]) -> dict[str, float]:
-    return {name: math.nan if value is None else value for name, value in measures.items()}
+def with_nan(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def read_state(path: Path) -> State:
@@ -230,6 +232,21 @@ def unreadable(path: Path, error: Exception) -> UserError:
     )
 
 
+def check_contract(path: Path, state: State, contract: dict[str, Any]) -> None:
+    """Raises UserError where the checkpoint that `state` was read from was made with other settings or data.
+
+    Args:
+        contract: the run's, or a part of it that is known so far.
+    """
+    for name, value in contract.items():
+        saved = state.contract.get(name, value)  # an older version's checkpoint knows fewer settings
+        if saved != value:
+            raise UserError(
+                f"{path} was trained with {name}={saved}, now it is {value}: resume with the same settings, data and "
+                "versions of the libraries, or start another run with --name."
+            )
+
+
 def load(
     accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,
@@ -245,13 +262,7 @@ def load(
     Raises:
         UserError: it was made with other settings, or is damaged.
     """
-    for name, value in contract.items():
-        saved = state.contract.get(name, value)  # an older version's checkpoint knows fewer settings
-        if saved != value:
-            raise UserError(
-                f"{path} was trained with {name}={saved}, now it is {value}: resume with the same settings, data and "
-                "versions of the libraries, or start another run with --name."
-            )
+    check_contract(path, state, contract)
     state.contract = contract
     own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     restore(accelerator, path, average)

@@ -11,17 +11,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from modeling import CONFIGS
-from pretraining import init_from
-from pretraining.data.images.settings import ImageSettings
-from pretraining.data.pairs.settings import PairSettings
 from pretraining.data.settings import TokenizerSettings
-from pretraining.data.text.settings import TextSettings
 from pretraining.errors import UserError, one_line
-from pretraining.objectives.classification import ClassificationSettings
-from pretraining.objectives.denoising import DenoisingSettings
-from pretraining.objectives.masked_images import MaskedImagesSettings
-from pretraining.objectives.mlm_nsp import SentencePairsSettings
-from pretraining.objectives.translation import TranslationSettings
+from pretraining.objectives import OBJECTIVES
 from pretraining.settings import (
     NOT_SET_BY_HAND,
     CheckpointSettings,
@@ -32,27 +24,17 @@ from pretraining.settings import (
     TrainSettings,
 )
 
-# The objective decides which sections of data and of objective settings a run has.
-OBJECTIVES = {
-    "sentence_pairs": (TextSettings, SentencePairsSettings),
-    "translation": (PairSettings, TranslationSettings),
-    "denoising": (TextSettings, DenoisingSettings),
-    "classification": (ImageSettings, ClassificationSettings),
-    "masked_images": (ImageSettings, MaskedImagesSettings),
-}
-# The objectives of each family, the usual one first.
-FAMILIES = {
-    "bert": ["sentence_pairs"],
-    "seq2seq": ["translation", "denoising"],
-    "vit": ["classification", "masked_images"],
-}
 # The families that read tokens.
 READERS = {"bert", "seq2seq"}
-# A family's own defaults: what is written must look like text.
+# A family's own defaults: what is generated must look like text.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {},
     "seq2seq": {"tokenizer.kind": "bpe", "tokenizer.cased": True},
     "vit": {},
+}
+RENAMED = {
+    "objective.written": "objective.generate_examples",
+    "objective.probe": "objective.probe_examples",
 }
 
 
@@ -68,6 +50,8 @@ class Parser(ArgumentParser):
             key = ".".join(nested.groups()) if nested else next(filter(None, unknown.groups() if unknown else ()))
             near = difflib.get_close_matches(key, types, n=1, cutoff=0.0)[0]
             message = f"there is no setting {key}; the nearest is {near}."
+            if key in RENAMED:
+                message = f"{key} is named {RENAMED[key]} now: rename it."
         elif wrong:
             key, value = wrong.groups()
             hint = types.get(key)
@@ -99,7 +83,6 @@ def peek(arguments: list[str], key: str, default: str) -> str:
 def make_parser(family: str, objective: str) -> Parser:
     """Every setting of a run that trains `family` on `objective`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    data, objective_settings = OBJECTIVES[objective]
     parser = Parser(
         prog="pretrain.py",
         description="Pretrain a model on your own data, from scratch or from a checkpoint.",
@@ -126,12 +109,12 @@ def make_parser(family: str, objective: str) -> Parser:
         help="A folder or Hub name of a checkpoint, ours or native, to start from: its weights, its architecture (the "
         "defaults of model.*) and its tokenizer; null: fresh weights.",
     )
-    parser.add_argument("--model.family", choices=list(FAMILIES), default="bert", help="The architecture.")
+    parser.add_argument("--model.family", choices=list(CONFIGS), default="bert", help="The architecture.")
     parser.add_class_arguments(CONFIGS[family], "model", skip=NOT_SET_BY_HAND)
     sections = {
-        "data": data,
+        "data": OBJECTIVES[objective].data,
         **({"tokenizer": TokenizerSettings} if family in READERS else {}),
-        "objective": objective_settings,
+        "objective": OBJECTIVES[objective].settings,
         "train": TrainSettings,
         "optim": OptimSettings,
         "evaluation": EvaluationSettings,
@@ -156,37 +139,42 @@ def instantiate(parser: Parser, given: Namespace) -> Namespace:
 
 
 def parse(arguments: list[str] | None = None) -> Settings:
-    """The settings of a run, from YAML files and the command line; a wrong one ends the program with one sentence."""
+    """The settings of a run, resolved: from YAML files, the command line and the checkpoint that it starts from.
+
+    Whatever is wrong ends the program with one sentence.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     family = peek(arguments, "model.family", "bert")
-    family = family if family in FAMILIES else "bert"  # the parser itself refuses it
-    usual = FAMILIES[family][0]
-    objective = peek(arguments, "objective.name", usual)
-    parser = make_parser(family, objective if objective in FAMILIES[family] else usual)
+    family = family if family in CONFIGS else "bert"  # the parser itself refuses it
+    names = [name for name, entry in OBJECTIVES.items() if entry.family == family]  # the usual one first
+    name = peek(arguments, "objective.name", names[0])
+    parser = make_parser(family, name if name in names else names[0])
     parser.set_defaults(DEFAULTS[family])
     checkpoint = peek(arguments, "init_from", "null")
     try:
-        start = None if checkpoint == "null" else init_from.read_config(checkpoint, CONFIGS[family])
-        if start is not None:
-            parser.set_defaults(init_from.architecture(start))
-            if family in READERS:
-                separate = init_from.is_separate(start)
-                parser.set_defaults({"tokenizer.path": checkpoint, "tokenizer.separate": separate})
-        given = parser.parse_args(arguments)
+        if checkpoint == "null":
+            return make_settings(parser, arguments, family)
+        from pretraining import init_from  # heavy: it converts models
+
+        start = init_from.read_config(checkpoint, CONFIGS[family])
+        parser.set_defaults(init_from.architecture(start))
+        positions = 0
         if family in READERS:
-            given.tokenizer.path = given.tokenizer.path or given.init_from
-        resolved = parser.dump(given, skip_none=False)
-        given.model.pop("family")
-        ready = {"tokenizer": None, **instantiate(parser, given)}
-        fields = {field.name for field in dataclasses.fields(Settings)} - {"family", "resolved", "trained_positions"}
-        settings = Settings(
-            family=family,
-            resolved=resolved,
-            trained_positions=start.max_position_embeddings if start is not None and family in READERS else 0,
-            **{name: {"tokenizer": None, **ready}[name] for name in fields},
-        )
-        if start is not None:
-            init_from.check(settings, start)
+            parser.set_defaults({"tokenizer.path": checkpoint, "tokenizer.separate": init_from.is_separate(start)})
+            positions = start.max_position_embeddings
+        return init_from.resolve(make_settings(parser, arguments, family, positions), start)
     except UserError as error:
         parser.error(str(error))
-    return settings
+
+
+def make_settings(parser: Parser, arguments: list[str], family: str, trained_positions: int = 0) -> Settings:
+    """The settings that these arguments give, with their YAML."""
+    given = parser.parse_args(arguments)
+    if family in READERS:
+        given.tokenizer.path = given.tokenizer.path or given.init_from
+    resolved = parser.dump(given, skip_none=False)
+    given.model.pop("family")
+    sections = {"tokenizer": None, **instantiate(parser, given)}
+    names = {field.name for field in dataclasses.fields(Settings)} & sections.keys()
+    values = {name: sections[name] for name in names}
+    return Settings(family=family, resolved=resolved, trained_positions=trained_positions, **values)

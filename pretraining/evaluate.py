@@ -1,4 +1,4 @@
-"""Held-out evaluation: the same examples, masks and rows every time; and how it is told."""
+"""Held-out evaluation: the same examples, masks and rows every time; and how it is printed."""
 
 import torch
 from accelerate import Accelerator
@@ -7,53 +7,50 @@ from torch import nn
 
 from pretraining.batches import Steps
 from pretraining.data.plan import Plan, make_plan
-from pretraining.objectives import Objective
+from pretraining.objectives.base import Examples, Objective
 from pretraining.settings import Settings, TrainSettings
 
 EPOCH = 0  # whose draws the held-out examples keep
-GROUPS = 25  # classes or locales whose measures are told
+GROUPS = 25  # classes or locales whose metrics are printed
 
 
-def make_evaluation_plan(objective: Objective, settings: Settings) -> Plan:
+def make_evaluation_plan(examples: Examples, settings: Settings) -> Plan:
     """The rows of the held-out examples, at most `evaluation.examples` of them."""
-    index = objective.index("validation", EPOCH)
+    index = examples.index("validation", EPOCH)
     if settings.evaluation.examples:
         index = index[: settings.evaluation.examples]
-    lengths = objective.lengths("validation", EPOCH, index)
-    train = settings.train
-    rows = train.rows_per_step
-    return make_plan(index, lengths, objective.row_lengths, lambda _: rows, train.window, 0, EPOCH, shuffle=False)
+    lengths = examples.lengths("validation", EPOCH, index)
+    rows, window = settings.train.rows_per_step, settings.train.window
+    return make_plan(index, lengths, examples.row_lengths, lambda _: rows, window, 0, EPOCH, shuffle=False)
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, objective: Objective, plan: Plan, settings: TrainSettings, accelerator: Accelerator
+    model: nn.Module, objective: Objective, plan: Plan, options: TrainSettings, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Every measure of the objective over the held-out rows, all processes together; the model is left in eval mode."""
-    assert isinstance(settings.micro_batch, int)
+    """Every metric of the held-out rows, all processes together; the model is left in eval mode."""
+    assert isinstance(options.micro_batch, int), "autotuned"
     model.eval()
     sums: dict[str, torch.Tensor] = {}
-    steps = Steps(
-        objective, "validation", EPOCH, plan, settings.micro_batch, accelerator.process_index, accelerator.num_processes
-    )
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    steps = Steps(objective.examples, "validation", EPOCH, plan, options.micro_batch, rank, ranks)
     with accelerator.autocast():
-        for micro_batches in steps.since(0, settings.workers):
+        for micro_batches in steps.since(0, options.workers):
             for batch in micro_batches:
-                inputs = objective.finish(send_to_device(batch, accelerator.device))
-                measures = objective.evaluate(model, inputs)
-                for name, pair in measures.items():
-                    total = torch.stack([part.double() for part in pair])
+                inputs = objective.head.to_model_inputs(send_to_device(batch.tensors, accelerator.device))
+                for name, pair in objective.scoring.sums(model, inputs).items():
+                    total = torch.stack([part.double() for part in pair])  # sum and count
                     sums[name] = sums.get(name, torch.zeros_like(total)) + total
-        judged = objective.judge(model, plan.examples, accelerator)
+        scores = objective.scoring.score_outputs(model, plan.examples, accelerator, final=False)
     totals = {name: accelerator.reduce(total, "sum").tolist() for name, total in sums.items()}
-    return {name: total / max(count, 1) for name, (total, count) in totals.items()} | judged
+    return {name: total / max(count, 1) for name, (total, count) in totals.items()} | scores
 
 
-def report(step: int, examples: int, measures: dict[str, float], signatures: dict[str, str]) -> str:
+def report(step: int, examples: int, metrics: dict[str, float], signatures: dict[str, str]) -> str:
     """How good the exported weights are; of many groups (classes, locales) the worst."""
     lines = [f"held out, {examples:,} examples, the weights of step {step:,}:"]
-    groups = sorted((name for name in measures if " " in name), key=measures.__getitem__)
-    for name, value in measures.items():
+    groups = sorted((name for name in metrics if " " in name), key=metrics.__getitem__)
+    for name, value in metrics.items():
         if name in groups[GROUPS:]:
             continue
         name = name.removeprefix("eval_")

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from pretraining.errors import UserError, one_line
 from pretraining.files import publish, sync
-from pretraining.objectives import Objective
+from pretraining.objectives.base import Head
 
 
 def write_model(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
@@ -32,14 +32,14 @@ def write_model(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> N
     fresh.save_pretrained(folder)
 
 
-def export(accelerator: Accelerator, model: nn.Module, objective: Objective, folder: Path) -> Path:
+def export(accelerator: Accelerator, model: nn.Module, head: Head, folder: Path) -> Path:
     """Writes `model/` (weights, code, tokenizer); every process calls this."""
     weights = accelerator.get_state_dict(model)
     final, unfinished, replaced = (folder / name for name in ("model", "model.unfinished", "model.replaced"))
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
         write_model(accelerator.unwrap_model(model), weights, unfinished)
-        objective.save(unfinished)
+        head.save_inputs(unfinished)
         shutil.rmtree(replaced, ignore_errors=True)
         sync(unfinished)  # before the old one is moved away: the moment without a model is short
         if final.exists():
@@ -54,7 +54,7 @@ def how_to_open(model: PreTrainedModel, inputs: dict[str, tuple[str, str]], fold
     """Lines of code that open the exported model anywhere.
 
     Args:
-        inputs: as in `Objective`.
+        inputs: as in `Head`.
     """
     auto = next(auto for auto, name in model.config.auto_map.items() if name.endswith(f".{type(model).__name__}"))
     parts = {**inputs, "model": (auto, "")}
@@ -91,7 +91,7 @@ def open_one_of(classes: Sequence[type[PreTrainedModel]], called: str, folder: P
 
 
 @torch.no_grad()
-def write_probe(model: PreTrainedModel, inputs: dict[str, Tensor], path: Path) -> None:
+def write_reference(model: PreTrainedModel, inputs: dict[str, Tensor], path: Path) -> None:
     """Inputs and what the model makes of them, on one thread: whoever reads the model back can compare bit by bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

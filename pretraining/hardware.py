@@ -19,7 +19,7 @@ from pretraining.batches import Steps
 from pretraining.data.plan import Plan
 from pretraining.data.shards import count_processes
 from pretraining.errors import UserError
-from pretraining.objectives import Objective
+from pretraining.objectives.base import Objective
 from pretraining.settings import Settings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -141,16 +141,16 @@ class Probe:
     def __init__(self, model: PreTrainedModel, objective: Objective, plan: Plan, ranks: int, device: torch.device):
         model.to(device)  # type: ignore[arg-type]
         self.model, self.objective, self.device = model.train(), objective, device
-        self.steps = Steps(objective, "train", 0, plan, 2**31, 0, ranks)
+        self.steps = Steps(objective.examples, "train", 0, plan, 2**31, 0, ranks)
         self.share = self.steps.micro_batch
         """The rows of a step that fall to one process: no micro-batch is larger."""
 
-    def batch(self, rows: int) -> dict[str, Any]:
+    def batch(self, rows: int) -> Any:
         return self.steps.batch((self.steps.plan.step(0) * rows)[:rows], 0.0)
 
     def inputs(self, rows: int) -> dict[str, Any]:
         """A batch as the model takes it."""
-        return self.objective.finish(send_to_device(self.batch(rows), self.device))
+        return self.objective.head.to_model_inputs(send_to_device(self.batch(rows).tensors, self.device))
 
     @contextmanager
     def way(self, precision: str, kernel: str, linear: str) -> Iterator[None]:
@@ -166,7 +166,7 @@ class Probe:
 
     def run(self, batch: dict[str, Any]) -> None:
         """Forward and backward."""
-        counts = {name: torch.ones((), device=self.device) for name in self.objective.targets}
+        counts = {name: torch.ones((), device=self.device) for name in self.batch(1).targets}
         self.model(**batch, num_items_in_batch=counts).loss.backward()
         self.model.zero_grad()
 
@@ -194,8 +194,8 @@ class Probe:
         """Floating-point operations of a step's token, forward and backward: those of its matrix products."""
         batch = self.batch(1)
         with FlopCounterMode(display=False) as counter, self.way("fp32", "eager", "torch"):
-            self.run(self.objective.finish(send_to_device(batch, self.device)))
-        return counter.get_total_flops() / self.objective.count(batch)
+            self.run(self.objective.head.to_model_inputs(send_to_device(batch.tensors, self.device)))
+        return counter.get_total_flops() / batch.units
 
 
 def ways(settings: Settings, device: torch.device) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 """From which weights does a run start? From those of a checkpoint, ours or native, made to fit the run."""
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -65,15 +66,12 @@ def is_separate(config: PreTrainedConfig) -> bool:
     return isinstance(config, KeelSeq2SeqConfig) and not config.share_encoder_decoder_embeddings
 
 
-def check(settings: Settings, start: PreTrainedConfig) -> None:
-    """Takes from the checkpoint what no setting names, and refuses settings that contradict it.
+def resolve(settings: Settings, start: PreTrainedConfig) -> Settings:
+    """The settings with what no setting names taken from the checkpoint's configuration `start`.
 
     Raises:
-        UserError: another tokenizer, or another architecture than the checkpoint's.
+        UserError: the settings ask for another tokenizer, or for another architecture than the checkpoint's.
     """
-    if settings.tokenizer is not None:
-        check_tokenizer(settings, start)
-        settings.model.tie_word_embeddings = start.tie_word_embeddings
     theirs = architecture(start)
     for name, value in architecture(settings.model).items():
         fits = name.removeprefix("model.") in FREE or (name in RESIZED and value > theirs[name])
@@ -82,8 +80,13 @@ def check(settings: Settings, start: PreTrainedConfig) -> None:
                 f"{name} is {value}, but {theirs[name]} in the checkpoint {settings.init_from}: leave it out, the "
                 "checkpoint decides."
             )
-    if isinstance(start, KeelViTConfig) and isinstance(settings.model, KeelViTConfig):
-        settings.model.position_grid_size = start.position_grid_size or start.image_size // start.patch_size
+    model: Any = copy.deepcopy(settings.model)
+    if isinstance(start, KeelViTConfig):
+        model.position_grid_size = start.position_grid_size or start.image_size // start.patch_size
+    else:
+        check_tokenizer(settings, start)
+        model.tie_word_embeddings = start.tie_word_embeddings
+    return dataclasses.replace(settings, model=model)
 
 
 def check_tokenizer(settings: Settings, start: PreTrainedConfig) -> None:

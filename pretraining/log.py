@@ -9,6 +9,7 @@ from pathlib import Path
 import wandb
 import yaml
 from accelerate import Accelerator, PartialState
+from accelerate.utils import LoggerType
 from tqdm import tqdm
 
 from pretraining import files
@@ -16,6 +17,13 @@ from pretraining.checkpoint import State
 from pretraining.errors import UserError, one_line
 from pretraining.pictures.charts import draw_curves
 from pretraining.settings import LogSettings, Settings
+
+
+def check_trackers(settings: LogSettings) -> None:
+    """Raises UserError where Accelerate does not know a tracker."""
+    known = [tracker.value for tracker in LoggerType]
+    if unknown := [tracker for tracker in settings.trackers if tracker not in known]:
+        raise UserError(f"log.trackers: {unknown[0]!r} is no tracker of Accelerate; there are: {', '.join(known)}.")
 
 
 def wandb_mode(settings: LogSettings) -> str:
@@ -40,7 +48,7 @@ class Log:
     def __init__(self, process: PartialState, folder: Path, settings: LogSettings):
         self.folder, self.settings = folder, settings
         self.main = process.is_main_process
-        self.metrics = folder / "metrics.jsonl"
+        self.path = folder / "metrics.jsonl"
         self.bar: tqdm | None = None
         self.accelerator: Accelerator | None = None
 
@@ -61,7 +69,7 @@ class Log:
                 self.tell_changes(settings, state.step)
             files.write_text(self.folder / "config.yaml", settings.resolved)
             kept = [line for line in self.read() if line["step"] <= state.step > 0]
-            files.write_text(self.metrics, "".join(f"{files.to_json(line)}\n" for line in kept))
+            files.write_text(self.path, "".join(f"{files.to_json(line)}\n" for line in kept))
             self.bar = tqdm(total=100, bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}", disable=None)
         self.accelerator = accelerator
         accelerator.wait_for_everyone()
@@ -122,33 +130,33 @@ class Log:
         Raises:
             UserError: another line is damaged.
         """
-        if not self.metrics.exists():
+        if not self.path.exists():
             return []
-        lines = self.metrics.read_text().splitlines(keepends=True)
+        lines = self.path.read_text().splitlines(keepends=True)
         try:
             return [json.loads(line) for line in lines if line.endswith("\n")]
         except ValueError as error:
-            raise UserError(f"{self.metrics} is damaged ({one_line(error)}): mend it, or move it away.") from error
+            raise UserError(f"{self.path} is damaged ({one_line(error)}): mend it, or move it away.") from error
 
-    def write(self, measures: dict[str, float], step: int, progress: float) -> None:
-        """One line everywhere: `measures` after `step` steps, at `progress` (0 to 1) of the budget."""
+    def write(self, metrics: dict[str, float], step: int, progress: float) -> None:
+        """One line everywhere: `metrics` after `step` steps, at `progress` (0 to 1) of the budget."""
         if self.settings.trackers:
             assert self.accelerator is not None  # running
-            self.accelerator.log(measures, step=step)
+            self.accelerator.log(metrics, step=step)
         if not self.main:
             return
-        with self.metrics.open("a") as file:
-            file.write(files.to_json({"step": step, **measures}) + "\n")
-        speed = next((name for name in measures if name.endswith("_per_second")), None)
+        with self.path.open("a") as file:
+            file.write(files.to_json({"step": step, **metrics}) + "\n")
+        speed = next((name for name in metrics if name.endswith("_per_second")), None)
         if speed is None:
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             self.say(f"step {step}: {shown}")
             return
-        left = measures["seconds"] / progress * (1 - progress)
-        rate = f"{measures[speed]:,.0f} {speed.removesuffix('_per_second')}/s"
+        left = metrics["seconds"] / progress * (1 - progress)
+        rate = f"{metrics[speed]:,.0f} {speed.removesuffix('_per_second')}/s"
         line = (
-            f"loss {measures['loss']:.3f}  lr {measures['learning_rate']:.1e}  "
-            f"{rate}  MFU {measures['mfu']:.0%}  {clock(left)} left"
+            f"loss {metrics['loss']:.3f}  lr {metrics['learning_rate']:.1e}  "
+            f"{rate}  MFU {metrics['mfu']:.0%}  {clock(left)} left"
         )
         assert self.bar is not None
         if self.bar.disable:

@@ -1,4 +1,4 @@
-"""The run's settings as small dataclasses: typed, documented, validated."""
+"""The run's settings as small frozen dataclasses: typed, documented, validated; nothing heavy is imported here."""
 
 import dataclasses
 import re
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from accelerate.utils import LoggerType
 from transformers import PreTrainedConfig
 
 from modeling.configuration import KeelConfig
@@ -15,7 +14,7 @@ from pretraining.data.settings import between
 from pretraining.errors import UserError
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainSettings:
     """The loop. Exactly one of steps, epochs, tokens and minutes is the budget."""
 
@@ -108,7 +107,7 @@ class TrainSettings:
         return self.rows_at_start + (self.rows_per_step - self.rows_at_start) * step // self.batch_warmup
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimSettings:
     """The optimizer and its schedule."""
 
@@ -155,7 +154,7 @@ class OptimSettings:
                 raise UserError(f"optim.{name} is {getattr(self, name)}: it must be at least 0 and below 1.")
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationSettings:
     """Held-out evaluation, with masks frozen by index."""
 
@@ -173,7 +172,7 @@ class EvaluationSettings:
             between(f"evaluation.{name}", getattr(self, name), 0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class CheckpointSettings:
     """What is saved while training."""
 
@@ -189,7 +188,7 @@ class CheckpointSettings:
         between("checkpoint.keep", self.keep, 1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LogSettings:
     """Progress, metrics.jsonl and trackers."""
 
@@ -204,12 +203,9 @@ class LogSettings:
 
     def __post_init__(self) -> None:
         between("log.every", self.every, 1)
-        known = [tracker.value for tracker in LoggerType]
-        if unknown := [tracker for tracker in self.trackers if tracker not in known]:
-            raise UserError(f"log.trackers: {unknown[0]!r} is no tracker of Accelerate; there are: {', '.join(known)}.")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settings:
     """Everything a run is made from; `config.yaml` in the run's folder is this, resolved."""
 
@@ -226,7 +222,7 @@ class Settings:
     tokenizer: Any
     """`TokenizerSettings`, or None where the model reads no tokens."""
     objective: Any
-    """The objective's own settings class, with `name`, `row_size` and `check` among what it has."""
+    """An `ObjectiveSettings`."""
     train: TrainSettings
     optim: OptimSettings
     evaluation: EvaluationSettings

@@ -1,21 +1,16 @@
-"""One update, exact however it is cut; and what is kept of one that went wrong."""
+"""One update, exact however it is cut."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from pretraining.batches import Batch
 from pretraining.data import draws
 from pretraining.errors import UserError
-from pretraining.export import write_model
-from pretraining.files import to_json
-from pretraining.objectives import Objective
-from pretraining.settings import Settings
+from pretraining.objectives.base import Batch
 
 
 class NotFinite(UserError):
@@ -31,7 +26,7 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     micro_batches: list[Batch],
-    objective: Objective,
+    to_model_inputs: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     accelerator: Accelerator,
     seed: int,
     step: int,
@@ -42,6 +37,9 @@ def train_step(
     Every loss is a sum over targets divided by their number in the whole step, over all micro-batches and processes,
     so it does not matter how the step was cut.
 
+    Args:
+        to_model_inputs: the model's arguments from a batch's tensors on the device.
+
     Returns:
         This process's part of each loss, the norm of the gradient, and the step's units, padding not counted.
 
@@ -50,20 +48,24 @@ def train_step(
             lowers its scale, which skips the step, and this is raised where that no longer helps.
     """
     device, ranks = accelerator.device, accelerator.num_processes
-    found = [objective.count_targets(batch) for batch in micro_batches]
-    local = [sum(counts[name] for counts in found) for name in objective.targets]
-    local.append(sum(objective.count(batch) for batch in micro_batches))
+    # Counted before the first forward: a micro-batch must know the targets of the whole step to weigh its own. Divided
+    # by its own count instead, a target in a short micro-batch would weigh more than one in a full one.
+    names = list(micro_batches[0].targets)
+    local = [sum(batch.targets[name] for batch in micro_batches) for name in names]
+    local.append(sum(batch.units for batch in micro_batches))
     *targets, units = accelerator.reduce(torch.tensor(local, device=device), "sum").unbind()
-    counts = {name: count.clamp(min=1) for name, count in zip(objective.targets, targets, strict=True)}
+    counts = {name: count.clamp(min=1) for name, count in zip(names, targets, strict=True)}
 
     losses: dict[str, Tensor] = {}
     for i, batch in enumerate(micro_batches):
+        # Dropout is a function of where the run is, not of how many numbers were drawn before: a resumed run draws the
+        # same.
         torch.manual_seed(seed_of(seed, step, accelerator.process_index, i))
-        last = i == len(micro_batches) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
-            inputs = objective.finish(send_to_device(batch, device, non_blocking=True))
+        is_last = i == len(micro_batches) - 1
+        with nullcontext() if is_last else accelerator.no_sync(model):  # gradients travel once a step
+            inputs = to_model_inputs(send_to_device(batch.tensors, device, non_blocking=True))
             out = model(**inputs, num_items_in_batch=counts)
-            accelerator.backward(out.loss * ranks)  # gradients are averaged over the processes: the sum is wanted
+            accelerator.backward(out.loss * ranks)  # DDP averages gradients over the processes; the sum is wanted
         for name, value in out.items():
             if name.endswith("loss"):
                 losses[name] = losses.get(name, torch.zeros((), device=device)) + value.detach().float()
@@ -80,38 +82,3 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     return {**losses, "gradient_norm": norm.detach() / ranks}, int(units)
-
-
-def keep_bad_step(
-    folder: Path,
-    accelerator: Accelerator,
-    model: nn.Module,
-    objective: Objective,
-    micro_batches: list[Batch],
-    settings: Settings,
-    step: int,
-) -> Path:
-    """Writes all that replaying a step that was not finite needs: weights, batches, seeds; every process calls this.
-
-    `python -m pretraining.bad_step FOLDER` computes it again.
-    """
-    kept = folder / f"bad-step-{step}"
-    weights = accelerator.get_state_dict(model)
-    if accelerator.is_main_process:
-        kept.mkdir(parents=True, exist_ok=True)
-        unwrapped = accelerator.unwrap_model(model)
-        write_model(unwrapped, weights, kept)
-        facts: dict[str, Any] = {
-            "step": step,
-            "seed": settings.seed,
-            "processes": accelerator.num_processes,
-            "class": type(unwrapped).__name__,
-            "precision": settings.train.precision,
-            "kernel": settings.train.kernel,
-        }
-        (kept / "replay.json").write_text(to_json(facts, indent=1))
-    accelerator.wait_for_everyone()
-    finished = [objective.finish(send_to_device(batch, accelerator.device)) for batch in micro_batches]
-    torch.save(send_to_device(finished, "cpu"), kept / f"rank-{accelerator.process_index}.pt")
-    accelerator.wait_for_everyone()
-    return kept

@@ -13,7 +13,7 @@ def between(name: str, value: float, low: float, high: float = float("inf")) -> 
         raise UserError(f"{name} is {value}: it must be {bound}.")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TokenizerSettings:
     """An existing tokenizer, or how to train one on the run's own text."""
 

@@ -1,51 +1,25 @@
 """Denoising of plain text: spans infilled and sentences put in order (BART, Lewis 2019; T5, Raffel 2019).
 
-An example is a chunk of text, damaged as `data/noise.py` draws it from (seed, epoch, index).
+An example is a chunk of text, damaged as `data/text/noise.py` draws it from (seed, epoch, index).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from pretraining.data import draws
 from pretraining.data.packing import Example
-from pretraining.data.settings import between
 from pretraining.data.text.corpus import Text, prepare
 from pretraining.data.text.noise import count_spans, hide_spans, permute
 from pretraining.data.text.prepared import LIBRARIES
 from pretraining.data.tokenizer import require_end, require_tokens
-from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
+from pretraining.objectives.base import Objective
+from pretraining.objectives.seq2seq import Seq2SeqExamples, Seq2SeqHead, Seq2SeqScoring
+from pretraining.settings import Settings
 
 
-@dataclass
-class DenoisingSettings(Seq2SeqSettings):
-    """Plain text, damaged; the model writes what it was."""
-
-    name: Literal["denoising"] = "denoising"
-    """The objective."""
-    written: int = 0
-    noise_rate: float = 0.3
-    """Share of the tokens that are hidden (BART 0.3, T5 0.15)."""
-    mean_span: float = 3.0
-    """Tokens of a hidden span in the mean; each span becomes one mask."""
-    permute_sentences: bool = True
-    """Shuffle the sentences of the damaged text."""
-    target: Literal["text", "spans"] = "text"
-    """What is to be written: the whole text (BART), or the hidden spans, each behind a mask (T5)."""
-    short_sequence_rate: float = 0.1
-    """Share of the chunks cut to a random shorter length."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("noise_rate", "short_sequence_rate"):
-            between(f"objective.{name}", getattr(self, name), 0, 1)
-        between("objective.mean_span", self.mean_span, 1)
-
-
-class Denoising(Seq2Seq):
-    """The objective of plain text."""
+class DenoisingExamples(Seq2SeqExamples):
+    """A damaged chunk of text each."""
 
     libraries = LIBRARIES
     corpus: Text
@@ -57,18 +31,18 @@ class Denoising(Seq2Seq):
         self.tokenizer = self.corpus.tokenizer
         require_tokens(self.tokenizer, ("pad_token", "eos_token", "mask_token"))
         require_end(self.tokenizer)
-        self.open()
+        self.index_examples()
         return self.corpus.describe(limit, self.run.seed)
 
-    def open(self) -> None:
+    def index_examples(self) -> None:
         self.corpus = self.corpus.cut(self.settings.sequence_length - 1, self.settings.short_sequence_rate)
         self.fingerprint = self.corpus.fingerprint
-        super().open()
+        super().index_examples()
 
     def index(self, split: str, epoch: int) -> np.ndarray:
         return self.corpus.index(split, epoch, self.seed(split))
 
-    def in_any_epoch(self, split: str) -> np.ndarray:
+    def all_examples(self, split: str) -> np.ndarray:
         return np.arange(len(self.corpus.splits[split]))
 
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
@@ -83,6 +57,7 @@ class Denoising(Seq2Seq):
         data, options = self.corpus.splits[split], self.settings
         end = [self.tokenizer.eos_token_id]
         examples: list[Example] = []
+        mask = self.tokenizer.mask_token_id
         for number in index.tolist():
             start, stop = data.chunks[number % len(data)], data.chunks[number % len(data) + 1]
             ids = np.array(data.tokens[start:stop], dtype=np.int64)
@@ -92,11 +67,12 @@ class Denoising(Seq2Seq):
                 first, last = np.searchsorted(data.sentences, (start, stop), side="left")
                 starts = data.sentences[first:last] - start
                 damaged = permute(ids, starts[starts > 0], random)
-            damaged, spans = hide_spans(damaged, options.noise_rate, options.mean_span, self.mask_id, random)
+            damaged, spans = hide_spans(damaged, options.noise_rate, options.mean_span, mask, random)
             target = ids if options.target == "text" else spans
             examples.append({"input_ids": np.concatenate([damaged, end]), "labels": np.concatenate([target, end])})
         return examples
 
-    @property
-    def mask_id(self) -> int:
-        return self.tokenizer.mask_token_id
+
+def objective(settings: Settings) -> Objective:
+    examples = DenoisingExamples(settings)
+    return Objective(examples, Seq2SeqHead(examples), Seq2SeqScoring(examples))

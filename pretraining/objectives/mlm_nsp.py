@@ -1,75 +1,30 @@
 """MLM and NSP on pairs of sentences (Devlin 2018, 3.1).
 
-An example is a chunk of text: it is split in two, its second part kept or exchanged (`data/next_sentence.py`), and some
-of its tokens are hidden (`data/masking.py`).
+An example is a chunk of text: it is split in two, its second part kept or exchanged
+(`data/text/next_sentence.py`), and some of its tokens are masked (`data/text/masking.py`).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modeling import KeelBertConfig, KeelBertForMaskedLM, KeelBertForPreTraining
 from pretraining.data import draws
 from pretraining.data.packing import IGNORED, Example, layout, pack_tokens, pack_values
-from pretraining.data.settings import between
 from pretraining.data.text.corpus import Text, prepare
 from pretraining.data.text.masking import mask_tokens
 from pretraining.data.text.next_sentence import VERSION, Pairs, draw_pairs
 from pretraining.data.text.prepared import LIBRARIES
 from pretraining.data.tokenizer import regular_ids, require_tokens, word_starts
 from pretraining.errors import UserError
-from pretraining.objectives.base import TokenObjective, TokenObjectiveSettings
+from pretraining.objectives.base import Batch, Objective, Scoring
+from pretraining.objectives.text import TokenExamples, TokenHead
 from pretraining.settings import Settings
 
 SAMPLE = 2**14  # examples of a split by which the share of those that bear a pair label is told
-
-
-@dataclass
-class SentencePairsSettings(TokenObjectiveSettings):
-    """MLM and NSP on pairs of sentences (Devlin 2018, 3.1)."""
-
-    name: Literal["sentence_pairs"] = "sentence_pairs"
-    """The objective."""
-    next_sentence: Literal["nsp", "sop", "none"] = "nsp"
-    """Second loss: `nsp` (B follows A, or comes from another document), `sop` (the whole sentences of A and B in
-    order, or exchanged: Lan 2019, 3.1) or `none` (one segment, masked tokens alone)."""
-    sequence_length: int = 128
-    """Longest example in tokens, special tokens included."""
-    row_length: int | None = None
-    """Tokens in a packed row; null: sequence_length."""
-    short_sequence_rate: float = 0.1
-    """Share of the chunks cut to a random shorter length (Devlin 2018, released code)."""
-    mask_rate: float = 0.15
-    """Share of the tokens to predict."""
-    mask_rate_end: float | None = None
-    """Masking rate that the run ends with, on a line from `mask_rate` (Yang 2022); null: `mask_rate` throughout."""
-    mask_token_rate: float = 0.8
-    """Of the tokens to predict, the share that is replaced by [MASK]."""
-    random_token_rate: float = 0.1
-    """Of the tokens to predict, the share that is replaced by a random token; the rest is kept."""
-    whole_words: bool = False
-    """Mask whole words instead of single tokens."""
-    unigram_bias: bool = True
-    """Start the output biases at the logarithm of each token's frequency, so that no step is spent on learning it."""
-
-    def __post_init__(self) -> None:
-        for name in ("short_sequence_rate", "mask_rate", "mask_token_rate", "random_token_rate"):
-            between(f"objective.{name}", getattr(self, name), 0, 1)
-        between("objective.mask_rate_end", self.mask_rate_end or 0, 0, 1)
-        between(
-            "objective.mask_token_rate + objective.random_token_rate",
-            self.mask_token_rate + self.random_token_rate,
-            0,
-            1,
-        )
-        between("objective.sequence_length", self.sequence_length, 8)
-        self.row_length = self.row_length or self.sequence_length
-        between("objective.row_length", self.row_length, self.sequence_length)
 
 
 def log_frequencies(tokens: np.ndarray, vocab_size: int, block: int = 2**24) -> np.ndarray:
@@ -80,19 +35,21 @@ def log_frequencies(tokens: np.ndarray, vocab_size: int, block: int = 2**24) -> 
     return np.log(counts / counts.sum())
 
 
-class SentencePairs(TokenObjective):
-    """The objective of BERT."""
+class SentencePairExamples(TokenExamples):
+    """A chunk of text each, as one segment or as a pair of them."""
 
-    metric, lower_is_better = "mlm_loss", True
     libraries = LIBRARIES
     corpus: Text
 
-    def configure(self, settings: Settings) -> None:
-        super().configure(settings)
-        self.row_lengths = (self.settings.row_length,)
-        self.pairs = self.settings.next_sentence != "none"
-        self.targets = ("labels", "next_sentence_label") if self.pairs else ("labels",)
-        self.longest = self.settings.sequence_length - (3 if self.pairs else 2)
+    @property
+    def pairs(self) -> bool:
+        """Whether an example has two segments and the label of the second loss."""
+        return self.settings.next_sentence != "none"
+
+    @property
+    def chunk_length(self) -> int:
+        """Tokens of text in the longest example, whose special tokens are [CLS] and one or two [SEP]."""
+        return self.settings.sequence_length - (3 if self.pairs else 2)
 
     def prepare(self, is_builder: bool) -> list[str]:
         if self.pairs and self.run.model.type_vocab_size < 2:
@@ -101,17 +58,18 @@ class SentencePairs(TokenObjective):
                 "or objective.next_sentence to none."
             )
         cache, short_rate = Path(self.run.cache).expanduser(), self.settings.short_sequence_rate
-        self.corpus = prepare(self.run.data, self.run.tokenizer, self.longest, short_rate, cache, is_builder)
+        self.corpus = prepare(self.run.data, self.run.tokenizer, self.chunk_length, short_rate, cache, is_builder)
         self.tokenizer = self.corpus.tokenizer
         require_tokens(self.tokenizer, ("cls_token", "sep_token", "mask_token", "pad_token"))
         self.special = np.zeros(len(self.tokenizer), dtype=bool)
         self.special[self.tokenizer.all_special_ids] = True
         self.regular = regular_ids(self.tokenizer)
-        self.open()
-        return [*self.corpus.describe(self.longest, self.run.seed), *self.describe_pairs()]
+        self.index_examples()
+        return [*self.corpus.describe(self.chunk_length, self.run.seed), *self.describe_pairs()]
 
-    def open(self) -> None:
-        self.corpus = self.corpus.cut(self.longest, self.settings.short_sequence_rate)
+    def index_examples(self) -> None:
+        self.row_lengths = (self.settings.row_size,)
+        self.corpus = self.corpus.cut(self.chunk_length, self.settings.short_sequence_rate)
         self.data, self.fingerprint = self.corpus.splits, self.corpus.fingerprint
         if self.pairs:
             self.fingerprint += f" pairs {VERSION}"
@@ -150,18 +108,6 @@ class SentencePairs(TokenObjective):
             return []
         shares = [f"{share:.0%} of the {split} examples" for split, share in self.pair_shares.items()]
         return [f"pairs ({self.settings.next_sentence}): {' and '.join(shares)} bear a label, the others masks alone"]
-
-    def build_model(self, config: KeelBertConfig) -> PreTrainedModel:
-        config.vocab_size = len(self.tokenizer)
-        config.pad_token_id = self.tokenizer.pad_token_id
-        self.tokenizer.model_max_length = config.max_position_embeddings
-        model = KeelBertForPreTraining(config) if self.pairs else KeelBertForMaskedLM(config)
-        if self.settings.unigram_bias:
-            with torch.no_grad():
-                model.mlm.decoder.bias.copy_(
-                    torch.from_numpy(log_frequencies(self.data["train"].tokens, len(self.tokenizer)))
-                )
-        return model
 
     def index(self, split: str, epoch: int) -> np.ndarray:
         return self.corpus.index(split, epoch, self.seed(split))
@@ -213,65 +159,96 @@ class SentencePairs(TokenObjective):
             )
         return examples
 
-    def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
-        batch = {
-            "input_ids": pack_tokens(rows, "input_ids", self.settings.row_length, self.tokenizer.pad_token_id),
-            "token_type_ids": pack_tokens(rows, "token_type_ids", self.settings.row_length, 0),
-            "labels": pack_tokens(rows, "labels", self.settings.row_length, IGNORED),
-            **layout(rows, "input_ids", self.settings.row_length, sequences),
+    def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
+        (length,) = self.row_lengths
+        tensors = {
+            "input_ids": pack_tokens(rows, "input_ids", length, self.tokenizer.pad_token_id),
+            "token_type_ids": pack_tokens(rows, "token_type_ids", length, 0),
+            "labels": pack_tokens(rows, "labels", length, IGNORED),  # (rows, length)
+            **layout(rows, "input_ids", length, sequences),
         }
-        batch["logits_to_keep"] = torch.nonzero(batch["labels"].flatten() != IGNORED).flatten()
+        # Logits are computed at labels alone, 15 % of the tokens: the decoder's matrix is the model's largest.
+        tensors["logits_to_keep"] = torch.nonzero(tensors["labels"].flatten() != IGNORED).flatten()
+        targets = {"labels": len(tensors["logits_to_keep"])}
         if self.pairs:
-            batch["next_sentence_label"] = pack_values(rows, "next_sentence_label", sequences)
-        return batch
+            tensors["next_sentence_label"] = pack_values(rows, "next_sentence_label", sequences)  # (rows, sequences)
+            targets["next_sentence_label"] = int((tensors["next_sentence_label"] != IGNORED).sum())
+        return Batch(tensors, targets, units=int((tensors["sequence_ids"] != 0).sum()))
 
-    def count(self, batch: dict[str, Tensor]) -> int:
-        return int((batch["sequence_ids"] != 0).sum())
 
-    def evaluate(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        one = torch.ones((), device=batch["labels"].device)
-        out = model(**batch, num_items_in_batch=dict.fromkeys(self.targets, one))
-        labels = batch["labels"].flatten()[batch["logits_to_keep"]]
+class MlmNspHead(TokenHead[SentencePairExamples]):
+    """BERT with the heads of both losses, or of masked tokens alone."""
+
+    def build_model(self, config: KeelBertConfig) -> PreTrainedModel:
+        examples = self.examples
+        config.vocab_size = len(examples.tokenizer)
+        config.pad_token_id = examples.tokenizer.pad_token_id
+        examples.tokenizer.model_max_length = config.max_position_embeddings
+        model = KeelBertForPreTraining(config) if examples.pairs else KeelBertForMaskedLM(config)
+        if examples.settings.unigram_bias:
+            frequencies = log_frequencies(examples.data["train"].tokens, len(examples.tokenizer))
+            with torch.no_grad():
+                model.mlm.decoder.bias.copy_(torch.from_numpy(frequencies))
+        return model
+
+
+class MlmNspScoring(Scoring[SentencePairExamples]):
+    """Loss and accuracy of masked tokens and of pairs."""
+
+    def rank(self, metrics: dict[str, float]) -> float:
+        return metrics["mlm_loss"]
+
+    def sums(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        one, pairs = torch.ones((), device=inputs["labels"].device), "next_sentence_label" in inputs
+        out = model(
+            **inputs, num_items_in_batch={"labels": one, "next_sentence_label": one} if pairs else {"labels": one}
+        )
+        labels = inputs["labels"].flatten()[inputs["logits_to_keep"]]  # (M,)
+        logits = out.prediction_logits if pairs else out.logits  # (M, V)
         count = torch.as_tensor(len(labels), device=labels.device)
-        logits = out.prediction_logits if self.pairs else out.logits
         sums = {
-            "mlm_loss": (out.mlm_loss if self.pairs else out.loss, count),
+            "mlm_loss": (out.mlm_loss if pairs else out.loss, count),
             "mlm_accuracy": ((logits.argmax(-1) == labels).sum(), count),
         }
-        if self.pairs:
-            label = batch["next_sentence_label"]
+        if pairs:
+            label = inputs["next_sentence_label"]
             count = (label != IGNORED).sum()
             sums["nsp_loss"] = (out.nsp_loss, count)
             sums["nsp_accuracy"] = ((out.seq_relationship_logits.argmax(-1) == label).sum(), count)
         return sums
 
     @torch.no_grad()
-    def samples(self, model: torch.nn.Module, count: int) -> list[str]:
-        """Held-out sentences with one word hidden, and the model's three best guesses for it."""
-        data = self.data["validation"]
+    def samples(self, model: nn.Module, count: int) -> list[str]:
+        """Held-out sentences with one word masked, and the model's three best predictions for it."""
+        data, tokenizer = self.examples.data["validation"], self.examples.tokenizer
         starts = data.sentences
         sizes = np.diff(starts)
-        most = min(40, self.settings.sequence_length - 2)  # [CLS] and [SEP] besides
-        fit = np.flatnonzero((sizes >= min(8, most)) & (sizes <= most))
-        order = np.argsort(draws.hash_key(draws.MASK, fit), kind="stable")
+        longest = min(40, self.examples.settings.sequence_length - 2)  # [CLS] and [SEP] besides
+        candidates = np.flatnonzero((sizes >= min(8, longest)) & (sizes <= longest))
+        order = np.argsort(draws.hash_key(draws.MASK, candidates), kind="stable")
         device = next(model.parameters()).device
-        shown: list[str] = []
-        for sentence in fit[order]:
-            if len(shown) == count:
+        lines: list[str] = []
+        for sentence in candidates[order]:
+            if len(lines) == count:
                 break
             ids = np.array(data.tokens[starts[sentence] : starts[sentence + 1]], dtype=np.int64)
-            words = [i for i, token in enumerate(ids) if self.text(token).isalpha()]
+            words = [i for i, token in enumerate(ids) if self.decode(token).isalpha()]
             if not words:
                 continue
-            at = words[int(draws.integers(len(words), draws.SPLIT, int(sentence)))]
-            hidden = np.concatenate([[self.tokenizer.cls_token_id], ids, [self.tokenizer.sep_token_id]])
-            hidden[at + 1] = self.tokenizer.mask_token_id
-            out = model(input_ids=torch.from_numpy(hidden)[None].to(device))
-            logits = (out.prediction_logits if self.pairs else out.logits)[0, at + 1]
-            guesses = zip(*logits.softmax(-1).topk(3), strict=True)
-            best = ", ".join(f"{self.text(guess)} {probability:.0%}" for probability, guess in guesses)
-            shown.append(f"{self.text(*hidden[1:-1])}\n    was: {self.text(ids[at])}; guessed: {best}")
-        return shown
+            place = words[int(draws.integers(len(words), draws.SPLIT, int(sentence)))]
+            masked = np.concatenate([[tokenizer.cls_token_id], ids, [tokenizer.sep_token_id]])
+            masked[place + 1] = tokenizer.mask_token_id
+            out = model(input_ids=torch.from_numpy(masked)[None].to(device))
+            logits = (out.prediction_logits if self.examples.pairs else out.logits)[0, place + 1]  # (V,)
+            best = zip(*logits.softmax(-1).topk(3), strict=True)
+            predicted = ", ".join(f"{self.decode(token)} {probability:.0%}" for probability, token in best)
+            lines.append(f"{self.decode(*masked[1:-1])}\n    true: {self.decode(ids[place])}; predicted: {predicted}")
+        return lines
 
-    def text(self, *ids: int) -> str:
-        return str(self.tokenizer.decode([int(i) for i in ids])).strip()
+    def decode(self, *ids: int) -> str:
+        return str(self.examples.tokenizer.decode([int(i) for i in ids])).strip()
+
+
+def objective(settings: Settings) -> Objective:
+    examples = SentencePairExamples(settings)
+    return Objective(examples, MlmNspHead(examples), MlmNspScoring(examples))

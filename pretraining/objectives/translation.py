@@ -3,38 +3,22 @@
 An example is a pair; it lies in one packed row on both sides.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pretraining.data import draws
 from pretraining.data.packing import IGNORED, Example, layout, pack_tokens
 from pretraining.data.pairs.corpus import Pairs, Side, load_pairs
 from pretraining.data.pairs.prepared import LIBRARIES, prepare_pairs
-from pretraining.data.settings import between
 from pretraining.data.shards import count_processes
 from pretraining.data.split import require_held_out
 from pretraining.data.tokenizer import TARGET, build_tokenizer, require_end, require_tokens
 from pretraining.errors import UserError
-from pretraining.objectives.seq2seq import Seq2Seq, Seq2SeqSettings
-
-
-@dataclass
-class TranslationSettings(Seq2SeqSettings):
-    """Pairs: a source, and the target to be written for it."""
-
-    name: Literal["translation"] = "translation"
-    """The objective."""
-    max_ratio: float = 9.0
-    """Pairs of which one side has more than so many times the other's tokens are left out; 0: none are."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        between("objective.max_ratio", self.max_ratio, 0)
+from pretraining.objectives.base import Batch, Objective
+from pretraining.objectives.seq2seq import Seq2SeqExamples, Seq2SeqHead, Seq2SeqScoring
+from pretraining.settings import Settings
 
 
 def one_each(points: np.ndarray, tokens: int, random: np.random.Generator) -> np.ndarray:
@@ -51,15 +35,15 @@ def one_each(points: np.ndarray, tokens: int, random: np.random.Generator) -> np
     return labels
 
 
-class Translation(Seq2Seq):
-    """The objective of pairs."""
+class TranslationExamples(Seq2SeqExamples):
+    """A pair each."""
 
     libraries = LIBRARIES
 
     def prepare(self, is_builder: bool) -> list[str]:
         cache, options = Path(self.run.cache).expanduser(), self.run.data
         pairs, self.repeated = load_pairs(options)
-        self.held_out = pairs["validation"].dataset
+        self.validation_pairs = pairs["validation"].dataset
         require_held_out(pairs, "pairs", "set data.validation_fraction")
         self.build_tokenizers(pairs["train"], cache, is_builder)
         tokenizers, processes = list(self.tokenizers.values()), count_processes(options.processes)
@@ -68,7 +52,7 @@ class Translation(Seq2Seq):
         }
         self.check_alignments()
         self.fingerprint = f"{self.data['train'].name} {self.data['validation'].name}"
-        self.open()
+        self.index_examples()
         lines = [f"pairs {options.source}, fingerprint {pairs['train'].fingerprint}"]
         return lines + [self.describe(split) for split in self.data]
 
@@ -97,7 +81,8 @@ class Translation(Seq2Seq):
     def check_alignments(self) -> None:
         """Raises UserError where word alignments are to be learnt and there are none, or none can be seen."""
         model = self.run.model
-        if model.alignment_layer is None:
+        self.aligned = model.alignment_layer is not None
+        if not self.aligned:
             return
         if not len(self.data["train"].points):
             raise UserError(
@@ -109,13 +94,12 @@ class Translation(Seq2Seq):
                 f"model.alignment_layer is {model.alignment_layer}, which needs attention weights, and train.kernel is "
                 f"{self.run.train.kernel}: set train.kernel to eager."
             )
-        self.targets = ("labels", "alignment_labels")
 
-    def open(self) -> None:
+    def index_examples(self) -> None:
         chosen = {split: self.choose(split) for split in self.data}
         self.kept = {split: kept for split, (kept, _) in chosen.items()}
         self.left_out = {split: self.repeated[split] | left_out for split, (_, left_out) in chosen.items()}
-        super().open()
+        super().index_examples()
 
     def choose(self, split: str) -> tuple[np.ndarray, dict[str, int]]:
         """The pairs of a split that are neither too long nor too unlike in length, and how many others there are.
@@ -166,7 +150,7 @@ class Translation(Seq2Seq):
             return kept
         return kept[np.argsort(draws.hash_key(self.seed(split), epoch, draws.SUBSET, kept), kind="stable")]
 
-    def in_any_epoch(self, split: str) -> np.ndarray:
+    def all_examples(self, split: str) -> np.ndarray:
         return self.kept[split]
 
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
@@ -182,29 +166,32 @@ class Translation(Seq2Seq):
             }
             for pair in index.tolist()
         ]
-        if len(self.targets) > 1:
+        if self.aligned:
             for pair, example in zip(index.tolist(), examples, strict=True):
                 random = draws.generator(self.seed(split), epoch, draws.ALIGN, pair)
                 example["alignment_labels"] = one_each(data.alignment(pair), len(example["labels"]), random)
         return examples
 
-    def collate(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
+    def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
         batch = super().collate(rows, sequences)
-        if len(self.targets) > 1:  # of the example, now of the row
+        if self.aligned:
             source, target = self.row_lengths
-            labels = pack_tokens(rows, "alignment_labels", target, IGNORED)
+            labels = pack_tokens(rows, "alignment_labels", target, IGNORED)  # (rows, target): places in the example
             starts = layout(rows, "input_ids", source, sequences)["sequence_starts"]
-            first = starts.gather(1, (batch["decoder_sequence_ids"] - 1).clamp(min=0))
-            batch["alignment_labels"] = torch.where(labels == IGNORED, labels, labels + first)
+            first = starts.gather(1, (batch.tensors["decoder_sequence_ids"] - 1).clamp(min=0))
+            batch.tensors["alignment_labels"] = torch.where(labels == IGNORED, labels, labels + first)  # in the row
+            batch.targets["alignment_labels"] = int((labels != IGNORED).sum())
         return batch
-
-    def judged(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value for name, value in batch.items() if name != "alignment_labels"}
 
     def references(self, index: np.ndarray, examples: list[Example]) -> list[str]:
         """The targets themselves: what a tokenizer makes of them may be lower-case, or lack what it does not know."""
-        return self.held_out.select(index)["target"][:]
+        return self.validation_pairs.select(index)["target"][:]
 
     def group(self, number: int) -> str:
         data = self.data["validation"]
         return data.group_names[data.groups[number]]
+
+
+def objective(settings: Settings) -> Objective:
+    examples = TranslationExamples(settings)
+    return Objective(examples, Seq2SeqHead(examples), Seq2SeqScoring(examples))

@@ -14,7 +14,7 @@ from modeling import KeelViTForImageClassification, KeelViTForMaskedImageModelin
 from pretraining.data.images.decode import Coloured, Unreadable, decode
 from pretraining.errors import UserError, one_line, one_sentence_errors
 from pretraining.export import open_one_of
-from pretraining.objectives.masked_images import hidden_patches
+from pretraining.objectives.masked_images import masked_patches
 from pretraining.pictures.charts import draw_gallery, draw_similarities, overlaid
 from pretraining.pictures.vit_insides import (
     attention_over_patches,
@@ -181,7 +181,7 @@ def draw_reconstructions(
     """
     config, (mean, std) = model.config, statistics
     side = config.image_size // config.patch_size
-    hidden = torch.tensor(hidden_patches(0, 0, np.arange(len(names)), side, *masks))  # (B, P)
+    hidden = torch.tensor(masked_patches(0, 0, np.arange(len(names)), side, *masks))  # (B, P)
     pixels = pixel_values * std + mean
     seen = pixels.masked_fill(over_pixels(hidden.unflatten(1, (1, side, side)), config.patch_size), HIDDEN)
     predicted = reconstructed(model, pixel_values, hidden, mean, std)

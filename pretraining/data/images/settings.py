@@ -7,7 +7,7 @@ from pretraining.data.settings import between
 from pretraining.errors import UserError
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImageSettings:
     """Where images come from, and which of them are kept."""
 
@@ -58,7 +58,7 @@ class ImageSettings:
                 raise UserError(f"data.source is {source!r}, but data.{source} is empty: name what there is to read.")
 
 
-@dataclass
+@dataclass(frozen=True)
 class AugmentSettings:
     """How a training image is changed each time it is seen; every choice is drawn from (seed, epoch, index)."""
 
@@ -92,7 +92,7 @@ class AugmentSettings:
         between("objective.randaugment_magnitude", self.randaugment_magnitude, 0, 30)
 
 
-@dataclass
+@dataclass(frozen=True)
 class MixingSettings(AugmentSettings):
     """How, besides, another training image is mixed in."""
 

@@ -6,7 +6,7 @@ from pretraining.data.settings import between
 from pretraining.errors import UserError
 
 
-@dataclass
+@dataclass(frozen=True)
 class PairSettings:
     """Where pairs of sentences come from, and which of them are kept."""
 

@@ -7,7 +7,7 @@ from pretraining.data.settings import between
 from pretraining.errors import UserError
 
 
-@dataclass
+@dataclass(frozen=True)
 class TextSource:
     """Where documents come from."""
 
@@ -36,7 +36,7 @@ class TextSource:
         between(f"The weight of the source {self.source!r}", self.weight, 0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TextSettings(TextSource):
     """Where the documents come from, and which of them are kept."""
 
