@@ -9,7 +9,6 @@ from pathlib import Path
 import wandb
 import yaml
 from accelerate import Accelerator, PartialState
-from accelerate.utils import LoggerType
 from tqdm import tqdm
 
 from pretraining import files
@@ -17,13 +16,6 @@ from pretraining.checkpoint import State
 from pretraining.errors import UserError, one_line
 from pretraining.pictures.charts import draw_curves
 from pretraining.settings import LogSettings, Settings
-
-
-def check_trackers(settings: LogSettings) -> None:
-    """Raises UserError where Accelerate does not know a tracker."""
-    known = [tracker.value for tracker in LoggerType]
-    if unknown := [tracker for tracker in settings.trackers if tracker not in known]:
-        raise UserError(f"log.trackers: {unknown[0]!r} is no tracker of Accelerate; there are: {', '.join(known)}.")
 
 
 def wandb_mode(settings: LogSettings) -> str:

@@ -29,7 +29,7 @@ from pretraining.data.plan import Plan, make_plan
 from pretraining.evaluate import evaluate, make_evaluation_plan, report
 from pretraining.export import export, how_to_open, open_exported, write_reference
 from pretraining.launch import check_scale, make_accelerator, make_process
-from pretraining.log import Log, check_trackers
+from pretraining.log import Log
 from pretraining.objectives.base import Objective
 from pretraining.onednn import choose_linear
 from pretraining.optim import learning_rate, make_average, make_optimizer
@@ -193,7 +193,6 @@ def start(settings: Settings, objective: Objective, process: PartialState, sourc
         UserError: whatever is wrong with settings, data or checkpoint.
     """
     log = Log(process, settings.folder, settings.log)
-    check_trackers(settings.log)
     state = checkpoint.read_state(source) if source else State()
     contract = settings_contract(settings, objective)
     if source:

@@ -203,6 +203,13 @@ class LogSettings:
 
     def __post_init__(self) -> None:
         between("log.every", self.every, 1)
+        if set(self.trackers) <= {"wandb"}:
+            return
+        from accelerate.utils import LoggerType  # heavy, and of no use for the default
+
+        known = [tracker.value for tracker in LoggerType]
+        if unknown := [tracker for tracker in self.trackers if tracker not in known]:
+            raise UserError(f"log.trackers: {unknown[0]!r} is no tracker of Accelerate; there are: {', '.join(known)}.")
 
 
 @dataclass(frozen=True)

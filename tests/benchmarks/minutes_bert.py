@@ -71,9 +71,9 @@ def batches(data: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
 
 def train_native(settings: Settings, objective: SentencePairs, options: argparse.Namespace) -> Trained:
     """The peer."""
-    tokenizer, seed = objective.tokenizer, settings.seed
+    tokenizer, seed = objective.examples.tokenizer, settings.seed
     data = blocks(documents_of(settings)["train"], tokenizer, settings.objective.sequence_length)
-    config = to_native(objective.build_model(settings.model)).config
+    config = to_native(objective.head.build_model(settings.model)).config
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = options.peer_dropout
     return train_peer(
         lambda: BertForMaskedLM(config),  # type: ignore[arg-type]
@@ -91,9 +91,9 @@ def some(count: int, most: int) -> np.ndarray:
 
 def held_out(settings: Settings, objective: SentencePairs, most: int) -> dict[str, list[Example]]:
     """The same held-out text in three forms, at most `most` examples each, their masks drawn once."""
-    tokenizer, length = objective.tokenizer, settings.objective.sequence_length
+    tokenizer, length = objective.examples.tokenizer, settings.objective.sequence_length
     joined = blocks(documents_of(settings)["validation"], tokenizer, length)
-    plain = np.array(objective.data["validation"].tokens, dtype=np.int64)
+    plain = np.array(objective.examples.data["validation"].tokens, dtype=np.int64)
     plain = plain[: len(plain) // (length - 2) * (length - 2)].reshape(-1, length - 2)
     single = np.pad(plain, ((0, 0), (1, 1)))
     single[:, 0], single[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
@@ -104,21 +104,21 @@ def held_out(settings: Settings, objective: SentencePairs, most: int) -> dict[st
             ids = rows[number].astype(np.int64)
             inputs, labels = mask_tokens(
                 ids,
-                ~objective.special[ids],
+                ~objective.examples.special[ids],
                 None,
                 draws.generator(0, 0, draws.MASK, int(number)),
                 0.15,
                 settings.objective.mask_token_rate,
                 settings.objective.random_token_rate,
                 tokenizer.mask_token_id,
-                objective.regular,
+                objective.examples.regular,
             )
             none = {"token_type_ids": np.zeros_like(ids), "next_sentence_label": np.array(IGNORED)}
             examples.append({"input_ids": inputs, "labels": labels, **none})
         return examples
 
-    index = objective.index("validation", 0)
-    pairs = objective.examples("validation", 0, index[some(len(index), most)])
+    index = objective.examples.index("validation", 0)
+    pairs = objective.examples.examples("validation", 0, index[some(len(index), most)])
     return {"blocks": masked(joined), "single": masked(single), "pairs": pairs}
 
 
@@ -149,8 +149,8 @@ def ask_pairs(settings: Settings, objective: SentencePairs, most: int) -> dict[s
     model = to_native(KeelBertForPreTraining.from_pretrained(settings.folder / "model")).to(PartialState().device)
     examples: list[Example] = []
     for epoch in range(NSP_EPOCHS):
-        index = objective.index("validation", epoch)
-        examples += objective.examples("validation", epoch, index[some(len(index), most)])
+        index = objective.examples.index("validation", epoch)
+        examples += objective.examples.examples("validation", epoch, index[some(len(index), most)])
     found = ask(model, objective, examples, "next_sentence_label")
     accuracy, count = found["accuracy"], found["targets"]
     error = math.sqrt(accuracy * (1 - accuracy) / count)
@@ -182,7 +182,7 @@ def tell(trained: dict[str, Trained], found: dict[str, dict[str, dict[str, float
 def compare(arguments: list[str], settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Trains and asks: all that was found."""
     objective = SentencePairs(settings)
-    objective.prepare(is_builder=True)
+    objective.examples.prepare(is_builder=True)
     most = options.evaluation_examples or EXAMPLES
     examples = held_out(settings, objective, most)
     trained: dict[str, Trained] = {}

@@ -43,9 +43,9 @@ def batches(objective: Translation, seed: int) -> Iterator[Batch]:
     """The peer's, epoch after epoch, shuffled anew."""
     random = np.random.default_rng(seed)
     while True:
-        order = random.permutation(objective.index("train", 0))
+        order = random.permutation(objective.examples.index("train", 0))
         for first in range(0, len(order), BATCH):
-            yield padded_pairs(objective, objective.examples("train", 0, order[first : first + BATCH]))
+            yield padded_pairs(objective, objective.examples.examples("train", 0, order[first : first + BATCH]))
 
 
 def real_tokens(batch: Batch) -> int:
@@ -54,7 +54,7 @@ def real_tokens(batch: Batch) -> int:
 
 def train_native(settings: Settings, objective: Translation, options: argparse.Namespace) -> Trained:
     """The peer."""
-    config: Any = to_native(objective.build_model(settings.model)).config
+    config: Any = to_native(objective.head.build_model(settings.model)).config
     config.dropout, config.init_std = options.peer_dropout, MarianConfig().init_std
     return train_peer(
         lambda: MarianMTModel(config),
@@ -74,7 +74,7 @@ def read_test(settings: Settings, files: list[str]) -> list[tuple[str, str]]:
 
 def as_examples(objective: Translation, pairs: list[tuple[str, str]]) -> list[Example]:
     """Texts as tokens, with their end token."""
-    texts = zip(objective.tokenizers.values(), zip(*pairs, strict=True), strict=True)
+    texts = zip(objective.examples.tokenizers.values(), zip(*pairs, strict=True), strict=True)
     sides = [tokenizer(list(side))["input_ids"] for tokenizer, side in texts]
     return [{"input_ids": np.array(source), "labels": np.array(target)} for source, target in zip(*sides, strict=True)]
 
@@ -94,7 +94,7 @@ def ask(model: PreTrainedModel, objective: Translation, examples: list[Example])
 @torch.no_grad()
 def translate(model: Any, objective: Translation, examples: list[Example]) -> list[str]:
     """What the model writes for the examples' sources; the same options for every model."""
-    tokenizer, options = objective.tokenizers["labels"], objective.settings
+    tokenizer, options = objective.examples.tokenizers["labels"], objective.examples.settings
     model.generation_config = GenerationConfig(
         num_beams=options.beams,
         length_penalty=options.length_penalty,
@@ -138,10 +138,10 @@ def tell(trained: dict[str, Trained], found: dict[str, dict[str, float]]) -> dic
 def compare(arguments: list[str], settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Trains and asks: all that was found."""
     objective = Translation(settings)
-    objective.prepare(is_builder=True)
+    objective.examples.prepare(is_builder=True)
     pairs = read_test(settings, options.test_data)[: options.evaluation_examples]
     test = as_examples(objective, pairs)
-    validation = objective.examples("validation", 0, objective.index("validation", 0))
+    validation = objective.examples.examples("validation", 0, objective.examples.index("validation", 0))
     trained: dict[str, Trained] = {}
     if options.only != "peer":
         ours = train_ours(arguments, settings, KeelSeq2SeqForConditionalGeneration)

@@ -29,10 +29,10 @@ def batches(objective: Classification, seed: int) -> Iterator[Batch]:
     """The peer's, epoch after epoch, shuffled anew."""
     random, epoch = np.random.default_rng(seed), 0
     while True:
-        order = random.permutation(objective.index("train", epoch))
+        order = random.permutation(objective.examples.index("train", epoch))
         for first in range(0, len(order), BATCH):
-            examples = objective.examples("train", epoch, order[first : first + BATCH])
-            yield objective.finish(objective.collate([[example] for example in examples], 1))
+            examples = objective.examples.examples("train", epoch, order[first : first + BATCH])
+            yield objective.head.to_model_inputs(objective.examples.collate([[example] for example in examples], 1))
         epoch += 1
 
 
@@ -40,8 +40,8 @@ def train_native(settings: Settings, options: argparse.Namespace) -> Trained:
     """The peer."""
     plain = {"crop": "padded", "flip": 0.5, "randaugment_layers": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
     objective = Classification(settings.changed({f"objective.{name}": value for name, value in plain.items()}))
-    objective.prepare(is_builder=True)
-    ours: Any = objective.build_model(settings.model).config
+    objective.examples.prepare(is_builder=True)
+    ours: Any = objective.head.build_model(settings.model).config
     config = ViTConfig(
         **{name: getattr(ours, name) for name in ("image_size", "patch_size", "num_channels", "hidden_size")},
         **{name: getattr(ours, name) for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size")},
@@ -62,17 +62,17 @@ def train_native(settings: Settings, options: argparse.Namespace) -> Trained:
 @torch.no_grad()
 def ask(model: PreTrainedModel, objective: Classification, index: np.ndarray) -> dict[str, float]:
     """Shares of held-out images `index` whose class is a model's first guess, or among its first five."""
-    labels = torch.from_numpy(objective.data["validation"].labels[index])
-    best = objective.logits(model, index).topk(min(TOP, len(objective.classes))).indices == labels[:, None]
+    labels = torch.from_numpy(objective.examples.data["validation"].labels[index])
+    best = objective.logits(model, index).topk(min(TOP, len(objective.examples.classes))).indices == labels[:, None]
     return {"accuracy": float(best[:, 0].float().mean()), "top5_accuracy": float(best.any(1).float().mean())}
 
 
 def compare(arguments: list[str], settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Trains and asks: all that was found."""
     objective = Classification(settings)
-    for line in objective.prepare(is_builder=True):
+    for line in objective.examples.prepare(is_builder=True):
         print(line)
-    index = objective.index("validation", 0)[: options.evaluation_examples]
+    index = objective.examples.index("validation", 0)[: options.evaluation_examples]
     trained: dict[str, Trained] = {}
     if options.only != "peer":
         trained["ours"] = train_ours(arguments, settings, KeelViTForImageClassification)

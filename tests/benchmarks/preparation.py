@@ -111,10 +111,10 @@ def prepare(files: str, cache: str, processes: str, tokenizer: str) -> None:
     )
     objective = SentencePairs(settings)
     started, spent = time.perf_counter(), sum(os.times()[:4])
-    lines = objective.prepare(is_builder=True)
+    lines = objective.examples.prepare(is_builder=True)
     seconds, spent = time.perf_counter() - started, sum(os.times()[:4]) - spent
     print("\n".join(lines), file=sys.stderr)
-    tokens = sum(len(data.tokens) for data in objective.data.values())
+    tokens = sum(len(data.tokens) for data in objective.examples.data.values())
     rates = {"tokens_per_second": tokens / seconds, "tokens_per_core_second": tokens / spent}
     print(json.dumps({"tokens": tokens, "seconds": seconds, "core_seconds": spent, **rates}))
 

@@ -85,14 +85,16 @@ class Family:
         """Our rows of the examples `index`, in so many updates."""
 
         def plan(rows: Callable[[int], int]) -> Plan:
-            return make_plan(index, lengths, self.objective.row_lengths, rows, len(index), self.settings.seed, 0)
+            return make_plan(
+                index, lengths, self.objective.examples.row_lengths, rows, len(index), self.settings.seed, 0
+            )
 
         rows = plan(lambda _: 1).steps
         starts = [rows * step // steps for step in range(steps + 1)]
         found = plan(lambda step: starts[step + 1] - starts[step])
-        self.steps = Steps(self.objective, "train", 0, found, 2**31, 0, 1)
+        self.steps = Steps(self.objective.examples, "train", 0, found, 2**31, 0, 1)
         packed = (self.steps.batch(found.step(step), 0.0) for step in range(found.steps))
-        self.packed = [self.objective.finish(send_to_device(batch, self.device)) for batch in packed]
+        self.packed = [self.objective.head.to_model_inputs(send_to_device(batch, self.device)) for batch in packed]
         return found
 
     def contestants(self, threads: int) -> dict[str, Contestant]:
@@ -106,7 +108,7 @@ class Family:
 
     def model(self) -> PreTrainedModel:
         torch.manual_seed(self.settings.seed)
-        return self.objective.build_model(self.settings.model).to(self.device)  # type: ignore[arg-type]
+        return self.objective.head.build_model(self.settings.model).to(self.device)  # type: ignore[arg-type]
 
     def ours(self, given: dict[str, Any]) -> Contestant:
         """Ours with these settings, what is `auto` in them and in all others found by the product's own probe."""

@@ -65,24 +65,26 @@ class Bert(Family):
         settings = make_settings("bert", SIZES[size], options, own, more)
         objective = SentencePairs(settings)
         super().__init__(options, settings, objective)
-        objective.prepare(is_builder=True)
+        objective.examples.prepare(is_builder=True)
         # Python's documentation gives no 30,522 word pieces: the rest are names that the text has not.
-        objective.tokenizer.add_tokens([f"[unused{i}]" for i in range(VOCABULARY[size] - len(objective.tokenizer))])
+        objective.examples.tokenizer.add_tokens(
+            [f"[unused{i}]" for i in range(VOCABULARY[size] - len(objective.examples.tokenizer))]
+        )
 
         # The same examples for everybody: transformers' batch by batch, ours as rows, in as many steps.
-        every = objective.index("train", 0)
+        every = objective.examples.index("train", 0)
         count = options.steps * options.examples
         if count > len(every):
             raise ValueError(f"{count:,} examples a round, and there are {len(every):,}: take fewer --steps.")
         index = np.argsort(draws.hash_key(0, draws.PERMUTATION, every), kind="stable")[:count]
-        lengths = objective.lengths("train", 0, index)
+        lengths = objective.examples.lengths("train", 0, index)
         plan = self.pack(index, lengths, options.steps)
-        batches = [objective.examples("train", 0, part) for part in np.split(index, options.steps)]
+        batches = [objective.examples.examples("train", 0, part) for part in np.split(index, options.steps)]
         self.usual = self.best = send_to_device([padded(objective, batch) for batch in batches], self.device)
         self.compiled = send_to_device([padded(objective, batch, length) for batch in batches], self.device)
         self.count = int(lengths.sum())
         masked = sum(int((batch["labels"] != IGNORED).sum()) for batch in self.packed)
-        config = objective.build_model(settings.model).config
+        config = objective.head.build_model(settings.model).config
         self.flops = useful_flops(config, lengths, masked)
         padding = 1 - self.count / sum(batch["input_ids"].numel() for batch in self.usual)
         self.padding = {"padding": padding, "padding_packed": 1 - plan.fill}

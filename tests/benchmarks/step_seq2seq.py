@@ -120,7 +120,7 @@ class Seq2Seq(Family):
         self.best = self.compiled = self.padded([alike[i] for i in random.permutation(steps)])
         self.usual = self.padded(shuffled)
         self.count = int(lengths.sum())
-        config = objective.build_model(settings.model).config
+        config = objective.head.build_model(settings.model).config
         self.flops = useful_flops(config, lengths)
         usual, best = (
             1 - self.count / sum(batch["input_ids"].numel() + batch["labels"].numel() for batch in batches)
@@ -133,11 +133,11 @@ class Seq2Seq(Family):
             f"Seq2seq {size}, vocabulary {config.vocab_size:,}, dropout {options.dropout:g}, {len(index):,} pairs in "
             f"{steps} updates, {source:.1f} tokens in a source and {target:.1f} in a target: {options.examples} pairs "
             f"padded to their longest are {usual:.1%} padding, batches of {self.count / steps:,.0f} tokens alike in "
-            f"length {best:.1%}, {rows / steps:.1f} packed rows of {' + '.join(map(str, objective.row_lengths))} "
+            f"length {best:.1%}, {rows / steps:.1f} packed rows of {' + '.join(map(str, objective.examples.row_lengths))} "
             f"{1 - plan.fill:.1%}"
         )
 
     def padded(self, batches: list[np.ndarray]) -> list[Batch]:
         """Pairs as transformers takes them, on the device."""
-        found = [padded_pairs(self.objective, self.objective.examples("train", 0, batch)) for batch in batches]
+        found = [padded_pairs(self.objective, self.objective.examples.examples("train", 0, batch)) for batch in batches]
         return send_to_device(found, self.device)

@@ -44,16 +44,16 @@ class ViT(Family):
         settings = make_settings("vit", SIZES[options.size], options, own, more)
         objective = Classification(settings)
         super().__init__(options, settings, objective)
-        objective.prepare(is_builder=True)
-        every = objective.index("train", 0)
+        objective.examples.prepare(is_builder=True)
+        every = objective.examples.index("train", 0)
         self.count = options.steps * options.examples
         if self.count > len(every):
             raise ValueError(f"{self.count:,} images a round, and there are {len(every):,}: take fewer --steps.")
         index = np.argsort(draws.hash_key(0, draws.PERMUTATION, every), kind="stable")[: self.count]
-        self.pack(index, objective.lengths("train", 0, index), options.steps)
+        self.pack(index, objective.examples.lengths("train", 0, index), options.steps)
         self.usual = send_to_device(self.packed, self.device)
         self.best = self.compiled = self.usual
-        config = objective.build_model(settings.model).config
+        config = objective.head.build_model(settings.model).config
         self.flops = useful_flops(config, self.count)
         self.padding: dict[str, float] = {}
         self.about = (

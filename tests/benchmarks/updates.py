@@ -82,7 +82,7 @@ def padded(objective: Objective, examples: list[Example], length: int | None = N
     Args:
         length: T; None: the longest example's.
     """
-    batch = objective.collate([[example] for example in examples], 1)
+    batch = objective.examples.collate([[example] for example in examples], 1)
     length = length or max(len(example["input_ids"]) for example in examples)
     mask = (batch["sequence_ids"] != 0).long()
     tokens = {name: batch[name] for name in ("input_ids", "token_type_ids", "labels")}
@@ -93,7 +93,7 @@ def padded(objective: Objective, examples: list[Example], length: int | None = N
 
 def padded_pairs(objective: Objective, examples: list[Example]) -> Batch:
     """Pairs as transformers' Marian takes them, one a row, both sides as long as their longest: (B, S), (B, T)."""
-    pad, rows = objective.tokenizer.pad_token_id, [[example] for example in examples]
+    pad, rows = objective.examples.tokenizer.pad_token_id, [[example] for example in examples]
     source, target = (max(len(example[side]) for example in examples) for side in ("input_ids", "labels"))
     ids = pack_tokens(rows, "input_ids", source, pad)
     labels = pack_tokens(rows, "labels", target, IGNORED)

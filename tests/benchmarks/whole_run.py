@@ -15,6 +15,7 @@ import tempfile
 import time
 
 import torch
+from pretraining.train import plan_epoch, train
 
 from pretraining.batches import Steps
 from pretraining.checkpoint import State
@@ -23,7 +24,6 @@ from pretraining.hardware import choose_linear, make_accelerator
 from pretraining.objectives import OBJECTIVES
 from pretraining.optim import learning_rate, make_optimizer
 from pretraining.settings import Settings
-from pretraining.train import plan_epoch, train
 from tests.benchmarks.rounds import cell, print_table, ratios, spread
 from tests.benchmarks.updates import update
 
@@ -43,16 +43,16 @@ def bare(settings: Settings, steps: int) -> tuple[float, list[float]]:
     """Tokens/s and losses of the same updates with nothing around them."""
     make_accelerator(settings)
     train = settings.train
-    objective = OBJECTIVES[settings.objective.name](settings)
-    objective.prepare(is_builder=True)
+    objective = objective_of(settings)
+    objective.examples.prepare(is_builder=True)
     plan = plan_epoch(objective, settings, State())
     assert isinstance(train.micro_batch, int)
-    data = Steps(objective, "train", 0, plan, train.micro_batch, 0, 1)
+    data = Steps(objective.examples, "train", 0, plan, train.micro_batch, 0, 1)
     made = [data[step, 0.0] for step in range(steps)]
     counts = [sum(map(objective.count, micro_batches)) for micro_batches in made]
-    batches = [[objective.finish(batch) for batch in micro_batches] for micro_batches in made]
+    batches = [[objective.head.to_model_inputs(batch) for batch in micro_batches] for micro_batches in made]
     torch.manual_seed(settings.seed)
-    model = objective.build_model(settings.model).train()
+    model = objective.head.build_model(settings.model).train()
     model.set_attn_implementation(train.kernel)
     choose_linear(model, train.linear)
     optimizer = make_optimizer(model, settings.optim)

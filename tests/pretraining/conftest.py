@@ -12,7 +12,8 @@ from datasets import Dataset
 from pretraining.cli import parse
 from pretraining.data.text.documents import Documents
 from pretraining.data.text.sources import FEATURES, as_documents
-from pretraining.objectives.mlm_nsp import SentencePairs
+from pretraining.objectives import make_objective as objective_of
+from pretraining.objectives.base import Objective
 from pretraining.settings import Settings
 
 
@@ -110,10 +111,10 @@ def digits(cache: Path) -> list[str]:
 def make_objective(arguments: list[str]):
     """A prepared objective with further settings."""
 
-    def make(*more: str) -> SentencePairs:
+    def make(*more: str) -> Objective:
         settings: Settings = parse([*arguments, "--train.steps=1", *more])
-        objective = SentencePairs(settings)
-        objective.prepare(is_builder=True)
+        objective = objective_of(settings)
+        objective.examples.prepare(is_builder=True)
         return objective
 
     return make

@@ -61,7 +61,7 @@ def checkpoints(corpus: Path, cache: Path, tmp_path_factory: pytest.TempPathFact
         ),
         "denoising": ([*writing, *text], [*layers, "--tokenizer.vocab_size=900"]),
         "classification": (images, [*small, "--model.num_hidden_layers=2"]),
-        "masked_images": ([*images, "--objective.probe=60"], [*small, "--model.num_hidden_layers=2"]),
+        "masked_images": ([*images, "--objective.probe_examples=60"], [*small, "--model.num_hidden_layers=2"]),
     }
     trained: dict[str, tuple[list[str], Path]] = {}
 

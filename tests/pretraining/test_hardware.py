@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import PartialState
+from pretraining.train import plan_epoch
 from torch import nn
 from torch.nn.functional import linear
 
@@ -10,7 +11,6 @@ from pretraining import hardware
 from pretraining.checkpoint import State
 from pretraining.cli import parse
 from pretraining.hardware import choose_linear, has_onednn_linear, settle, ways
-from pretraining.train import plan_epoch
 
 
 @pytest.mark.skipif(not has_onednn_linear(), reason="this torch has no oneDNN")
@@ -77,7 +77,7 @@ def run(make_objective, monkeypatch: pytest.MonkeyPatch):
     def settled(*more: str) -> tuple[dict, str]:
         automatic = [f"--train.{name}=auto" for name in hardware.SETTLED]
         objective = make_objective(*automatic, *more)
-        model = objective.build_model(objective.run.model)
+        model = objective.head.build_model(objective.examples.run.model)
         return settle(objective.run, model, objective, plan_epoch(objective, objective.run, State()), PartialState())
 
     yield settled
@@ -100,7 +100,7 @@ def test_flops_are_those_of_the_matrix_products(make_objective):
     """Against the count by hand (Kaplan 2020, 2.1): 6 for each weight a token meets, and the attention's scores."""
     objective = make_objective("--model.attention_probs_dropout_prob=0", "--objective.short_sequence_rate=0")
     plan = plan_epoch(objective, objective.run, State())
-    model = objective.build_model(objective.run.model)
+    model = objective.head.build_model(objective.examples.run.model)
     probe = hardware.Probe(model, objective, plan, 1, torch.device("cpu"))
     batch = probe.batch(1)
     tokens, width = 64, 32

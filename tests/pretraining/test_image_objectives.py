@@ -18,8 +18,8 @@ from pretraining.batches import Steps
 from pretraining.cli import parse
 from pretraining.data.packing import IGNORED
 from pretraining.data.plan import make_plan
-from pretraining.objectives import OBJECTIVES
-from pretraining.objectives.images import ImageObjective
+from pretraining.objectives import make_objective as objective_of
+from pretraining.objectives.base import Objective
 from pretraining.optim import make_optimizer
 from pretraining.step import train_step
 
@@ -67,17 +67,16 @@ KINDS = {
 }
 
 
-def make(cache: Path, *more: str) -> ImageObjective:
+def make(cache: Path, *more: str) -> Objective:
     settings = parse([*SIZE, f"--cache={cache}", "--train.steps=1", *more])
-    objective = OBJECTIVES[settings.objective.name](settings)
-    assert isinstance(objective, ImageObjective)
-    objective.prepare(is_builder=True)
+    objective = objective_of(settings)
+    objective.examples.prepare(is_builder=True)
     return objective
 
 
-def batch_of(objective: ImageObjective, split: str, epoch: int, index: list[int]) -> dict[str, torch.Tensor]:
-    examples = objective.examples(split, epoch, np.array(index))
-    return objective.finish(objective.collate([[example] for example in examples], 1))
+def batch_of(objective: Objective, split: str, epoch: int, index: list[int]) -> dict[str, torch.Tensor]:
+    examples = objective.examples.examples(split, epoch, np.array(index))
+    return objective.head.to_model_inputs(objective.examples.collate([[example] for example in examples], 1).tensors)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,11 +98,11 @@ def test_what_is_seen_depends_on_seed_epoch_and_index_alone(cache: Path, kind: s
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
 def test_held_out_images_are_what_the_saved_processor_makes(cache: Path, tmp_path: Path, channels: int, resample: str):
     objective = make(cache, f"--model.num_channels={channels}", f"--objective.resample={resample}")
-    objective.save(tmp_path)
+    objective.head.save_inputs(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     ours = batch_of(objective, "validation", 0, [0, 1, 2])["pixel_values"]
     for row, number in zip(ours, range(3), strict=True):
-        pixels = objective.data["validation"].image(number)
+        pixels = objective.examples.data["validation"].image(number)
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
         theirs = processor(image, return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(row, theirs, rtol=0, atol=2e-6)
@@ -113,18 +112,18 @@ def test_pixels_have_mean_0_and_deviation_1_over_the_training_images(cache: Path
     objective = make(
         cache, "--objective.crop=none", "--objective.flip=0", "--model.image_size=8", "--model.patch_size=2"
     )
-    pixels = batch_of(objective, "train", 0, list(range(len(objective.data["train"]))))["pixel_values"]
+    pixels = batch_of(objective, "train", 0, list(range(len(objective.examples.data["train"]))))["pixel_values"]
     assert abs(float(pixels.mean())) < 1e-5 and abs(float(pixels.std()) - 1) < 1e-3
 
 
 def test_a_mixed_image_is_made_of_its_own_and_its_partners(cache: Path):
     objective = make(cache, "--objective.mixup=0.8", "--objective.crop=none", "--objective.flip=0")
-    examples = objective.examples("train", 0, np.arange(6))
+    examples = objective.examples.examples("train", 0, np.arange(6))
     batch = batch_of(objective, "train", 0, list(range(6)))
     for i, example in enumerate(examples):
         weight = float(example["weight"])
         own, partner = (torch.from_numpy(example[name].copy()) / 255 for name in ("pixels", "partner_pixels"))
-        expected = objective.normalise((weight * own + (1 - weight) * partner)[None])[0]
+        expected = objective.examples.normalise((weight * own + (1 - weight) * partner)[None])[0]
         torch.testing.assert_close(batch["pixel_values"][i], expected, rtol=1e-5, atol=1e-5)
         assert float(batch["partner_weight"][i]) == pytest.approx(1 - weight)
         assert example["partner_labels"] == batch["partner_labels"][i]
@@ -133,17 +132,18 @@ def test_a_mixed_image_is_made_of_its_own_and_its_partners(cache: Path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_is_the_same_however_it_is_cut(cache: Path, kind: str):
     objective = make(cache, *KINDS[kind])
-    plan = make_plan(np.arange(12), np.ones(12), objective.row_lengths, lambda _: 12, 64, 0, 0)
+    plan = make_plan(np.arange(12), np.ones(12), objective.examples.row_lengths, lambda _: 12, 64, 0, 0)
     found = []
     for size in (12, 5):  # the last of the three micro-batches has three empty rows
         torch.manual_seed(0)
-        model = objective.build_model(parse([*SIZE, "--train.steps=1", *KINDS[kind]]).model).train()
-        optimizer = make_optimizer(model, objective.run.optim)
+        model = objective.head.build_model(parse([*SIZE, "--train.steps=1", *KINDS[kind]]).model).train()
+        optimizer = make_optimizer(model, objective.examples.run.optim)
         for group in optimizer.param_groups:
             group["lr"] = 1e-3
         accelerator = Accelerator(cpu=True)
-        micro_batches = Steps(objective, "train", 0, plan, size, 0, 1)[0, 0.0]
-        measures, images = train_step(model, optimizer, micro_batches, objective, accelerator, 0, 0, 1.0)
+        micro_batches = Steps(objective.examples, "train", 0, plan, size, 0, 1)[0, 0.0]
+        to_inputs = objective.head.to_model_inputs
+        measures, images = train_step(model, optimizer, micro_batches, to_inputs, accelerator, 0, 0, 1.0)
         assert images == 12
         found.append((measures, model.state_dict()))
     (one, weights), (other, others) = found
@@ -156,7 +156,7 @@ def test_a_step_is_the_same_however_it_is_cut(cache: Path, kind: str):
 @pytest.mark.parametrize("size", [1, 2])
 def test_so_many_patches_are_hidden_in_squares(cache: Path, size: int):
     objective = make(cache, *MASKED, "--objective.mask_ratio=0.5", f"--objective.mask_size={size}")
-    hidden = objective.hide("train", 0, np.arange(400))  # type: ignore[attr-defined]
+    hidden = objective.examples.masked("train", 0, np.arange(400))
     assert (hidden.sum(1) == 8).all()
     grid = hidden.reshape(-1, 4 // size, size, 4 // size, size)
     assert (grid == grid[:, :, :1, :, :1]).all()
@@ -165,32 +165,36 @@ def test_so_many_patches_are_hidden_in_squares(cache: Path, size: int):
 
 def test_measures_are_those_of_the_logits(cache: Path):
     objective = make(cache)
-    model = objective.build_model(objective.run.model).eval()
+    model = objective.head.build_model(objective.examples.run.model).eval()
     torch.nn.init.normal_(model.classifier.weight)
-    index = objective.index("validation", 0)[:50]
+    index = objective.examples.index("validation", 0)[:50]
     batch = batch_of(objective, "validation", 0, index.tolist())
     with torch.no_grad():
-        measures = objective.evaluate(model, batch)
+        measures = objective.scoring.sums(model, batch)
         logits = model(pixel_values=batch["pixel_values"]).logits
     order = logits.argsort(1, descending=True)
     assert int(measures["accuracy"][0]) == int((order[:, 0] == batch["labels"]).sum())
     assert int(measures["top5_accuracy"][0]) == int((order[:, :5] == batch["labels"][:, None]).any(1).sum())
     loss = torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum")
     torch.testing.assert_close(measures["loss"][0], loss)
-    judged = objective.judge(model, index, Accelerator(cpu=True), thorough=True)
+    judged = objective.scoring.score_outputs(model, index, Accelerator(cpu=True), final=True)
     for number in range(10):
         own = batch["labels"] == number
         assert judged[f"accuracy {number}"] == pytest.approx(float((order[own, 0] == number).float().mean()))
 
 
 def test_features_of_pixels_are_judged_by_probe_and_neighbours(cache: Path):
-    objective = make(cache, *MASKED, "--objective.probe=400")
-    model = objective.build_model(objective.run.model).eval()
-    judged = objective.judge(model, objective.index("validation", 0), Accelerator(cpu=True), thorough=True)
+    objective = make(cache, *MASKED, "--objective.probe_examples=400")
+    model = objective.head.build_model(objective.examples.run.model).eval()
+    judged = objective.scoring.score_outputs(
+        model, objective.examples.index("validation", 0), Accelerator(cpu=True), final=True
+    )
     assert min(judged.values()) > 0.3  # a random encoder keeps much
-    labels = objective.data["train"].labels
+    labels = objective.examples.data["train"].labels
     np.random.default_rng(0).shuffle(labels)
-    judged = objective.judge(model, objective.index("validation", 0), Accelerator(cpu=True), thorough=True)
+    judged = objective.scoring.score_outputs(
+        model, objective.examples.index("validation", 0), Accelerator(cpu=True), final=True
+    )
     assert max(judged.values()) < 0.25
 
 
@@ -258,8 +262,8 @@ def test_masked_images_start_from_a_classifier(cache: Path, tmp_path: Path, caps
     assert ("fresh: decoder, pixels" if kind == "mae" else "fresh: mask_token, pixels") in told
     settings = parse([*SIZE, "--train.steps=1", f"--init_from={first}/model", *more])
     objective = make(cache, f"--init_from={first}/model", *more)
-    model = objective.build_model(settings.model)
-    objective.load_weights(model, f"{first}/model")
+    model = objective.head.build_model(settings.model)
+    objective.head.load_weights(model, f"{first}/model")
     source = KeelViTForImageClassification.from_pretrained(first / "model")
     for name, weight in source.vit.state_dict().items():
         assert torch.equal(model.vit.state_dict()[name], weight)
@@ -271,8 +275,8 @@ def test_it_starts_from_a_native_vit(cache: Path, tmp_path: Path, capsys: pytest
     native = ViTForImageClassification(config).eval()
     native.save_pretrained(tmp_path / "native")
     objective = make(cache, f"--init_from={tmp_path}/native")
-    model = objective.build_model(objective.run.model).eval()
-    line = objective.load_weights(model, str(tmp_path / "native"))
+    model = objective.head.build_model(objective.examples.run.model).eval()
+    line = objective.head.load_weights(model, str(tmp_path / "native"))
     assert "fresh: classifier" in line
     pixels = torch.randn(2, 1, 12, 12)
     expected = native.vit(pixels).last_hidden_state
@@ -287,8 +291,8 @@ MISTAKES = {
     ),
     "patches that do not divide": (["--model.image_size=13"], "image_size=13 is no multiple of patch_size=3"),
     "mixed masked images": ([*MASKED, "--objective.mixup=0.2"], "there is no setting objective.mixup"),
-    "a probe of nothing": ([*MASKED, "--objective.probe=9999"], "objective.probe is 9999"),
-    "a probe of one class": ([*MASKED, "--objective.probe=1"], "enough for two classes"),
+    "a probe of nothing": ([*MASKED, "--objective.probe_examples=9999"], "objective.probe_examples is 9999"),
+    "a probe of one class": ([*MASKED, "--objective.probe_examples=1"], "enough for two classes"),
     "a std of nothing": (["--objective.image_std=[0]"], "objective.image_std is [0.0]: each must be above 0"),
     "all of the label smoothed": (["--model.label_smoothing=1"], "label_smoothing=1"),
     "other pixels in a phase": (

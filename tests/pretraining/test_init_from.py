@@ -79,7 +79,7 @@ def lines(folder: Path) -> list[dict]:
 def held_out_loss(model: PreTrainedModel, objective) -> dict[str, float]:
     """transformers' losses on the held-out examples, each by itself."""
     sums: Counter[str] = Counter()
-    for example in objective.examples("validation", 0, objective.index("validation", 0)[:64]):
+    for example in objective.examples.examples("validation", 0, objective.examples.index("validation", 0)[:64]):
         ids, types, labels = (torch.tensor(example[name])[None] for name in ("input_ids", "token_type_ids", "labels"))
         out = model(input_ids=ids, token_type_ids=types)
         logits = out.prediction_logits[labels != -100]

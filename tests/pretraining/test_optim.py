@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from torch import nn
 from modeling import KeelViTConfig, KeelViTForMaskedImageModeling
 from pretraining.checkpoint import State
 from pretraining.data.plan import Plan
+from pretraining.launch import check_scale
 from pretraining.optim import FullPrecisionMuon, learning_rate, make_average, make_optimizer, parameter_groups
+from pretraining.run import Run
 from pretraining.settings import OptimSettings, TrainSettings
-from pretraining.train import check_scale, progress_at
 
 STEPS, WARMUP = 200, 20
 
@@ -93,14 +95,16 @@ def test_progress_is_the_share_of_the_budget(budget: dict, state: State):
     rows = torch.arange(7).numpy()
     plan = Plan(examples=rows[:6], offsets=rows, bounds=rows, tokens_before=500 * rows, fill=1.0, sequences_per_row=1)
     settings = TrainSettings(**budget)
-    now = progress_at(state, settings, plan, state.step_in_epoch)
+    run: Any = SimpleNamespace(state=state, settings=SimpleNamespace(train=settings), plan=plan)
+    now = Run.progress_before(run, state.step_in_epoch)
     assert now == pytest.approx(0.25)
     # Two steps ahead in the plan: a step is 1 of 40, 1 of 6 of an epoch, 500 tokens; a clock tells nothing ahead.
     step = {"steps": 1 / 40, "epochs": 1 / 6 / settings.epochs if settings.epochs else 0, "tokens": 1 / 8, "minutes": 0}
-    ahead = progress_at(state, settings, plan, state.step_in_epoch + 2)
+    ahead = Run.progress_before(run, state.step_in_epoch + 2)
     assert ahead == pytest.approx(now + 2 * step[next(iter(budget))])
     done = State(step=100, epoch=9, passes=9, tokens=10**6, seconds=1e6)
-    assert progress_at(done, settings, plan, 0) == 1.0
+    run.state = done
+    assert Run.progress_before(run, 0) == 1.0
 
 
 def test_lower_layers_learn_slower(tiny):
@@ -231,20 +235,23 @@ def test_what_has_not_been_shown_right_is_refused_where_weights_are_cut(kind: Di
     state = SimpleNamespace(deepspeed_plugin=deepspeed)
     accelerator = SimpleNamespace(distributed_type=kind, num_processes=4, state=state, is_fsdp2=True)
     plain = make_objective("--train.micro_batch=8")
-    settings = plain.run
-    check_scale(accelerator, settings, plain)  # 32 rows on 4 processes: one micro-batch of 8 each
+    settings = plain.examples.run.changed({"evaluation.samples": 4})
+    check_scale(accelerator, settings)  # 32 rows on 4 processes: one micro-batch of 8 each
     assert deepspeed.deepspeed_config == (
         {"train_micro_batch_size_per_gpu": 8} if kind == DistributedType.DEEPSPEED else {}
     )
     for change in ({"optim.optimizer": "muon"}, {"optim.ema": 0.9}):
         with pytest.raises(ValueError, match=f"has not been shown right under {kind.value}"):
-            check_scale(accelerator, settings.changed(change), plain)
-        check_scale(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU), settings.changed(change), plain)
-    with pytest.raises(ValueError, match=f"objective.written above 0 has not been shown right under {kind.value}"):
-        check_scale(accelerator, settings, SimpleNamespace(writes_by="objective.written above 0"))
+            check_scale(accelerator, settings.changed(change))
+        check_scale(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU), settings.changed(change))
+    with pytest.raises(
+        ValueError, match=f"objective.generate_examples above 0 has not been shown right under {kind.value}"
+    ):
+        searching = SimpleNamespace(searches=lambda run: "objective.generate_examples above 0")
+        check_scale(accelerator, SimpleNamespace(**{**vars(settings), "objective": searching}))
     if kind == DistributedType.FSDP:
         with pytest.raises(ValueError, match="fsdp_version: 1 has not been shown right"):
-            check_scale(SimpleNamespace(distributed_type=kind, num_processes=4, is_fsdp2=False), settings, plain)
+            check_scale(SimpleNamespace(distributed_type=kind, num_processes=4, is_fsdp2=False), settings)
     if kind == DistributedType.DEEPSPEED:
         with pytest.raises(ValueError, match=r"set train\.micro_batch to 8"):
-            check_scale(accelerator, settings.changed({"train.micro_batch": 4}), plain)
+            check_scale(accelerator, settings.changed({"train.micro_batch": 4}))

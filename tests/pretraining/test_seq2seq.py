@@ -20,9 +20,10 @@ from pretraining.data.packing import IGNORED
 from pretraining.data.pairs.prepared import token_points, words_of
 from pretraining.data.plan import make_plan
 from pretraining.metrics import Bleu, ExactMatch
-from pretraining.objectives import OBJECTIVES
-from pretraining.objectives.seq2seq import Seq2Seq
-from pretraining.pictures.charts import attention_maps, fonts_for
+from pretraining.objectives import make_objective as objective_of
+from pretraining.objectives.base import Objective
+from pretraining.pictures import attention_maps
+from pretraining.pictures.charts import fonts_for
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -80,66 +81,68 @@ def arguments(pairs: Path, cache: Path, corpus: Path):
 
 
 @pytest.fixture(scope="module", params=["translation", "separate", "denoising"])
-def objective(request: pytest.FixtureRequest, arguments) -> Seq2Seq:
+def objective(request: pytest.FixtureRequest, arguments) -> Objective:
     settings = parse([*arguments(request.param), "--train.steps=1"])
-    made = OBJECTIVES[settings.objective.name](settings)
-    made.prepare(is_builder=True)
+    made = objective_of(settings)
+    made.examples.prepare(is_builder=True)
     return made
 
 
-def rows_of(objective: Seq2Seq, count: int) -> list[list[dict[str, np.ndarray]]]:
+def rows_of(objective: Objective, count: int) -> list[list[dict[str, np.ndarray]]]:
     """The examples of the epoch's first rows."""
-    index = objective.index("train", 0)
-    lengths = objective.lengths("train", 0, index)
-    plan = make_plan(index, lengths, objective.row_lengths, lambda _: count, 64, 0, 0)
-    return [objective.examples("train", 0, row) for row in plan.step(0)]
+    index = objective.examples.index("train", 0)
+    lengths = objective.examples.lengths("train", 0, index)
+    plan = make_plan(index, lengths, objective.examples.row_lengths, lambda _: count, 64, 0, 0)
+    return [objective.examples.examples("train", 0, row) for row in plan.step(0)]
 
 
-def test_lengths_are_those_of_the_examples(objective: Seq2Seq):
+def test_lengths_are_those_of_the_examples(objective: Objective):
     for split in ("train", "validation"):
-        index = objective.index(split, 2)
-        examples = objective.examples(split, 2, index)
+        index = objective.examples.index(split, 2)
+        examples = objective.examples.examples(split, 2, index)
         found = [[len(example["input_ids"]), len(example["labels"])] for example in examples]
-        assert np.array_equal(objective.lengths(split, 2, index), found)
-        assert np.max(found) <= 32 and (np.max(found, axis=0) <= objective.row_lengths).all()
-        end = objective.tokenizer.eos_token_id
+        assert np.array_equal(objective.examples.lengths(split, 2, index), found)
+        assert np.max(found) <= 32 and (np.max(found, axis=0) <= objective.examples.row_lengths).all()
+        end = objective.examples.tokenizer.eos_token_id
         assert all(example[side][-1] == end for example in examples for side in ("input_ids", "labels"))
 
 
-def test_packed_examples_get_the_loss_that_they_get_alone(objective: Seq2Seq):
+def test_packed_examples_get_the_loss_that_they_get_alone(objective: Objective):
     """In fp64, and against a native Marian that knows no packing, fed one example at a time."""
-    model = objective.build_model(objective.run.model).double().eval()
+    model = objective.head.build_model(objective.examples.run.model).double().eval()
     native = to_native(model)
     assert isinstance(native, MarianMTModel)
     rows = rows_of(objective, 4)
-    batch = objective.collate(rows, max(map(len, rows)))
-    total = model(**batch, num_items_in_batch={"labels": 1}).loss
+    batch = objective.examples.collate(rows, max(map(len, rows)))
+    total = model(**batch.tensors, num_items_in_batch={"labels": 1}).loss
     alone = 0.0
     for example in (example for row in rows for example in row):
         source, target = (torch.from_numpy(example[name])[None] for name in ("input_ids", "labels"))
         alone += native(input_ids=source, labels=target).loss.item() * target.numel()
     assert total.item() == pytest.approx(alone, rel=1e-9)
-    assert objective.count(batch) == sum(len(side) for row in rows for example in row for side in example.values())
+    assert batch.units == sum(len(side) for row in rows for example in row for side in example.values())
+    assert batch.targets == {"labels": sum(len(example["labels"]) for row in rows for example in row)}
 
 
 def test_what_has_texts_written_during_a_run_is_named(arguments):
     run = [*arguments("translation"), "--train.steps=1"]
     cases = {
-        "objective.written above 0": [],
-        "evaluation.samples above 0": ["--objective.written=0"],
-        "": ["--objective.written=0", "--evaluation.samples=0"],
+        "objective.generate_examples above 0": [],
+        "evaluation.samples above 0": ["--objective.generate_examples=0"],
+        "": ["--objective.generate_examples=0", "--evaluation.samples=0"],
     }
     for expected, more in cases.items():
-        assert OBJECTIVES["translation"](parse([*run, *more])).writes_by == expected
+        settings = parse([*run, *more])
+        assert settings.objective.searches(settings) == expected
 
 
-def test_the_loss_is_plain_at_evaluations_and_smoothed_in_training(objective: Seq2Seq):
-    model = objective.build_model(objective.run.model).eval()
+def test_the_loss_is_plain_at_evaluations_and_smoothed_in_training(objective: Objective):
+    model = objective.head.build_model(objective.examples.run.model).eval()
     model.config.label_smoothing = 0.1
     rows = rows_of(objective, 2)
-    batch = objective.collate(rows, max(map(len, rows)))
+    batch = objective.examples.collate(rows, max(map(len, rows))).tensors
     with torch.no_grad():
-        (total, count), (right, _) = objective.evaluate(model, batch).values()
+        (total, count), (right, _) = objective.scoring.sums(model, batch).values()
         out = model(**batch)
     logits, labels = out.logits[batch["labels"] != IGNORED], batch["labels"][batch["labels"] != IGNORED]
     plain = torch.nn.functional.cross_entropy(logits, labels)
@@ -147,24 +150,27 @@ def test_the_loss_is_plain_at_evaluations_and_smoothed_in_training(objective: Se
     assert int(right) == int((logits.argmax(-1) == labels).sum())
 
 
-def test_what_is_written_is_judged_against_all_targets(objective: Seq2Seq, monkeypatch: pytest.MonkeyPatch):
-    index = objective.index("validation", 0)[:8]
-    model = objective.build_model(objective.run.model)
-    right = [objective.text("labels", example["labels"]) for example in objective.examples("validation", 0, index)]
+def test_what_is_written_is_judged_against_all_targets(objective: Objective, monkeypatch: pytest.MonkeyPatch):
+    index = objective.examples.index("validation", 0)[:8]
+    model = objective.head.build_model(objective.examples.run.model)
+    right = [
+        objective.examples.decode("labels", example["labels"])
+        for example in objective.examples.examples("validation", 0, index)
+    ]
     asked: list[int] = []
 
-    def write(self, model, sources, beams):
+    def generate(self, model, sources, beams):
         asked.append(beams)
         return [*right[:-1], "something else"][-len(sources) :]
 
-    monkeypatch.setattr(type(objective), "write", write)
-    objective.settings.written = 8
+    monkeypatch.setattr(type(objective.scoring), "generate", generate)
+    of_eight = objective.examples.run.changed({"objective.generate_examples": 8})
     accelerator = Accelerator(cpu=True)
-    found = objective.judge(model, index, accelerator)
+    found = objective.for_phase(of_eight).scoring.score_outputs(model, index, accelerator, final=False)
     assert found["exact_match"] == 7 / 8
     assert found["bleu"] == Bleu().score([*right[:-1], "something else"], right)
-    objective.settings.written = 0
-    assert objective.judge(model, index, accelerator) == {} and asked == [1]
+    none = objective.for_phase(of_eight.changed({"objective.generate_examples": 0}))
+    assert none.scoring.score_outputs(model, index, accelerator, final=False) == {} and asked == [1]
 
 
 def test_metrics_are_those_of_sacrebleu():
@@ -177,8 +183,8 @@ def test_metrics_are_those_of_sacrebleu():
     assert ExactMatch().score(written, right) == 0.5
 
 
-def test_word_alignments_become_those_of_tokens(objective: Seq2Seq):
-    backends = [tokenizer.backend_tokenizer for tokenizer in objective.tokenizers.values()]
+def test_word_alignments_become_those_of_tokens(objective: Objective):
+    backends = [tokenizer.backend_tokenizer for tokenizer in objective.examples.tokenizers.values()]
     sides = ["seven eight", "78 nine"]
     words = list(map(words_of, backends, sides))
     tokens = [
@@ -201,19 +207,21 @@ def test_pairs_that_are_too_long_or_too_unlike_are_left_out_and_counted(argument
     path = tmp_path / "odd.tsv"
     good = "".join(f"one two three {i}\t{i} {i} {i}\n" for i in range(300))
     path.write_text(f"{good}{'one two three four five ' * 20}\t1\n{'seven ' * 4}\t7\n")
-    objective = OBJECTIVES["translation"](
+    objective = objective_of(
         parse([*arguments("translation"), "--train.steps=1", f'--data.files=["{path}"]', "--tokenizer.vocab_size=290"])
     )
-    lines = objective.prepare(is_builder=True)
+    lines = objective.examples.prepare(is_builder=True)
     said = " ".join(lines)
     assert "1 longer than 32 tokens" in said and "1 more than 9 times as long as their other side" in said
-    assert sum(map(len, objective.kept.values())) == 300
+    assert sum(map(len, objective.examples.kept.values())) == 300
     held = tmp_path / "held.tsv"
     held.write_text(f"{'eight ' * 4}\t8\n{'one two three four five ' * 20}\t1\nnine\t9\n")
     named = ["--train.steps=1", f'--data.files=["{path}"]', f'--data.validation_files=["{held}"]']
-    objective = OBJECTIVES["translation"](parse([*arguments("translation"), *named, "--tokenizer.vocab_size=290"]))
-    assert "left out: 1 longer than 32 tokens" in objective.prepare(is_builder=True)[-1]  # or scores would not compare
-    assert len(objective.kept["validation"]) == 2
+    objective = objective_of(parse([*arguments("translation"), *named, "--tokenizer.vocab_size=290"]))
+    assert (
+        "left out: 1 longer than 32 tokens" in objective.examples.prepare(is_builder=True)[-1]
+    )  # or scores would not compare
+    assert len(objective.examples.kept["validation"]) == 2
 
 
 def test_references_are_what_people_wrote(arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -221,15 +229,15 @@ def test_references_are_what_people_wrote(arguments, tmp_path: Path, monkeypatch
     path = tmp_path / "odd.tsv"
     path.write_text("".join(f"one two {i}\tEins Zwei  {i}, Ω{chr(0x4E00 + i)}\n" for i in range(300)))
     run = [*arguments("translation"), "--train.steps=1", f'--data.files=["{path}"]', "--tokenizer.kind=unigram"]
-    objective = OBJECTIVES["translation"](parse([*run, "--tokenizer.cased=false", "--tokenizer.vocab_size=320"]))
-    objective.prepare(is_builder=True)
-    index = objective.index("validation", 0)[:5]
-    examples = objective.examples("validation", 0, index)
-    references = objective.references(index, examples)
+    objective = objective_of(parse([*run, "--tokenizer.cased=false", "--tokenizer.vocab_size=320"]))
+    objective.examples.prepare(is_builder=True)
+    index = objective.examples.index("validation", 0)[:5]
+    examples = objective.examples.examples("validation", 0, index)
+    references = objective.examples.references(index, examples)
     assert all(text.startswith("Eins Zwei  ") and "Ω" in text for text in references)
-    sources = [objective.text("input_ids", example["input_ids"]).split()[-1] for example in examples]
+    sources = [objective.examples.decode("input_ids", example["input_ids"]).split()[-1] for example in examples]
     assert sources == [text.split()[2].strip(",") for text in references]
-    assert not set(references) & {objective.text("labels", example["labels"]) for example in examples}
+    assert not set(references) & {objective.examples.decode("labels", example["labels"]) for example in examples}
 
 
 def test_rows_have_room_for_what_only_a_later_epoch_has(arguments, tmp_path: Path):
@@ -242,13 +250,19 @@ def test_rows_have_room_for_what_only_a_later_epoch_has(arguments, tmp_path: Pat
     run += ["--objective.sequence_length=64", "--objective.row_length=null", "--tokenizer.vocab_size=270"]
     run += ["--data.validation_fraction=0.03"]
     for seed in range(20):
-        objective = OBJECTIVES["denoising"](parse([*run, "--data.near_duplicates=1", f"--seed={seed}"]))
-        objective.prepare(is_builder=True)
-        first, *later = (objective.lengths("train", at, objective.index("train", at)).max() for at in range(40))
+        objective = objective_of(parse([*run, "--data.near_duplicates=1", f"--seed={seed}"]))
+        objective.examples.prepare(is_builder=True)
+        first, *later = (
+            objective.examples.lengths("train", at, objective.examples.index("train", at)).max() for at in range(40)
+        )
         if first < max(later):
             break
-    assert objective.lengths("validation", 0, objective.index("validation", 0)).max() <= first < max(later)
-    assert max(later) <= max(objective.row_lengths)
+    assert (
+        objective.examples.lengths("validation", 0, objective.examples.index("validation", 0)).max()
+        <= first
+        < max(later)
+    )
+    assert max(later) <= max(objective.examples.row_lengths)
 
 
 def test_how_a_finished_model_writes_may_still_be_chosen(arguments, tmp_path: Path):
@@ -274,7 +288,10 @@ BAD = {
     "a model of no heads": (["--model.num_attention_heads=0"], "num_attention_heads=0 must be at least 1"),
     "a share of more than all": (["--model.label_smoothing=1.5"], "label_smoothing=1.5 must be at least 0"),
     "nothing to train a tokenizer on": (["--tokenizer.sample_characters=0"], "sample_characters is 0"),
-    "a measure that is not taken": (["--objective.metric=bleu", "--objective.written=0"], "objective.written"),
+    "a measure that is not taken": (
+        ["--objective.metric=bleu", "--objective.generate_examples=0"],
+        "objective.generate_examples",
+    ),
     "nothing held out": (["--data.validation_fraction=0"], "Nothing is held out"),
     "a tokenizer without an end": (["--tokenizer.path={tmp}/bert"], "eos_token"),
     "one tokenizer for two vocabularies": (
@@ -325,7 +342,12 @@ def lines_of(folder: Path) -> list[dict]:
 def test_a_run_resumes_to_the_same_bits_and_is_the_same_however_it_is_cut(name: str, arguments, tmp_path: Path):
     """Across the border of an epoch, dropout and smoothing on, the mean of the last checkpoints exported."""
     run = [*arguments(name), "--train.steps=8", "--checkpoint.every=2", "--checkpoint.keep=3", "--evaluation.every=4"]
-    run += ["--checkpoint.export=average", "--model.label_smoothing=0.1", f"--runs={tmp_path}", "--objective.written=4"]
+    run += [
+        "--checkpoint.export=average",
+        "--model.label_smoothing=0.1",
+        f"--runs={tmp_path}",
+        "--objective.generate_examples=4",
+    ]
     run += ["--train.rows_per_step=60", "--train.micro_batch=60"] if name != "denoising" else []
     main([*run, "--name=whole"])
     whole = tmp_path / "whole"
@@ -468,15 +490,15 @@ def test_a_head_learns_the_alignments_that_it_is_taught(arguments, tmp_path: Pat
     run = [*arguments("translation"), *more, "--model.hidden_dropout_prob=0", f"--runs={tmp_path}"]
     main([*run, "--name=aligned", "--log.every=40"])
     model = KeelSeq2SeqForConditionalGeneration.from_pretrained(tmp_path / "aligned/model", attn_implementation="eager")
-    objective = OBJECTIVES["translation"](parse(run))
-    objective.prepare(is_builder=True)
+    objective = objective_of(parse(run))
+    objective.examples.prepare(is_builder=True)
     right = []
-    for pair in objective.index("validation", 0)[:20]:
-        (example,) = objective.examples("validation", 0, np.array([pair]))
+    for pair in objective.examples.index("validation", 0)[:20]:
+        (example,) = objective.examples.examples("validation", 0, np.array([pair]))
         source, target = (torch.from_numpy(example[name])[None] for name in ("input_ids", "labels"))
         found = model.align(source, target)
         assert torch.allclose(found.sum(-1), torch.ones_like(found.sum(-1)), atol=1e-5)
-        points = {tuple(point) for point in objective.data["validation"].alignment(pair).tolist()}
+        points = {tuple(point) for point in objective.examples.data["validation"].alignment(pair).tolist()}
         right += [(int(s), t) in points for t, s in enumerate(found[0].argmax(-1)[:-1])]
     assert np.mean(right) > 0.8
 
@@ -487,9 +509,9 @@ def test_a_head_learns_the_alignments_that_it_is_taught(arguments, tmp_path: Pat
         (["--train.kernel=sdpa"], "set train.kernel to eager"),
         (["--data.alignment_column=null"], "no pair has"),
     ):
-        objective = OBJECTIVES["translation"](parse([*run, *wrong]))
+        objective = objective_of(parse([*run, *wrong]))
         with pytest.raises(ValueError, match=expected):
-            objective.prepare(is_builder=True)
+            objective.examples.prepare(is_builder=True)
 
 
 def test_alignments_of_packed_pairs_are_those_of_each_alone(arguments, tmp_path: Path):
@@ -498,12 +520,12 @@ def test_alignments_of_packed_pairs_are_those_of_each_alone(arguments, tmp_path:
     path.write_text("\n".join(["words\tdigits\tpoints", *rows]) + "\n")
     more = [f'--data.files=["{path}"]', "--data.columns=[words, digits]", "--data.alignment_column=points"]
     more += ["--model.alignment_layer=0", "--train.kernel=eager", "--tokenizer.vocab_size=280", "--train.steps=1"]
-    objective = OBJECTIVES["translation"](parse([*arguments("translation"), *more]))
-    objective.prepare(is_builder=True)
-    model = objective.build_model(objective.run.model).double().eval()
+    objective = objective_of(parse([*arguments("translation"), *more]))
+    objective.examples.prepare(is_builder=True)
+    model = objective.head.build_model(objective.examples.run.model).double().eval()
     model.set_attn_implementation("eager")
     rows_ = rows_of(objective, 3)
-    batch = objective.collate(rows_, max(map(len, rows_)))
+    batch = objective.examples.collate(rows_, max(map(len, rows_))).tensors
     packed = model(**batch, num_items_in_batch={"labels": 1, "alignment_labels": 1}).loss
     alone = 0.0
     for example in (example for row in rows_ for example in row):

@@ -18,10 +18,10 @@ from mistakes import refused
 from safetensors.torch import load_file
 
 from pretrain import main
-from pretraining.hardware import SETTLED
+from pretraining.autotune import AUTOTUNED
 
 ROOT = Path(__file__).parents[2]
-FILES = {"config.yaml", "curves.png", "metrics.jsonl", "probe.safetensors", "results.json"}
+FILES = {"config.yaml", "curves.png", "metrics.jsonl", "reference.safetensors", "results.json"}
 TIMES = {"seconds", "tokens_per_second", "mfu"}
 
 
@@ -113,7 +113,7 @@ def test_a_step_is_the_same_however_it_is_cut(arguments: list[str], tmp_path: Pa
             run += ["--log.trackers=['wandb']", "--log.wandb=offline"]
         done = pretrain(run, processes)
         assert done.returncode == 0, done.stderr
-        assert "the model is in" in done.stdout and (tmp_path / name / "probe.safetensors").exists()
+        assert "the model is in" in done.stdout and (tmp_path / name / "reference.safetensors").exists()
     for name in ("four", "two"):
         for one, other in zip(lines(tmp_path / "one"), lines(tmp_path / name), strict=True):
             assert one == pytest.approx(other, rel=1e-4, abs=1e-7)
@@ -182,7 +182,7 @@ assert len(fill("The [MASK] statement is used for repeated execution.")) == 5
 assert "pretraining" not in sys.modules and not any(name.startswith("modeling") for name in sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(reference / "model"), str(reference / "probe.safetensors")],
+        [sys.executable, "-c", program, str(reference / "model"), str(reference / "reference.safetensors")],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -338,13 +338,13 @@ def test_a_run_without_better_evaluations_stops(arguments: list[str], tmp_path: 
 
 
 def test_what_is_auto_is_settled_once(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
-    automatic = [f"--train.{name}=auto" for name in SETTLED]
+    automatic = [f"--train.{name}=auto" for name in AUTOTUNED]
     main([*arguments, *automatic, "--train.steps=2", "--optim.schedule=constant", f"--runs={tmp_path}", "--name=auto"])
     assert "probe: fp32 sdpa torch" in capsys.readouterr().out
     train = yaml.safe_load((tmp_path / "auto/config.yaml").read_text())["train"]
     state = json.loads((newest(tmp_path / "auto") / "state.json").read_text())
-    assert {name: train[name] for name in SETTLED} == {name: state["settled"][name] for name in SETTLED}
-    assert "auto" not in [train[name] for name in SETTLED]
+    assert {name: train[name] for name in AUTOTUNED} == {name: state["settled"][name] for name in AUTOTUNED}
+    assert "auto" not in [train[name] for name in AUTOTUNED]
     main([*arguments, *automatic, "--train.steps=3", "--optim.schedule=constant", f"--runs={tmp_path}", "--name=auto"])
     assert "probe" not in capsys.readouterr().out
     torch.set_num_threads(1)

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from modeling.base import KeelPreTrainedModel
 from pretrain import main
 from pretraining.cli import parse
-from pretraining.objectives import OBJECTIVES, Objective
+from pretraining.objectives import OBJECTIVES
+from pretraining.objectives import make_objective as objective_of
+from pretraining.objectives.base import Objective
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -52,7 +54,12 @@ TOKENS = [
 TOKENS += ["--model.max_position_embeddings=32", "--objective.sequence_length=32"]
 TEXT = [*TOKENS, "--data.document=line", "--data.near_duplicates=0", '--data.files=["{data}/text.txt"]']
 PAIRS = [*TOKENS, '--data.files=["{data}/pairs.tsv"]', "--data.columns=[words, digits]"]
-SEQ2SEQ = ["--model.family=seq2seq", "--model.encoder_layers=1", "--model.decoder_layers=1", "--objective.written=3"]
+SEQ2SEQ = [
+    "--model.family=seq2seq",
+    "--model.encoder_layers=1",
+    "--model.decoder_layers=1",
+    "--objective.generate_examples=3",
+]
 SEQ2SEQ += ["--model.label_smoothing=0.1"]
 ALIGNED = ["--data.alignment_column=points", "--model.alignment_layer=0", "--train.kernel=eager"]
 IMAGES = ["--model.family=vit", "--model.image_size=8", "--model.patch_size=2", "--model.num_hidden_layers=1"]
@@ -65,7 +72,7 @@ KINDS = {
     "translation": [*SEQ2SEQ, *PAIRS, "--objective.name=translation"],
     "denoising": [*SEQ2SEQ, *TEXT, "--objective.name=denoising"],
     "classification": [*IMAGES, "--objective.mixup=0.8", "--model.label_smoothing=0.1"],
-    "masked_images": [*MASKED, "--objective.probe=7"],
+    "masked_images": [*MASKED, "--objective.probe_examples=7"],
     "masked_tokens": [*TEXT, "--objective.next_sentence=none"],
     "alignments": [*SEQ2SEQ, *PAIRS, *ALIGNED, "--objective.name=translation"],
     "mae": [*MASKED, *DECODER],
@@ -161,27 +168,28 @@ def test_two_processes_resume_to_the_same_bits(kind: str, rows: int, launch: sub
 @pytest.fixture(scope="module", params=KINDS)
 def objective(request: pytest.FixtureRequest, data: Path) -> Objective:
     settings = parse(arguments_of(request.param, 1, data, processes=1))
-    objective = OBJECTIVES[settings.objective.name](settings)
-    objective.prepare(is_builder=True)
+    objective = objective_of(settings)
+    objective.examples.prepare(is_builder=True)
     return objective
 
 
 def test_no_examples_are_none(objective: Objective):
     nothing = np.empty(0, dtype=np.int64)
-    assert all(list(objective.examples(split, 0, nothing)) == [] for split in ("train", "validation"))
+    assert all(list(objective.examples.examples(split, 0, nothing)) == [] for split in ("train", "validation"))
 
 
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_rows_without_examples_give_every_weight_a_gradient_of_zero(objective: Objective, kernel: str):
     """None at all, and the other processes would wait for it in vain."""
-    batch = objective.collate([[], []], 3)
-    assert objective.count(batch) == 0 and set(objective.count_targets(batch).values()) == {0}
-    model = objective.build_model(objective.run.model)
+    batch = objective.examples.collate([[], []], 3)
+    assert batch.units == 0 and set(batch.targets.values()) == {0}
+    model = objective.head.build_model(objective.examples.run.model)
     assert isinstance(model, KeelPreTrainedModel)
-    if kernel != "eager" and "alignment_labels" in objective.targets:
+    if kernel != "eager" and "alignment_labels" in batch.targets:
         pytest.skip("alignments are attention weights, which the eager kernel alone tells")
     model.set_attn_implementation(kernel)
-    out = model.train()(**objective.finish(batch), num_items_in_batch=dict.fromkeys(objective.targets, 1))
+    inputs = objective.head.to_model_inputs(batch.tensors)
+    out = model.train()(**inputs, num_items_in_batch=dict.fromkeys(batch.targets, 1))
     out.loss.backward()
     assert out.loss.item() == 0
     for name, weight in model.named_parameters():
@@ -192,13 +200,13 @@ ALONE = """
 import os, sys
 from pathlib import Path
 from pretrain import main
-from pretraining.objectives import SentencePairs
+from pretraining.objectives.mlm_nsp import SentencePairExamples
 
 def examples(self, *args):
     raise ValueError("one process fails")
 
 if os.environ["RANK"] == "1":
-    SentencePairs.examples = examples
+    SentencePairExamples.examples = examples
 main(Path(sys.argv[1]).read_text().splitlines())
 """
 
