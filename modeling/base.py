@@ -1,4 +1,4 @@
-"""What every model of ours inherits: the features it supports and how its weights start."""
+"""What every model inherits: the features it supports, how its weights start, and a strict `forward`."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -21,17 +21,18 @@ from .heads import ZeroLinear
 
 
 class ForwardKwargs(TypedDict, total=False):
-    """What every `forward` takes besides its named arguments."""
+    """Keyword arguments that every `forward` takes besides those that it names."""
 
     return_dict: bool | None
     output_hidden_states: bool | list[int] | None
     output_attentions: bool | None
-    """Under the `eager` kernel alone."""
+    """With the `eager` kernel alone."""
     cu_seq_lens_q: Tensor | None
-    """Packed rows under a flash kernel: the bounds of the examples, counted through the batch."""
+    """Packed rows with a flash or varlen kernel: the bounds of the examples in the flattened batch, int32."""
     cu_seq_lens_k: Tensor | None
-    """The same; of an encoder-decoder `_q` are the target's and `_k` the source's."""
+    """The same for the keys: in an encoder-decoder `_q` is for the target and `_k` for the source."""
     max_length_q: int | None
+    """The longest example."""
     max_length_k: int | None
 
 
@@ -40,28 +41,27 @@ Output = TypeVar("Output")
 
 
 def strict(forward: Callable[Arguments, Output]) -> Callable[Arguments, Output]:
-    """A model's `forward` that refuses what it does not name, as every Python function does.
+    """Decorates a model's `forward`: an unknown keyword is an error, as in every Python function.
 
-    Its `**kwargs` are for `ForwardKwargs`, which kernels and transformers' decorators read. Anything else would vanish
-    in them, and the model would compute as if it had not been given. The signature says the same: it names them, with
-    no wildcard, so that `generate()` and `Trainer` pass on what is known alone.
+    `**kwargs` of `forward` are `ForwardKwargs`, which kernels and transformers' decorators read; a misspelt argument
+    would vanish among them. The signature, too, names what is known, so `generate()` and `Trainer` pass on no more.
 
     Raises:
         TypeError: a keyword that neither `forward` nor `ForwardKwargs` names.
     """
     signature = inspect.signature(forward)
-    named = {name: p for name, p in signature.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    known = {name: p for name, p in signature.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
     for name, kind in ForwardKwargs.__annotations__.items():
-        named.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+        known.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 
     @wraps(forward)
     def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Output:
         for name in kwargs:
-            if name not in named:
+            if name not in known:
                 raise TypeError(f"{type(args[0]).__name__}.forward() got an unexpected keyword argument {name!r}")
         return forward(*args, **kwargs)
 
-    checked.__signature__ = signature.replace(parameters=list(named.values()))  # type: ignore[attr-defined]
+    checked.__signature__ = signature.replace(parameters=list(known.values()))  # type: ignore[attr-defined]
     return checked
 
 
@@ -74,15 +74,15 @@ class KeelPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    accepts_loss_kwargs = True  # num_items_in_batch: `Trainer` would look for a wildcard
-    _no_split_modules = ["EncoderBlock", "DecoderBlock"]
+    accepts_loss_kwargs = True  # forward takes num_items_in_batch: `Trainer` would look for **kwargs
+    _no_split_modules = ["EncoderBlock"]  # FSDP shards these
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Only through `transformers.initialization`: models load on the meta device and are filled in here.
+        """How a module's weights start, in a new model and where a checkpoint lacks them.
 
-        Each module sees to its own weights and never to a child's: transformers passes over a module of custom code
-        that has none of its own, or whose own are all loaded.
+        All goes through `transformers.initialization`, which leaves loaded weights alone. A module fills its own
+        weights and never a child's: transformers skips modules that have none, or whose own are all loaded.
         """
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
@@ -119,28 +119,28 @@ class KeelPreTrainedModel(PreTrainedModel):
 
 
 class KeelTextPreTrainedModel(KeelPreTrainedModel):
-    """What the families that read tokens share."""
+    """What the families that read tokens have in common."""
 
     _input_embed_layer = "tokens"
 
     def token_embeddings(self) -> Iterator[TokenEmbeddings]:
-        """BERT has one, an encoder-decoder two: the encoder's and the decoder's."""
+        """BERT's; or the encoder's and the decoder's."""
         return (module for module in self.modules() if isinstance(module, TokenEmbeddings))
 
     def get_position_embeddings(self) -> Any:
-        """The table of positions, learned or sinusoidal; an encoder-decoder's pair of them."""
+        """The table of positions, learned or sinusoidal; two of them in an encoder-decoder."""
         tables = tuple(embeddings.positions for embeddings in self.token_embeddings())
         return tables if self.config.is_encoder_decoder else tables[0]
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """A longer or shorter position table: known rows are kept, new ones start as in a new model."""
+        """Makes the position table longer or shorter: old rows stay, new ones start as in a new model."""
         self.config.max_position_embeddings = new_num_position_embeddings
         for embeddings in self.token_embeddings():
             old = embeddings.positions
             new = type(old)(new_num_position_embeddings, self.config.hidden_size).to(old.weight)
             self._init_weights(new)
-            kept = min(new_num_position_embeddings, old.num_embeddings)
+            shared = min(new_num_position_embeddings, old.num_embeddings)
             with torch.no_grad():
-                new.weight[:kept] = old.weight[:kept]
+                new.weight[:shared] = old.weight[:shared]
             embeddings.positions = new
             embeddings.max_position_embeddings = new_num_position_embeddings

@@ -1,10 +1,10 @@
-"""BERT (Devlin 2018): an encoder over one or two segments, and the heads that stand on it.
+"""BERT (Devlin 2018): an encoder over one or two segments, and its heads.
 
-B batch, T tokens, D hidden size, V vocabulary, E the most examples in a packed row, M masked tokens.
+B batch, T tokens, D hidden size, V vocabulary, E the most examples in a packed row, M tokens to predict.
 """
 
 from dataclasses import dataclass
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -20,36 +20,36 @@ from transformers.modeling_outputs import (
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import MultiHeadAttention, self_attention_mask
+from .attention import MultiHeadAttention
 from .base import ForwardKwargs, KeelTextPreTrainedModel, strict
 from .configuration import KeelBertConfig
 from .embeddings import TokenEmbeddings
-from .heads import (
-    ClassificationHead,
-    Counts,
-    MaskedLanguageModelHead,
-    Pooler,
-    classification_loss,
-    first_places,
-    labels_loss,
-    pool,
-)
+from .heads import ClassificationHead, MaskedLanguageModelHead, Pooler, pool
 from .layers import EncoderBlock, Stack
+from .losses import Counts, classification_loss, labels_loss
+from .packing import first_tokens, self_attention_mask
 
 
 class KeelBertPreTrainedModel(KeelTextPreTrainedModel):
-    """What all BERT classes share.
+    """What all BERT classes have in common.
 
-    Every class takes, besides transformers' arguments, `sequence_ids` (B, T) of a packed batch (1, 2, 3 ... for the
-    examples of a row, 0 for padding) and `sequence_starts` (B, E), where they start; `num_items_in_batch` divides
-    the loss as `heads.divided` says. Packed, whatever is one per sequence is (B, E, ...) instead of (B, ...).
+    Their `forward` takes transformers' arguments and, for packed rows, `sequence_ids` (B, T) and optionally
+    `sequence_starts` (B, E), as packing.py says; what is (B, ...) for sequences is then (B, E, ...). The loss is
+    divided by `num_items_in_batch` as `losses.mean_over_step` says.
     """
 
     config_class = KeelBertConfig
     base_model_prefix = "bert"
+    mlm: MaskedLanguageModelHead  # of the heads that predict tokens
     _can_record_outputs = {"hidden_states": EncoderBlock, "attentions": MultiHeadAttention}
     # A checkpoint of one head opens under every other class of the family.
     _keys_to_ignore_on_load_unexpected = [r"^mlm\.", r"^nsp\.", r"pooler\."]
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        return self.mlm.decoder if hasattr(self, "mlm") else None
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.mlm.decoder = new_embeddings
 
 
 class KeelBertModel(KeelBertPreTrainedModel):
@@ -76,23 +76,26 @@ class KeelBertModel(KeelBertPreTrainedModel):
         logits_to_keep: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPooling:
-        """`logits_to_keep` (M,), places in the flattened batch: `last_hidden_state` is (M, D), those states alone."""
+        """`logits_to_keep` (M,): indices into the flattened batch, as transformers has it for packed tokens.
+        `last_hidden_state` is then (M, D), the states at these indices, instead of (B, T, D).
+        """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, sequence_ids)
         mask = self_attention_mask(self.config, x, attention_mask, sequence_ids, kwargs)
-        pooled = None
         if self.pooler is None:
             x = self.encoder(x, mask, logits_to_keep=logits_to_keep, **kwargs)
-        elif logits_to_keep is None or self.config.pooling == "mean":  # a mean reads every state
-            x = self.encoder(x, mask, **kwargs)
+            return BaseModelOutputWithPooling(last_hidden_state=x)
+        if logits_to_keep is not None and self.config.pooling == "cls":
+            # The pooler reads the first tokens: the encoder keeps these states too.
+            first = first_tokens(x, sequence_ids, sequence_starts)  # (B,) or (B, E)
+            indices = torch.cat([logits_to_keep, first.flatten()])
+            x = self.encoder(x, mask, logits_to_keep=indices, **kwargs)
+            x, pooled = x.tensor_split([len(logits_to_keep)])
+            pooled = pooled.unflatten(0, first.shape)  # (B, D) or (B, E, D)
+        else:
+            x = self.encoder(x, mask, **kwargs)  # (B, T, D)
             pooled = pool(x, self.config.pooling, attention_mask, sequence_ids, sequence_starts)
             x = x if logits_to_keep is None else x.flatten(0, 1)[logits_to_keep]
-        else:
-            first = first_places(x, sequence_ids, sequence_starts)
-            states = self.encoder(x, mask, logits_to_keep=torch.cat([logits_to_keep, first.flatten()]), **kwargs)
-            x, pooled = states[: len(logits_to_keep)], states[len(logits_to_keep) :].unflatten(0, first.shape)
-        if self.pooler is not None:
-            pooled = self.pooler(pooled)
-        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self.pooler(pooled))
 
 
 @dataclass
@@ -120,12 +123,6 @@ class KeelBertForPreTraining(KeelBertPreTrainedModel):
         self.nsp = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.mlm.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        self.mlm.decoder = new_embeddings
-
     @strict
     @can_return_tuple
     def forward(
@@ -147,8 +144,8 @@ class KeelBertForPreTraining(KeelBertPreTrainedModel):
         Args:
             labels: (B, T), the token to predict, -100 for none.
             next_sentence_label: (B,) or (B, E); 0: B follows A, 1: it does not, -100: no pair.
-            logits_to_keep: (M,), places in the flattened batch, those of all labels: `prediction_logits` there alone,
-                (M, V) instead of (B, T, V).
+            logits_to_keep: (M,), the indices of all labels in the flattened batch: `prediction_logits` are (M, V), at
+                these alone, instead of (B, T, V).
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs = self.bert(*inputs, sequence_ids, sequence_starts, logits_to_keep, **kwargs)
@@ -157,8 +154,7 @@ class KeelBertForPreTraining(KeelBertPreTrainedModel):
         relationship_logits = self.nsp(outputs.pooler_output)
         mlm_loss = nsp_loss = loss = None
         if targets is not None:
-            mlm_loss = classification_loss(prediction_logits, targets, "labels", num_items_in_batch)
-            loss = mlm_loss
+            loss = mlm_loss = classification_loss(prediction_logits, targets, "labels", num_items_in_batch)
         if next_sentence_label is not None:
             nsp_loss = classification_loss(
                 relationship_logits, next_sentence_label, "next_sentence_label", num_items_in_batch, targets
@@ -186,12 +182,6 @@ class KeelBertForMaskedLM(KeelBertPreTrainedModel):
         self.mlm = MaskedLanguageModelHead(config)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.mlm.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        self.mlm.decoder = new_embeddings
-
     @strict
     @can_return_tuple
     def forward(
@@ -208,7 +198,7 @@ class KeelBertForMaskedLM(KeelBertPreTrainedModel):
         logits_to_keep: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> MaskedLMOutput:
-        """`labels` (B, T), -100 for none; with `logits_to_keep` (M,) the logits are (M, V) instead of (B, T, V)."""
+        """`labels` (B, T), -100 for none; `logits_to_keep` (M,) as for `KeelBertForPreTraining`."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs = self.bert(*inputs, sequence_ids, sequence_starts, logits_to_keep, **kwargs)
         targets = labels if labels is None or logits_to_keep is None else labels.flatten()[logits_to_keep]
@@ -221,8 +211,47 @@ class KeelBertForMaskedLM(KeelBertPreTrainedModel):
         )
 
 
-class KeelBertForNextSentencePrediction(KeelBertPreTrainedModel):
-    """Next sentence alone."""
+class KeelBertForLabels(KeelBertPreTrainedModel):
+    """What the heads of `labels` alone have in common: how inputs become logits, and labels a loss."""
+
+    output_class: type[ModelOutput]
+    bert: KeelBertModel
+
+    def compute_logits(self, outputs: BaseModelOutputWithPooling) -> Tensor:
+        raise NotImplementedError
+
+    def compute_loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Counts) -> Tensor:
+        return classification_loss(logits, labels, "labels", num_items_in_batch)
+
+    @strict
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        sequence_starts: Tensor | None = None,
+        num_items_in_batch: Counts = None,
+        **kwargs: Unpack[ForwardKwargs],
+    ) -> Any:
+        """`labels` as the class says; the output has `loss`, `logits`, `hidden_states` and `attentions`."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, **kwargs)
+        logits = self.compute_logits(outputs)
+        loss = None if labels is None else self.compute_loss(logits, labels, num_items_in_batch)
+        return self.output_class(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class KeelBertForNextSentencePrediction(KeelBertForLabels):
+    """Next sentence alone. `labels` (B,) or (B, E); 0: B follows A, 1: it does not, -100: no pair."""
+
+    output_class = NextSentencePredictorOutput
 
     def __init__(self, config: KeelBertConfig):
         super().__init__(config)
@@ -230,103 +259,44 @@ class KeelBertForNextSentencePrediction(KeelBertPreTrainedModel):
         self.nsp = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
-    @strict
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        sequence_ids: Tensor | None = None,
-        sequence_starts: Tensor | None = None,
-        num_items_in_batch: Counts = None,
-        **kwargs: Unpack[ForwardKwargs],
-    ) -> NextSentencePredictorOutput:
-        """`labels` (B,) or (B, E); 0: B follows A, 1: it does not, -100: no pair."""
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, **kwargs)
-        logits = self.nsp(outputs.pooler_output)
-        loss = None
-        if labels is not None:
-            loss = classification_loss(logits, labels, "labels", num_items_in_batch)
-        return NextSentencePredictorOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    def compute_logits(self, outputs: BaseModelOutputWithPooling) -> Tensor:
+        return self.nsp(outputs.pooler_output)
 
 
-class KeelBertForSequenceClassification(KeelBertPreTrainedModel):
-    """A class, several classes or a number for each sequence."""
+class KeelBertForSequenceClassification(KeelBertForLabels):
+    """A class, several classes or a number for each sequence.
+
+    `labels` (B,) or (B, E) of classes or numbers, (B, C) of zeros and ones for several classes at once.
+    """
+
+    output_class = SequenceClassifierOutput
 
     def __init__(self, config: KeelBertConfig):
         super().__init__(config)
-        assert config.num_labels is not None  # transformers fills it in
-        self.num_labels = config.num_labels
         self.bert = KeelBertModel(config)
-        self.classifier = ClassificationHead(config, config.num_labels)
+        self.classifier = ClassificationHead(config)
         self.post_init()
 
-    @strict
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        sequence_ids: Tensor | None = None,
-        sequence_starts: Tensor | None = None,
-        num_items_in_batch: Counts = None,
-        **kwargs: Unpack[ForwardKwargs],
-    ) -> SequenceClassifierOutput:
-        """`labels` (B,) or (B, E) of classes or numbers, (B, C) of zeros and ones for several classes at once."""
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else labels_loss(self.config, logits, labels, num_items_in_batch)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    def compute_logits(self, outputs: BaseModelOutputWithPooling) -> Tensor:
+        return self.classifier(outputs.pooler_output)
+
+    def compute_loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Counts) -> Tensor:
+        return labels_loss(self.config, logits, labels, num_items_in_batch)
 
 
-class KeelBertForTokenClassification(KeelBertPreTrainedModel):
-    """A class for each token."""
+class KeelBertForTokenClassification(KeelBertForLabels):
+    """A class for each token. `labels` (B, T), -100 for none."""
+
+    output_class = TokenClassifierOutput
 
     def __init__(self, config: KeelBertConfig):
         super().__init__(config)
-        assert config.num_labels is not None  # transformers fills it in
-        self.num_labels = config.num_labels
         self.bert = KeelBertModel(config, add_pooling_layer=False)
-        self.classifier = ClassificationHead(config, config.num_labels)
+        self.classifier = ClassificationHead(config)
         self.post_init()
 
-    @strict
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        sequence_ids: Tensor | None = None,
-        sequence_starts: Tensor | None = None,
-        num_items_in_batch: Counts = None,
-        **kwargs: Unpack[ForwardKwargs],
-    ) -> TokenClassifierOutput:
-        """`labels` (B, T), -100 for none."""
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, **kwargs)
-        logits = self.classifier(outputs.last_hidden_state)
-        loss = None if labels is None else classification_loss(logits, labels, "labels", num_items_in_batch)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    def compute_logits(self, outputs: BaseModelOutputWithPooling) -> Tensor:
+        return self.classifier(outputs.last_hidden_state)
 
 
 class KeelBertForQuestionAnswering(KeelBertPreTrainedModel):
@@ -353,10 +323,10 @@ class KeelBertForQuestionAnswering(KeelBertPreTrainedModel):
         sequence_ids: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> QuestionAnsweringModelOutput:
-        """`start_positions`, `end_positions` (B,); one outside the tokens is left out of the loss.
+        """`start_positions`, `end_positions` (B,); a position outside the tokens is left out of the loss.
 
         Raises:
-            ValueError: packed rows: an answer's softmax runs over its own sequence alone.
+            ValueError: the rows are packed: the softmax of an answer runs over one sequence alone.
         """
         if sequence_ids is not None:
             raise ValueError("Question answering takes one sequence a row, not packed rows: drop sequence_ids.")
@@ -380,7 +350,7 @@ class KeelBertForQuestionAnswering(KeelBertPreTrainedModel):
 
 
 class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
-    """The best of several continuations: every choice is scored by itself."""
+    """The best of several continuations, each of which is scored by itself."""
 
     def __init__(self, config: KeelBertConfig):
         super().__init__(config)
@@ -402,12 +372,12 @@ class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
         **kwargs: Unpack[ForwardKwargs],
     ) -> MultipleChoiceModelOutput:
         """Inputs (B, choices, T) instead of (B, T); `labels` (B,), the index of the right choice."""
-        first = inputs_embeds if input_ids is None else input_ids
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        flat = (None if x is None else x.flatten(0, 1) for x in inputs)
+        flat = (None if x is None else x.flatten(0, 1) for x in inputs)  # (B, choices, T) -> (B * choices, T)
         outputs = self.bert(*flat, **kwargs)
-        assert first is not None  # the embeddings take nothing else
-        logits = self.classifier(outputs.pooler_output).view(first.shape[:2])
+        tokens = inputs_embeds if input_ids is None else input_ids
+        assert tokens is not None  # the embeddings take one of them
+        logits = self.classifier(outputs.pooler_output).view(tokens.shape[:2])  # (B * choices, 1) -> (B, choices)
         loss = None if labels is None else classification_loss(logits, labels, "labels", num_items_in_batch)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

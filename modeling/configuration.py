@@ -6,23 +6,46 @@ from typing import Literal
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-# What every model needs at least one of, and shares of which something must be left.
-SIZES = (
+# Which numbers a field may have, whichever family it is of; a field may also be None, its default.
+AT_LEAST_1 = (
     *("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "encoder_layers"),
     *("decoder_layers", "vocab_size", "max_position_embeddings", "image_size", "patch_size", "num_channels"),
+    *("position_grid_size", "decoder_hidden_size", "decoder_num_attention_heads", "decoder_intermediate_size"),
 )
+AT_LEAST_0 = ("type_vocab_size", "alignment_weight", "decoder_num_hidden_layers")
 SHARES = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"),
     "label_smoothing",
 )
+ABOVE_0 = ("layer_norm_eps", "initializer_range")
+
+
+def check_range(config: PreTrainedConfig) -> None:
+    """Raises ValueError for the first number that is out of its field's range."""
+    for names, rule, holds in (
+        (AT_LEAST_1, "at least 1", lambda value: value >= 1),
+        (AT_LEAST_0, "at least 0", lambda value: value >= 0),
+        (SHARES, "at least 0 and below 1", lambda value: 0 <= value < 1),
+        (ABOVE_0, "above 0", lambda value: value > 0),
+    ):
+        for name in names:
+            value = getattr(config, name, None)
+            if value is not None and not holds(value):
+                raise ValueError(f"{name}={value} must be {rule}.")
+
+
+def check_multiple(config: PreTrainedConfig, name: str, divisor: str, why: str) -> None:
+    """Raises ValueError if the one field is no multiple of the other."""
+    value, by = getattr(config, name), getattr(config, divisor)
+    if value % by:
+        raise ValueError(f"{name}={value} is no multiple of {divisor}={by}: {why}.")
 
 
 class KeelConfig(PreTrainedConfig):
     """Fields that BERT, the encoder-decoder Transformer and ViT have in common.
 
     Raises:
-        ValueError: a number is out of its range, `hidden_size` is no multiple of `num_attention_heads`, or there is no
-            activation `hidden_act`.
+        ValueError: a number is out of its range, or two fields do not suit each other.
     """
 
     hidden_size: int = 768
@@ -38,8 +61,8 @@ class KeelConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.1
     """Dropout of the attention weights."""
     drop_path_rate: float | int = 0.0
-    """Share of examples that the last layer's residual branches skip while training; from 0 at the first layer on it
-    grows in a line (stochastic depth: Huang 2016, 3; Touvron 2020)."""
+    """Stochastic depth (Huang 2016, 3): share of examples that skip the last layer's residual branches while training.
+    It grows linearly from 0 at the first layer."""
     qkv_bias: bool = True
     """Biases in the query, key and value projections."""
     norm_position: Literal["post", "pre"] = "post"
@@ -47,53 +70,48 @@ class KeelConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-12
     """Epsilon of every LayerNorm."""
     initializer: Literal["truncated_normal", "xavier_uniform"] = "truncated_normal"
-    """How matrices start: normal cut at two stds (Devlin 2018) or Glorot's uniform."""
+    """How matrices start: a normal cut at two stds (Devlin 2018), or Glorot's uniform."""
     initializer_range: float | None = 0.02
-    """Standard std of embeddings and of truncated_normal matrices; null: hidden_size ** -0.5."""
+    """Std of embeddings and of truncated_normal matrices; null: hidden_size ** -0.5."""
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        for name in SIZES:
-            if getattr(self, name, 1) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in SHARES:
-            if not 0 <= (getattr(self, name, 0) or 0) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
-        for name in ("layer_norm_eps", "initializer_range"):
-            if not (getattr(self, name) is None or getattr(self, name) > 0):
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}: "
-                "every head takes an equal share of the width."
-            )
+        check_range(self)
+        check_multiple(self, "hidden_size", "num_attention_heads", "every head takes an equal share of the width")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; there are: {', '.join(ACT2FN)}.")
         if self.initializer_range is None:
             self.initializer_range = self.hidden_size**-0.5
 
 
-class KeelBertConfig(KeelConfig):
+class KeelTextConfig(KeelConfig):
+    """Fields of the families that read tokens."""
+
+    vocab_size: int = 30522
+    """Entries of each token table."""
+    max_position_embeddings: int = 512
+    """Positions in the table: the longest sequence."""
+    position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
+    """Positions learned (Devlin 2018) or fixed sinusoids (Vaswani 2017, 3.5)."""
+    type_vocab_size: int = 0
+    """Segments (sentence A, sentence B); 0: none."""
+    embedding_norm: bool = False
+    """LayerNorm after the sum of the embeddings."""
+    scale_embedding: bool = False
+    """Multiply token embeddings by sqrt(hidden_size) (Vaswani 2017, 3.4)."""
+
+
+class KeelBertConfig(KeelTextConfig):
     """BERT (Devlin 2018): the defaults are its base size."""
 
     model_type = "keel-bert"
     # The parts of the loss are for logging: Trainer must not gather them as predictions.
     keys_to_ignore_at_inference = ["mlm_loss", "nsp_loss"]
 
-    vocab_size: int = 30522
-    """Entries of the token table."""
     num_hidden_layers: int = 12
     """Encoder layers."""
-    max_position_embeddings: int = 512
-    """Positions in the table: the longest example."""
-    position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
-    """Positions learned (Devlin 2018) or fixed sinusoids (Vaswani 2017, 3.5)."""
     type_vocab_size: int = 2
-    """Segments (sentence A, sentence B)."""
     embedding_norm: bool = True
-    """LayerNorm after the sum of the embeddings."""
-    scale_embedding: bool = False
-    """Multiply token embeddings by sqrt(hidden_size)."""
     pooling: Literal["cls", "mean"] = "cls"
     """What stands for the whole sequence: its first token, or the mean of its tokens."""
     classifier_dropout: float | int | None = None
@@ -117,21 +135,16 @@ class KeelBertConfig(KeelConfig):
     )
 
 
-class KeelSeq2SeqConfig(KeelConfig):
-    """The encoder-decoder Transformer (Vaswani 2017): the defaults are its base size.
-
-    Raises:
-        ValueError: there is no decoder layer `alignment_layer`, or `alignment_weight` is negative.
-    """
+class KeelSeq2SeqConfig(KeelTextConfig):
+    """The encoder-decoder Transformer (Vaswani 2017): the defaults are its base size."""
 
     model_type = "keel-seq2seq"
-    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # one thing, before transformers 5.24 and since
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # two names of one output
     attribute_map = {"num_hidden_layers": "encoder_layers"}
 
     vocab_size: int = 37000
-    """Entries of each token table."""
     share_encoder_decoder_embeddings: bool = True
-    """One token table for encoder, decoder and output; False: the encoder has its own, of a vocabulary of its own."""
+    """One token table for encoder, decoder and output; False: the encoder has a table and a vocabulary of its own."""
     hidden_size: int = 512
     num_attention_heads: int = 8
     intermediate_size: int = 2048
@@ -145,21 +158,14 @@ class KeelSeq2SeqConfig(KeelConfig):
     initializer: Literal["truncated_normal", "xavier_uniform"] = "xavier_uniform"
     initializer_range: float | None = None
     max_position_embeddings: int = 1024
-    """Positions in the table: the longest source or target."""
     position_embedding_type: Literal["learned", "sinusoidal"] = "sinusoidal"
-    """Positions learned or fixed sinusoids (Vaswani 2017, 3.5)."""
-    type_vocab_size: int = 0
-    """Segments; 0: none."""
-    embedding_norm: bool = False
-    """LayerNorm after the sum of the embeddings."""
     scale_embedding: bool = True
-    """Multiply token embeddings by sqrt(hidden_size) (Vaswani 2017, 3.4)."""
     label_smoothing: float | int = 0.0
     """Share of the target spread over the vocabulary while training (Vaswani 2017, 5.4)."""
     alignment_layer: int | None = None
-    """Decoder layer, the first is 0, whose first head over the source is taught word alignments (Garg 2019, 3.2)."""
+    """Decoder layer (the first is 0) whose first cross-attention head learns word alignments (Garg 2019, 3.2)."""
     alignment_weight: float | int = 0.05
-    """Weight of the alignments' loss beside the tokens' (Garg 2019, 4.2)."""
+    """Weight of the alignment loss beside the tokens' (Garg 2019, 4.2)."""
     is_encoder_decoder: bool = True
     use_cache: bool = True
     pad_token_id: int | None = 36999
@@ -181,17 +187,10 @@ class KeelSeq2SeqConfig(KeelConfig):
             raise ValueError(
                 f"alignment_layer={self.alignment_layer}, but the decoder's layers are 0 to {self.decoder_layers - 1}."
             )
-        if self.alignment_weight < 0:
-            raise ValueError(f"alignment_weight={self.alignment_weight} must be at least 0.")
 
 
 class KeelViTConfig(KeelConfig):
-    """ViT (Dosovitskiy 2020): the defaults are its base size with patches of 16.
-
-    Raises:
-        ValueError: `image_size` is no multiple of `patch_size`; a width does not suit its heads or its positions; a
-            number is out of its range.
-    """
+    """ViT (Dosovitskiy 2020): the defaults are its base size with patches of 16."""
 
     model_type = "keel-vit"
 
@@ -210,24 +209,24 @@ class KeelViTConfig(KeelConfig):
     position_embedding_type: Literal["learned", "sincos2d"] = "learned"
     """Positions learned (Dosovitskiy 2020) or fixed sines and cosines of both coordinates (Chen 2021; He 2021)."""
     position_grid_size: int | None = None
-    """Patches a side that sincos2d counts, whatever the image's size; null: image_size / patch_size. What
-    `resize_position_embeddings` changes leaves it as it was, so that the image still spans what was learned."""
+    """Patches on a side of the grid that sincos2d positions span; null: image_size / patch_size. It stays when
+    `resize_position_embeddings` changes the image's size: a larger image spans the same square more finely."""
     pooling: Literal["cls", "mean"] = "cls"
     """What stands for the image: a class token, or (with no such token) the mean of its patches."""
     label_smoothing: float | int = 0.0
     """Share of the class's target spread over all classes while training (Szegedy 2015, 7)."""
     reconstruction_target: Literal["pixels", "normalized_pixels", "mean_color"] = "pixels"
-    """What is predicted of a hidden patch: its pixels (SimMIM: Xie 2021, 3.4), these less the patch's mean and over
-    its std (MAE: He 2021, 3), or the class of its mean color, three bits a channel (Dosovitskiy 2020, B.1.2)."""
+    """What is predicted of a masked patch: its pixels (SimMIM: Xie 2021, 3.4), its pixels normalised by their mean and
+    std (MAE: He 2021, 3), or the class of its mean color, three bits a channel (Dosovitskiy 2020, B.1.2)."""
     decoder_num_hidden_layers: int = 0
-    """Layers of the decoder of masked images (MAE: He 2021, 3), whose encoder sees only what is shown; 0: no decoder,
-    and mask tokens in the encoder (SimMIM: Xie 2021)."""
+    """Layers of the decoder for masked images; the encoder then sees the visible patches alone (MAE: He 2021, 3).
+    0: no decoder, and the encoder sees mask tokens (SimMIM: Xie 2021)."""
     decoder_hidden_size: int = 512
-    """Width of that decoder."""
+    """Width of the decoder."""
     decoder_num_attention_heads: int = 16
-    """Its attention heads; must divide decoder_hidden_size."""
+    """Attention heads of the decoder; must divide decoder_hidden_size."""
     decoder_intermediate_size: int = 2048
-    """Width of its feed-forward layers."""
+    """Width of the decoder's feed-forward layers."""
     auto_map: dict = field(
         default_factory=lambda: {
             "AutoConfig": "configuration.KeelViTConfig",
@@ -239,24 +238,16 @@ class KeelViTConfig(KeelConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}: "
-                "the patches must cover the image."
+        check_multiple(self, "image_size", "patch_size", "the patches must cover the image")
+        sincos2d = ["hidden_size"] if self.position_embedding_type == "sincos2d" else []
+        if self.decoder_num_hidden_layers:
+            check_multiple(
+                self, "decoder_hidden_size", "decoder_num_attention_heads", "every head takes an equal share"
             )
-        if self.decoder_num_hidden_layers < 0:
-            raise ValueError(f"decoder_num_hidden_layers={self.decoder_num_hidden_layers} must be at least 0.")
-        if self.position_grid_size is not None and self.position_grid_size < 1:
-            raise ValueError(f"position_grid_size={self.position_grid_size} must be at least 1, or null.")
-        if self.decoder_num_hidden_layers and self.decoder_hidden_size % self.decoder_num_attention_heads:
-            raise ValueError(
-                f"decoder_hidden_size={self.decoder_hidden_size} is no multiple of decoder_num_attention_heads="
-                f"{self.decoder_num_attention_heads}: every head takes an equal share of the width."
-            )
-        fixed = {"hidden_size": self.position_embedding_type == "sincos2d"}
-        fixed["decoder_hidden_size"] = bool(self.decoder_num_hidden_layers)
-        for name in (name for name, used in fixed.items() if used and getattr(self, name) % 4):
-            raise ValueError(
-                f"{name}={getattr(self, name)} is no multiple of 4: sincos2d positions are the sine and the cosine of "
-                "each of two coordinates."
-            )
+            sincos2d.append("decoder_hidden_size")  # the decoder's positions are always fixed
+        for name in sincos2d:
+            if getattr(self, name) % 4:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is no multiple of 4: sincos2d positions are the sine and the cosine "
+                    "of each of two coordinates."
+                )

@@ -1,14 +1,14 @@
-"""From ids or pixels to the residual stream.
+"""From token ids or pixels to the residual stream.
 
-B batch, T tokens, D hidden size, P patches, V of them visible, C channels, H and W height and width in patches.
+B batch, T tokens, D hidden size, P patches, V visible patches, C channels, H and W height and width in patches.
 """
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .attention import packed_positions
 from .dropout import Dropout
+from .packing import packed_positions
 
 
 class SinusoidalPositions(nn.Module):
@@ -23,10 +23,10 @@ class SinusoidalPositions(nn.Module):
         self.register_buffer("weight", self.table(), persistent=False)
 
     def table(self) -> Tensor:
-        """(positions, D), worked out in float64."""
+        """(positions, D), computed in float64."""
         position = torch.arange(self.num_embeddings, dtype=torch.float64)[:, None]
         column = torch.arange(self.embedding_dim)
-        angle = position / 10000 ** ((column - column % 2).double() / self.embedding_dim)
+        angle = position / 10000 ** ((column - column % 2).double() / self.embedding_dim)  # (positions, D)
         return torch.where(column % 2 == 0, angle.sin(), angle.cos()).to(torch.get_default_dtype())
 
     def forward(self, position_ids: Tensor) -> Tensor:
@@ -61,6 +61,10 @@ class TokenEmbeddings(nn.Module):
     ) -> Tensor:
         """Ids (B, T), or `inputs_embeds` (B, T, D), to (B, T, D).
 
+        Args:
+            sequence_ids: (B, past + T), the examples of packed rows.
+            past_length: how many tokens a cache holds.
+
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, or more tokens than positions.
         """
@@ -71,7 +75,7 @@ class TokenEmbeddings(nn.Module):
         if position_ids is None and sequence_ids is not None:
             position_ids = packed_positions(sequence_ids)[:, -length:]
         elif position_ids is None:
-            if isinstance(past_length, int):  # a static cache counts on the device, where nothing may branch on it
+            if isinstance(past_length, int):  # a static cache counts in a tensor, on which nothing may branch
                 self.check_length(past_length + length)
             position_ids = past_length + torch.arange(length, device=x.device)[None]
         x = x * self.scale + self.positions(position_ids)
@@ -91,10 +95,10 @@ class TokenEmbeddings(nn.Module):
 
 
 class SincosPositions(nn.Module):
-    """Fixed positions of a grid of patches: the sines and the cosines of x, then of y; zero for a class token.
+    """Fixed positions of a grid of patches: sines and cosines of x, then of y; zero for a class token.
 
     MoCo v3 (Chen 2021, 4.1), in the order of MAE's released weights (He 2021). A grid of another size spans the same
-    square, its patches in between: what interpolation of the table comes near to, exactly.
+    square more finely or more coarsely, so its positions are exact where an interpolated table's are approximate.
     """
 
     weight: Tensor
@@ -104,18 +108,19 @@ class SincosPositions(nn.Module):
         self.embedding_dim = embedding_dim
         self.side = config.image_size // config.patch_size
         self.span = self.side if config.position_grid_size is None else config.position_grid_size
-        self.prefix = int(config.pooling == "cls")
+        self.num_cls = int(config.pooling == "cls")
         # Not saved, so loading leaves it unset: KeelPreTrainedModel._init_weights fills it in again.
         self.register_buffer("weight", self.table(), persistent=False)
 
     def table(self, height: int | None = None, width: int | None = None) -> Tensor:
-        """(1, P + 1, D), or (1, P, D) with no class token, of a grid height x width, worked out in float64."""
+        """(1, P + 1, D), or (1, P, D) with no class token, for a grid of height x width; computed in float64."""
         height, width = height or self.side, width or self.side
         frequency = 10000 ** -(torch.arange(self.embedding_dim // 4, dtype=torch.float64) / (self.embedding_dim // 4))
+        # The middle of each patch, in units of the patches of a grid of `span`.
         y, x = (((torch.arange(n).double() + 0.5) * self.span / n - 0.5)[:, None] * frequency for n in (height, width))
-        x, y = x.expand(height, -1, -1), y[:, None].expand(-1, width, -1)  # (H, W, D/4)
-        patches = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], -1).flatten(0, 1)
-        return nn.functional.pad(patches, (0, 0, self.prefix, 0))[None].to(torch.get_default_dtype())
+        x, y = x.expand(height, -1, -1), y[:, None].expand(-1, width, -1)  # (W, D/4), (H, D/4) -> (H, W, D/4)
+        patches = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], -1).flatten(0, 1)  # (P, D)
+        return nn.functional.pad(patches, (0, 0, self.num_cls, 0))[None].to(torch.get_default_dtype())
 
     def forward(self, height: int, width: int) -> Tensor:
         if (height, width) == (self.side, self.side):
@@ -123,7 +128,7 @@ class SincosPositions(nn.Module):
         return self.table(height, width).to(self.weight)
 
     def resized(self, config: PreTrainedConfig) -> "SincosPositions":
-        """Those of another `config.image_size`, where and as wide as these are."""
+        """The positions for another `config.image_size`, on the same device and in the same dtype."""
         return SincosPositions(config, self.embedding_dim).to(self.weight)
 
 
@@ -156,12 +161,12 @@ class PatchEmbeddings(nn.Module):
         """Pixels (B, C, height, width) to (B, P + 1, D), or (B, P, D) with no class token.
 
         Args:
-            bool_masked_pos: (B, P), True where the mask token stands for the patch.
+            bool_masked_pos: (B, P), True where the mask token replaces the patch.
             interpolate_pos_encoding: take images of another size, with positions interpolated to it.
-            ids_keep: (B, V), the patches that are seen (He 2021, 3): (B, V + 1, D), these alone.
+            ids_keep: (B, V), the visible patches; the others are left out, (B, V + 1, D) (MAE: He 2021, 3).
 
         Raises:
-            ValueError: pixels of another number of channels or of another size; masks for a model without mask token.
+            ValueError: pixels of another number of channels or of another size; a mask, but no mask token.
         """
         channels, height, width = pixel_values.shape[1:]
         if channels != self.projection.in_channels:
@@ -174,34 +179,38 @@ class PatchEmbeddings(nn.Module):
                 "or pass interpolate_pos_encoding=True."
             )
         x = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, C, height, width) -> (B, D, H, W)
-        of_cls, of_patches = self.interpolated(*x.shape[2:]).tensor_split([int(self.cls_token is not None)], dim=1)
-        x = x.flatten(2).transpose(1, 2).contiguous()  # (B, P, D); else every sum keeps the odd layout
+        cls_position, positions = self.split_cls(self.interpolated(*x.shape[2:]))
+        x = x.flatten(2).transpose(1, 2).contiguous()  # (B, P, D); else every later sum keeps the transposed layout
         if bool_masked_pos is not None:
             if self.mask_token is None:
                 raise ValueError("bool_masked_pos needs a mask token: use KeelViTForMaskedImageModeling.")
             x = torch.where(bool_masked_pos[..., None].bool(), self.mask_token.to(x.dtype), x)
-        x = x + of_patches
+        x = x + positions
         if ids_keep is not None:
             x = x.gather(1, ids_keep[..., None].expand(-1, -1, x.shape[2]))  # (B, V, D)
         if self.cls_token is not None:
-            x = torch.cat([(self.cls_token + of_cls).expand(len(x), -1, -1), x], 1)
+            x = torch.cat([(self.cls_token + cls_position).expand(len(x), -1, -1), x], 1)
         return self.dropout(x)
 
+    def split_cls(self, positions: Tensor) -> tuple[Tensor, ...]:
+        """(1, P + 1, D) to the class token's position (1, 1, D), or none (1, 0, D), and the patches' (1, P, D)."""
+        return positions.tensor_split([int(self.cls_token is not None)], dim=1)
+
     def interpolated(self, height: int, width: int) -> Tensor:
-        """The positions, the learned ones bicubic, for a grid of height x width patches (Dosovitskiy 2020, 3.2)."""
+        """The positions for a grid of height x width patches, learned ones bicubic (Dosovitskiy 2020, 3.2)."""
         if isinstance(self.positions, SincosPositions):
             return self.positions(height, width)
-        cls, patches = self.positions.tensor_split([int(self.cls_token is not None)], dim=1)
         side = self.image_size // self.patch_size
         if (height, width) == (side, side):
             return self.positions
+        cls, patches = self.split_cls(self.positions)
         square = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, P, D) -> (1, D, side, side)
         square = nn.functional.interpolate(square, (height, width), mode="bicubic", align_corners=False)
         return torch.cat([cls, square.flatten(2).transpose(1, 2)], 1)
 
     @torch.no_grad()
     def resize(self, config: PreTrainedConfig) -> None:
-        """Another `config.image_size`, the positions interpolated to it for good."""
+        """Take images of `config.image_size` from now on, the positions interpolated to it."""
         side = config.image_size // config.patch_size
         if isinstance(self.positions, SincosPositions):
             self.positions = self.positions.resized(config)
@@ -211,7 +220,7 @@ class PatchEmbeddings(nn.Module):
 
 
 class DecoderPatchEmbeddings(nn.Module):
-    """The encoder's states of the patches it saw, a mask token for each other, + positions (MAE: He 2021, 3)."""
+    """The encoder's states of visible patches, mask tokens for the others, + positions (MAE: He 2021, 3)."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -220,12 +229,12 @@ class DecoderPatchEmbeddings(nn.Module):
         self.positions = SincosPositions(config, config.decoder_hidden_size)
 
     def forward(self, x: Tensor, ids_keep: Tensor | None, height: int, width: int) -> Tensor:
-        """(B, V + 1, D) to (B, P + 1, D) for H x W patches; or both with no class token."""
+        """(B, V + 1, D) to (B, P + 1, decoder_hidden_size) for H x W patches; or both without the class token."""
         x = self.projection(x)
-        cls, patches = x.tensor_split([self.positions.prefix], dim=1)
+        cls, patches = x.tensor_split([self.positions.num_cls], dim=1)
         if ids_keep is not None:
-            hidden = self.mask_token.to(x.dtype).expand(len(x), height * width, -1)
-            patches = hidden.scatter(1, ids_keep[..., None].expand_as(patches), patches)
+            masked = self.mask_token.to(x.dtype).expand(len(x), height * width, -1)
+            patches = masked.scatter(1, ids_keep[..., None].expand_as(patches), patches)  # (B, V, D) -> (B, P, D)
         return torch.cat([cls, patches], 1) + self.positions(height, width)
 
     def resize(self, config: PreTrainedConfig) -> None:

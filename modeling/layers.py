@@ -1,4 +1,7 @@
-"""The blocks that all three families are made of.  B batch, T tokens, D hidden size."""
+"""The blocks that all three families are made of.
+
+B batch, T tokens, D hidden size, M states that are read.
+"""
 
 from collections.abc import Callable
 
@@ -7,8 +10,9 @@ from transformers import EncoderDecoderCache, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Mask, MultiHeadAttention, bounds_of
+from .attention import Mask, MultiHeadAttention
 from .dropout import Dropout, drop_path
+from .packing import self_attention_kwargs
 
 
 class FeedForward(nn.Module):
@@ -25,10 +29,9 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """norm(x + dropout(f(x))) where the norm is post (Vaswani 2017, 3.1), x + dropout(f(norm(x))) where it is pre.
+    """norm(x + dropout(f(x))) with post-norm (Vaswani 2017, 3.1), x + dropout(f(norm(x))) with pre-norm.
 
-    While training, a share `drop_path_rate` of the rows goes without f. A row is an example, or a packed row of them;
-    it is a single state where states alone are read.
+    While training, a share `drop_path_rate` of the rows skips f. A row is whatever x's first dimension counts.
     """
 
     def __init__(self, config: PreTrainedConfig, drop_path_rate: float = 0.0):
@@ -38,15 +41,15 @@ class Residual(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def entering(self, x: Tensor) -> Tensor:
-        """What f reads."""
+    def pre_norm(self, x: Tensor) -> Tensor:
+        """The input of f."""
         return self.norm(x) if self.pre else x
 
-    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor], rowwise: bool = False) -> Tensor:
-        """`rowwise`: f sees every row by itself."""
+    def forward(self, x: Tensor, f: Callable[[Tensor], Tensor], rowwise: bool = False) -> Tensor:
+        """`rowwise`: f computes each row from that row alone, so rows that skip f need not be computed."""
 
         def branch(x: Tensor) -> Tensor:
-            return self.dropout(sublayer(self.entering(x)))
+            return self.dropout(f(self.pre_norm(x)))
 
         if self.training and self.drop_path_rate:
             x = drop_path(x, branch, self.drop_path_rate, rowwise)
@@ -68,18 +71,20 @@ class EncoderBlock(GradientCheckpointingLayer):
     def forward(
         self, x: Tensor, mask: Mask = None, logits_to_keep: Tensor | None = None, cls_only: bool = False, **kwargs
     ) -> Tensor:
+        """(B, T, D) to (B, T, D); with `logits_to_keep` or `cls_only` as `Stack.forward` says."""
         memory = None
-        if cls_only:  # (B, T, D) -> (B, 1, D): keys and values of every token, the query of the first
-            memory, x = self.attention_residual.entering(x), x[:, :1]
-        rowwise = mask is None and memory is None and not kwargs  # all of these hold something of every row
+        if cls_only:  # keys and values of every token, the query of the first: x becomes (B, 1, D)
+            memory, x = self.attention_residual.pre_norm(x), x[:, :1]
+        # A mask, a memory and the bounds of packed examples hold something for every row: rows cannot be left out.
+        rowwise = mask is None and memory is None and not kwargs
         x = self.attention_residual(x, lambda y: self.attention(y, mask, memory, **kwargs)[0], rowwise)
         if logits_to_keep is not None:
-            x = x.flatten(0, 1)[logits_to_keep]  # (B, T, D) -> (N, D)
+            x = x.flatten(0, 1)[logits_to_keep]  # (B, T, D) -> (M, D)
         return self.feed_forward_residual(x, self.feed_forward, rowwise=True)
 
 
 class DecoderBlock(GradientCheckpointingLayer):
-    """Causal self-attention, attention over the encoder's output, then feed-forward."""
+    """Causal self-attention, cross-attention over the encoder's output, then feed-forward."""
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int = 0, drop_path_rate: float = 0.0):
         super().__init__()
@@ -99,8 +104,9 @@ class DecoderBlock(GradientCheckpointingLayer):
         cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> Tensor:
+        """Target states x (B, T, D) and the encoder's output `memory` (B, S, D) to (B, T, D)."""
         kwargs["cache"] = cache
-        x = self.attention_residual(x, lambda y: self.attention(y, mask, **bounds_of("q", kwargs))[0])
+        x = self.attention_residual(x, lambda y: self.attention(y, mask, **self_attention_kwargs(kwargs, "q"))[0])
         x = self.cross_attention_residual(x, lambda y: self.cross_attention(y, memory_mask, memory, **kwargs)[0])
         return self.feed_forward_residual(x, self.feed_forward, rowwise=True)
 
@@ -108,7 +114,7 @@ class DecoderBlock(GradientCheckpointingLayer):
 class Stack(nn.Module):
     """Blocks one after another; with pre-norm a last norm, since no block normalises its own output.
 
-    Stochastic depth grows with depth in a line, from none to `drop_path_rate` (Huang 2016, 3; DeiT: Touvron 2020).
+    The rate of stochastic depth grows linearly from 0 to `drop_path_rate` (Huang 2016, 3; DeiT: Touvron 2020).
     """
 
     def __init__(self, config: PreTrainedConfig, block: type[nn.Module], depth: int):
@@ -121,19 +127,18 @@ class Stack(nn.Module):
     def forward(
         self, x: Tensor, *args, logits_to_keep: Tensor | None = None, cls_only: bool = False, **kwargs
     ) -> Tensor:
-        """(B, T, D) to (B, T, D); or to those states that are read.
-
-        What nobody reads is not computed: the last block's feed-forward then runs on these states alone, and where
-        they are the first ones its queries too.
+        """(B, T, D) to (B, T, D), or to those states that a head reads.
 
         Args:
-            logits_to_keep: (N,), places in the flattened batch: the states there, (N, D).
-            cls_only: the first state of each example, (B, 1, D); for unmasked attention.
+            logits_to_keep: (M,), indices into the flattened batch: return the states there, (M, D). The last block's
+                feed-forward runs on these alone.
+            cls_only: return the first state of each example, (B, 1, D). The last block's queries and feed-forward are
+                computed for these alone; attention must be unmasked.
         """
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, *args, **kwargs)
-        if logits_to_keep is not None:
+        if logits_to_keep is not None:  # given only where asked for: a decoder's block takes neither
             kwargs["logits_to_keep"] = logits_to_keep
         if cls_only:
             kwargs["cls_only"] = True

@@ -1,6 +1,6 @@
 """The encoder-decoder Transformer (Vaswani 2017).
 
-B batch, S source tokens, T target tokens, D hidden size, V vocabulary, M target tokens with a label.
+B batch, S source tokens, T target tokens, D hidden size, V vocabulary.
 """
 
 import warnings
@@ -21,56 +21,42 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import (
-    MultiHeadAttention,
-    bounds_of,
-    causal_attention_mask,
-    cross_attention_mask,
-    packed_positions,
-    self_attention_mask,
-)
+from .attention import MultiHeadAttention
 from .base import ForwardKwargs, KeelTextPreTrainedModel, strict
 from .configuration import KeelSeq2SeqConfig
 from .embeddings import TokenEmbeddings
-from .heads import Counts, divided, smoothed_loss
 from .layers import DecoderBlock, EncoderBlock, Stack
+from .losses import Counts, mean_over_step, smoothed_loss
+from .packing import (
+    causal_attention_mask,
+    cross_attention_mask,
+    packed_positions,
+    self_attention_kwargs,
+    self_attention_mask,
+)
 
-# The output's name for the cache, which transformers 5.24 renamed; as an argument of ours it has both names.
+# The cache is `past_key_values` up to transformers 5.23 and `cache` since: `forward` takes either, outputs have this.
 CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
 
-# The logit of padding, which is never a target: its probability is exactly zero in every dtype, and yet finite, so
-# that no arithmetic on it turns into nan. Its row of the tied table gets no gradient and stays zero.
-NEVER = -1e4
-
-
-def one_cache(
-    cache: EncoderDecoderCache | None, past_key_values: EncoderDecoderCache | None
-) -> EncoderDecoderCache | None:
-    """The cache, by whichever of its two names it was given; the older one warns where transformers warns of it.
-
-    Raises:
-        ValueError: it was given by both, and they are two.
-    """
-    if past_key_values is not None and CACHE == "cache":
-        warnings.warn("`past_key_values` is deprecated: pass it as `cache`.", FutureWarning, stacklevel=4)
-    if cache is not None and past_key_values is not None and cache is not past_key_values:
-        raise ValueError("cache and past_key_values are two names of one argument: give one of them.")
-    return past_key_values if cache is None else cache
+# Added to the logit of padding, which is never a target: its probability is then exactly zero in every dtype, and its
+# row of the tied table gets no gradient. Not minus infinity, of which arithmetic makes nan.
+PADDING_BIAS = -1e4
 
 
 class KeelSeq2SeqPreTrainedModel(KeelTextPreTrainedModel):
-    """What all seq2seq classes share.
+    """What all seq2seq classes have in common.
 
-    A packed batch bears `sequence_ids` (B, S) and `decoder_sequence_ids` (B, T): one pair has one id in the same row
-    on both sides, 0 is padding.
+    Packed rows come with `sequence_ids` (B, S) and `decoder_sequence_ids` (B, T), as packing.py says: a source and its
+    target have the same id in the same row.
     """
 
     config_class = KeelSeq2SeqConfig
     base_model_prefix = "model"
+    _no_split_modules = ["EncoderBlock", "DecoderBlock"]
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^final_logits_bias$"]
 
     def _resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        """Of every table; transformers would see to the encoder's alone."""
+        """Resizes every table; transformers would resize the encoder's alone."""
         for embeddings in self.token_embeddings():
             self._get_resized_embeddings(embeddings.tokens, *args, **kwargs)
         return super()._resize_token_embeddings(*args, **kwargs)
@@ -79,24 +65,24 @@ class KeelSeq2SeqPreTrainedModel(KeelTextPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, KeelSeq2SeqForConditionalGeneration):
-            init.copy_(module.final_logits_bias, module.never_padding())
+            init.copy_(module.final_logits_bias, module.padding_bias())
 
     def prepare_decoder_input_ids_from_labels(
         self, labels: Tensor, decoder_sequence_ids: Tensor | None = None
     ) -> Tensor:
-        """Labels (B, T) one to the right, each example beginning with the start token (Vaswani 2017, 3)."""
+        """Labels (B, T) shifted right by one, each example beginning with the start token (Vaswani 2017, 3)."""
         start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
         shifted = labels.roll(1, 1)
         if decoder_sequence_ids is None:
             shifted[:, 0] = start
         else:
-            first = (packed_positions(decoder_sequence_ids) == 0) & (decoder_sequence_ids != 0)
-            shifted = torch.where(first, start, shifted).where(decoder_sequence_ids != 0, pad)
+            shifted = shifted.where(packed_positions(decoder_sequence_ids) != 0, start)
+            shifted = shifted.where(decoder_sequence_ids != 0, pad)
         return shifted.masked_fill(shifted == -100, pad)
 
 
 class KeelSeq2SeqEncoder(KeelSeq2SeqPreTrainedModel):
-    """Source tokens to memory."""
+    """Source tokens to memory: the states that the decoder attends to."""
 
     _can_record_outputs = {"hidden_states": EncoderBlock, "attentions": MultiHeadAttention}
 
@@ -154,12 +140,22 @@ class KeelSeq2SeqDecoder(KeelSeq2SeqPreTrainedModel):
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """`sequence_ids` (B, S) are the memory's; `decoder_sequence_ids` (B, T), or (B, past + T) with a cache.
+        """`encoder_hidden_states` (B, S, D) to `last_hidden_state` (B, T, D).
+
+        Args:
+            sequence_ids: (B, S), the source's.
+            decoder_sequence_ids: (B, T), or (B, past + T) with a cache.
+            past_key_values: the old name of `cache`.
 
         Raises:
-            ValueError: a cache under gradient checkpointing, whose second pass would write every key twice.
+            ValueError: two caches; or a cache with gradient checkpointing, whose second pass would write keys twice.
         """
-        cache = one_cache(cache, past_key_values)
+        if past_key_values is not None:
+            if CACHE == "cache":
+                warnings.warn("`past_key_values` is deprecated: pass it as `cache`.", FutureWarning, stacklevel=2)
+            if cache is not None and cache is not past_key_values:
+                raise ValueError("cache and past_key_values are two names of one argument: give one of them.")
+            cache = past_key_values
         if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             raise ValueError("Gradient checkpointing computes every layer twice, so it takes no cache: leave it out.")
         if use_cache and cache is None:
@@ -172,12 +168,12 @@ class KeelSeq2SeqDecoder(KeelSeq2SeqPreTrainedModel):
             self.config, x, encoder_hidden_states, encoder_attention_mask, sequence_ids, decoder_sequence_ids, kwargs
         )
         x = self.stack(x, mask, encoder_hidden_states, memory_mask, cache=cache, **kwargs)
-        named: dict[str, Any] = {CACHE: cache}
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x, **named)
+        output: dict[str, Any] = {"last_hidden_state": x, CACHE: cache}
+        return BaseModelOutputWithPastAndCrossAttentions(**output)
 
 
 class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
-    """Encoder and decoder, over one token table or two."""
+    """Encoder and decoder, with one token table or two."""
 
     _tied_weights_keys = {"decoder.embeddings.tokens.weight": "encoder.embeddings.tokens.weight"}
 
@@ -217,7 +213,7 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
     ) -> Seq2SeqModelOutput:
         if encoder_outputs is None:
             inputs = (input_ids, attention_mask, inputs_embeds, sequence_ids)
-            encoder_outputs = self.encoder(*inputs, **bounds_of("k", kwargs))
+            encoder_outputs = self.encoder(*inputs, **self_attention_kwargs(kwargs, "k"))
         if isinstance(encoder_outputs, tuple):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         outputs = self.decoder(
@@ -225,11 +221,12 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
             decoder_attention_mask,
             encoder_outputs.last_hidden_state,
             attention_mask,
-            one_cache(cache, past_key_values),
+            cache,
             decoder_inputs_embeds,
-            use_cache=use_cache,
+            use_cache=use_cache,  # by name, or transformers' decorator would not see it
             sequence_ids=sequence_ids,
             decoder_sequence_ids=decoder_sequence_ids,
+            past_key_values=past_key_values,
             **kwargs,
         )
         return Seq2SeqModelOutput(
@@ -259,48 +256,47 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             self._tied_weights_keys = {"lm_head.weight": "model.decoder.embeddings.tokens.weight"}
         self.model = KeelSeq2SeqModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.register_buffer("final_logits_bias", self.never_padding())
+        self.register_buffer("final_logits_bias", self.padding_bias())
         self.post_init()
 
-    def never_padding(self) -> Tensor:
-        """(1, V): zero, and NEVER for padding."""
+    def padding_bias(self) -> Tensor:
+        """(1, V): PADDING_BIAS for padding, 0 for every other token."""
         bias = torch.zeros(1, self.config.vocab_size)
         if self.config.pad_token_id is not None:
-            bias[0, self.config.pad_token_id] = NEVER
+            bias[0, self.config.pad_token_id] = PADDING_BIAS
         return bias
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        """As in transformers; new tokens start with no bias."""
+        """As in transformers; the bias of new tokens is 0."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         old, size = self.final_logits_bias, embeddings.weight.shape[0]
         self.final_logits_bias = nn.functional.pad(old[:, :size], (0, max(0, size - old.shape[1])))
         return embeddings
 
-    def aligned(self, outputs: Seq2SeqModelOutput) -> Tensor:
-        """How much each target token looks at each source token (B, T, S): the head that is taught alignments.
+    def alignment_weights(self, outputs: Seq2SeqModelOutput) -> Tensor:
+        """(B, T, S): the attention weights of the head that learns word alignments.
 
         Raises:
-            ValueError: there is no such head, or the kernel tells no attention weights.
+            ValueError: the model has no such head, or the kernel gives no attention weights.
         """
         if self.config.alignment_layer is None:
-            raise ValueError("alignment_layer is null: this model has no head that is taught word alignments.")
+            raise ValueError("alignment_layer is null: this model has no head that learns word alignments.")
         if not outputs.cross_attentions:
             raise ValueError(
-                f"attn_implementation {self.config._attn_implementation} tells no attention weights, and alignments "
-                "are some: choose eager."
+                f"attn_implementation {self.config._attn_implementation} gives no attention weights, which alignments "
+                "are: choose eager."
             )
         return outputs.cross_attentions[self.config.alignment_layer][:, 0]
 
     @torch.no_grad()
     def align(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Soft alignments of given targets (B, T, S): row t says from where in the source target token t was taken.
+        """Soft alignments (B, T, S) of sources (B, S) and targets (B, T), -100 for padding.
 
-        Args:
-            input_ids: (B, S).
-            labels: (B, T), the target tokens, -100 for padding.
+        Row t is a distribution over the source tokens that target token t translates.
         """
         start = self.prepare_decoder_input_ids_from_labels(labels)
-        return self.aligned(self.model(input_ids, attention_mask, start, output_attentions=True, use_cache=False))
+        outputs = self.model(input_ids, attention_mask, start, output_attentions=True, use_cache=False)
+        return self.alignment_weights(outputs)
 
     @strict
     @can_return_tuple
@@ -325,11 +321,10 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
     ) -> Seq2SeqLMOutput:
         """
         Args:
-            labels: (B, T), the target tokens, -100 for none; they stand for `decoder_input_ids` where those are not
-                given.
-            alignment_labels: (B, T), the source token that each of them is aligned with, -100 for none; under the
-                `eager` kernel alone, whose attention weights are what is taught.
-            num_items_in_batch: what the losses are divided by, as `heads.divided` says.
+            labels: (B, T), the target tokens, -100 for none; without `decoder_input_ids` these are made of them.
+            alignment_labels: (B, T), the index of the source token that each target token is aligned with, -100 for
+                none; with the `eager` kernel alone, which gives the attention weights that learn.
+            num_items_in_batch: what the losses are divided by, as `losses.mean_over_step` says.
         """
         if alignment_labels is not None:
             kwargs["output_attentions"] = True
@@ -338,17 +333,8 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels, decoder_sequence_ids)
         outputs = self.model(
-            input_ids,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            one_cache(cache, past_key_values),
-            inputs_embeds,
-            decoder_inputs_embeds,
-            use_cache,
-            sequence_ids,
-            decoder_sequence_ids,
+            *(input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs, cache),
+            *(inputs_embeds, decoder_inputs_embeds, use_cache, sequence_ids, decoder_sequence_ids, past_key_values),
             **kwargs,
         )
         logits = self.lm_head(outputs.last_hidden_state) + self.final_logits_bias
@@ -357,18 +343,9 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             smoothing = self.config.label_smoothing if self.training else 0.0
             loss = smoothed_loss(logits, labels, self.config.pad_token_id, smoothing, num_items_in_batch)
         if loss is not None and alignment_labels is not None:
-            seen = self.aligned(outputs).clamp(min=torch.finfo(logits.dtype).tiny).log()
-            taught = nll_loss(seen.flatten(0, 1), alignment_labels.flatten(), reduction="sum")
-            taught = divided(taught, alignment_labels, "alignment_labels", num_items_in_batch, labels)
-            loss = loss + self.config.alignment_weight * taught
-        return Seq2SeqLMOutput(
-            loss=loss,
-            logits=logits,
-            decoder_hidden_states=outputs.decoder_hidden_states,
-            decoder_attentions=outputs.decoder_attentions,
-            cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-            encoder_hidden_states=outputs.encoder_hidden_states,
-            encoder_attentions=outputs.encoder_attentions,
-            **{CACHE: outputs.get(CACHE)},
-        )
+            logprobs = self.alignment_weights(outputs).clamp(min=torch.finfo(logits.dtype).tiny).log()  # (B, T, S)
+            total = nll_loss(logprobs.flatten(0, 1), alignment_labels.flatten(), reduction="sum")
+            targets = (alignment_labels, "alignment_labels")
+            loss = loss + self.config.alignment_weight * mean_over_step(total, *targets, num_items_in_batch, labels)
+        others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}  # under equal names
+        return Seq2SeqLMOutput(loss=loss, logits=logits, **others)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modeling import KeelViTConfig, KeelViTForMaskedImageModeling
-from modeling.vit import mean_colors
+from modeling.vit_masked import mean_colors
 from pretraining.data import draws
 from pretraining.data.packing import IGNORED, Example
 from pretraining.errors import UserError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from modeling.vit import COLOR_LEVELS, patch_statistics
+from modeling.vit_masked import COLOR_LEVELS, patch_statistics
 
 COMPONENTS = 28  # as many as Dosovitskiy 2020 draws, figure 7
 

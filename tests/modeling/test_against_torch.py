@@ -9,9 +9,10 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from modeling import KeelSeq2SeqConfig, KeelSeq2SeqModel
-from modeling.attention import MultiHeadAttention, causal_attention_mask, cross_attention_mask, self_attention_mask
-from modeling.heads import smoothed_loss
+from modeling.attention import MultiHeadAttention
 from modeling.layers import DecoderBlock, EncoderBlock
+from modeling.losses import smoothed_loss
+from modeling.packing import causal_attention_mask, cross_attention_mask, self_attention_mask
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 WIDTH, HEADS = 16, 4

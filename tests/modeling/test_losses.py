@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 
 from modeling.seq2seq import CACHE
-from modeling.vit import patch_statistics
+from modeling.vit_masked import patch_statistics
 
 SIZE, TOKENS = 8, 6  # examples in the batch, tokens in an example
 CUTS = [1, 2, 5]  # examples in each micro-batch

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from modeling.convert import VIT, renamed
-from modeling.vit import mean_colors, patch_statistics, visible_patches
+from modeling.vit_masked import mean_colors, patch_statistics, visible_patches
 
 SIZE, PATCHES = 4, 16  # images of 8 x 8 in patches of 2 x 2
 SINCOS = {"position_embedding_type": "sincos2d"}

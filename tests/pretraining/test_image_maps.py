@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from modeling.vit import mean_colors
+from modeling.vit_masked import mean_colors
 from pretrain import main as pretrain
 from pretraining.pictures.charts import draw_gallery, draw_similarities, image_maps, overlaid, tiled
 from pretraining.pictures.image_maps import draw_maps
