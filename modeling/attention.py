@@ -22,30 +22,23 @@ Mask = Tensor | BlockMask | None
 
 
 def scaled_dot_product_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, dropout: float, **kwargs
 ) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(d)) V (Vaswani 2017, 3.2.1), written out: the `eager` kernel.
 
     Args:
-        query, key, value: (B, H, T, D/H), (B, H, S, D/H), (B, H, S, D/H).
-        attention_mask: added to the scores, broadcast to (B, H, T, S).
+        q, k, v: (B, H, T, D/H), (B, H, S, D/H), (B, H, S, D/H).
+        mask: added to the scores, broadcast to (B, H, T, S).
 
     Returns:
-        The values, weighted by attention (B, T, H, D/H), and the attention weights (B, H, T, S).
+        (B, T, H, D/H), and the attention weights (B, H, T, S).
     """
-    scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, D/H) @ (B, H, D/H, S) -> (B, H, T, S)
-    if attention_mask is not None:
-        scores = scores + attention_mask  # the lowest number of the dtype where a query must not see a key
+    scores = q @ k.transpose(-1, -2) * scaling  # (B, H, T, D/H) @ (B, H, D/H, S) -> (B, H, T, S)
+    if mask is not None:
+        scores = scores + mask  # the lowest number of the dtype where a query must not see a key
     weights = scores.softmax(-1)
     weights = attention_dropout(weights, dropout, module.training)
-    return (weights @ value).transpose(1, 2), weights  # (B, H, T, D/H) -> (B, T, H, D/H)
+    return (weights @ v).transpose(1, 2), weights  # (B, H, T, D/H) -> (B, T, H, D/H)
 
 
 def varlen_attention(

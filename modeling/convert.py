@@ -1,10 +1,10 @@
 """Keel's models as transformers' own bert, marian and vit, and back: the same function of the same weights.
 
 Marian's sinusoids are all sines, then all cosines; ours alternate. So the residual stream (every vector that a block
-reads or adds to) is permuted: the columns of what reads it, the rows of what writes it.
+reads or adds to) is permuted: the columns of matrices that read it, the rows of matrices that write it.
 
-Left behind, since they change only training: our `label_smoothing`, `drop_path_rate`, `initializer` and what is taught
-of alignments. Fixed positions of patches become a learned table of the same numbers.
+Not converted, since they matter in training alone: `label_smoothing`, `drop_path_rate`, `initializer` and the fields of
+alignments. Fixed positions of patches become a learned table of the same numbers.
 Native `ViTModel` pools by a dense layer, ours by the class token alone: it becomes `ViTModel(add_pooling_layer=False)`,
 whose pooler_output is None and whose last_hidden_state[:, 0] is our pooler_output.
 """
@@ -44,17 +44,17 @@ class Family(NamedTuple):
     native_config: type[PreTrainedConfig]
     models: dict[type[PreTrainedModel], type[PreTrainedModel]]
     fields: dict[str, tuple[str, ...]]
-    """Our field: the native fields that bear its value, all of them the same."""
+    """Our field: the native fields with its value."""
     ours: Fixed
-    """What native models have no choice about: our field: (the one value, why)."""
+    """Where native models give no choice: our field: (the only value, why)."""
     native: Fixed
-    """What ours have no choice about: native field: (the one value, why); no reason: set so, and never refused."""
+    """Where our models give no choice: native field: (the only value, why). Without a why other values are ignored."""
     names: dict[str, str]
-    """Whole words of our weight's name: the native words; what is not listed has one name on both sides."""
+    """Whole words in the names of our weights: the native words. Other words are the same on both sides."""
     copies: dict[str, str]
-    """Native weights that repeat another: how their names end: how the other's ends."""
+    """Native weights that are copies: the end of their names: the end of the original's name."""
     options: dict[str, str]
-    """Arguments of the base models, on both sides: the weight that is there where the argument is True."""
+    """Arguments of the base models, on both sides: the weight that exists if the argument is True."""
 
 
 def same(names: str) -> dict[str, tuple[str, ...]]:
@@ -209,12 +209,12 @@ VIT = Family(
     options={"use_mask_token": "embeddings.mask_token"},
 )
 
-MASKED_IMAGES: Fixed = {  # what their head has no choice about, besides
+MASKED_IMAGES: Fixed = {  # where the head of masked images gives no choice either
     "decoder_num_hidden_layers": (0, "vit has mask tokens in its encoder and no decoder"),
     "reconstruction_target": ("pixels", "vit's head predicts pixels"),
 }
 
-# The last word of our module's name: its weight reads the residual stream (by its columns) or writes it (by its rows).
+# The last words of our modules' names, by whether their weights read the residual stream (columns) or write it (rows).
 READS = {"tokens", "positions", "query", "key", "value", "up", "lm_head"}
 WRITES = {"output", "down", "norm"}
 
@@ -231,22 +231,22 @@ def counterpart(model: PreTrainedModel, table: dict) -> tuple[Family, type[PreTr
 
 
 def refuse(config: PreTrainedConfig, fixed: Fixed, form: str) -> None:
-    """A ValueError for the first field whose value has no such form."""
-    for field, (value, why) in fixed.items():
-        own = getattr(config, field)
-        if why and own != value:
-            raise ValueError(f"{field}={own!r} has no {form} form: {why}.")
+    """Raises ValueError for the first field whose value has no such form."""
+    for field, (only, why) in fixed.items():
+        value = getattr(config, field)
+        if why and value != only:
+            raise ValueError(f"{field}={value!r} has no {form} form: {why}.")
 
 
 def one_value(config: PreTrainedConfig, field: str, names: tuple[str, ...]) -> Any:
-    """What all these native fields bear; of images and patches, (height, width) is a square or refused."""
+    """The value that all these native fields have; (height, width) of images and patches must be a square."""
     values = [getattr(config, name) for name in names]
     sides = values
     if field in ("image_size", "patch_size"):
         sides = [side for value in values for side in ([value] if isinstance(value, int) else value)]
     if any(side != sides[0] for side in sides):
-        found = ", ".join(f"{name}={value!r}" for name, value in zip(names, values, strict=True))
-        raise ValueError(f"{found} has no keel form: {field} is one number there.")
+        given = ", ".join(f"{name}={value!r}" for name, value in zip(names, values, strict=True))
+        raise ValueError(f"{given} has no keel form: {field} is one number there.")
     return sides[0]
 
 
@@ -257,7 +257,7 @@ def renamed(weights: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 
 def permuted(weights: Weights, order: Tensor) -> Weights:
-    """Weights by our names, their residual stream in another order."""
+    """Weights, by our names, whose residual stream is in another order."""
     changed = {}
     for name, weight in weights.items():
         module, kind = name.split(".")[-2:] if "." in name else ("", name)
@@ -275,10 +275,10 @@ def sines_then_cosines(width: int) -> Tensor:
 def built(
     target: type[PreTrainedModel], config: PreTrainedConfig, options: dict[str, bool], weights: Weights, model: Any
 ) -> PreTrainedModel:
-    """A `target` that bears `weights`, in the dtype and on the device of `model`, with its generation config.
+    """A `target` with `weights`, in the dtype and on the device of `model`, with its generation config.
 
     Raises:
-        ValueError: weights differ that are one to the configuration.
+        ValueError: two weights differ that the configuration ties.
     """
     with no_init_weights():
         new: Any = target(config, **options)
@@ -297,7 +297,7 @@ def built(
 
 
 def to_native(model: PreTrainedModel) -> PreTrainedModel:
-    """Our model as the native one of the same head: weights of its own, the same dtype and device, in eval mode.
+    """Our model as the native one with the same head: a copy, of the same dtype and device, in eval mode.
 
     Raises:
         ValueError: the model has no native form.
@@ -312,22 +312,22 @@ def to_native(model: PreTrainedModel) -> PreTrainedModel:
     values = {name: deepcopy(getattr(config, field)) for field, names in family.fields.items() for name in names}
     values |= {name: value for name, (value, _) in family.native.items()}
     if isinstance(model, KeelBertForQuestionAnswering):
-        values["id2label"] = values["label2id"] = None  # bert scores as many ends of a span as there are labels: two
+        values["id2label"] = values["label2id"] = None  # bert's head has as many outputs as labels, and a span has two
     options = {name: weight in weights for name, weight in family.options.items() if model.base_model is model}
     if isinstance(model, KeelViTModel):
         options["add_pooling_layer"] = False
 
-    if family is MARIAN:  # whose sinusoids are weights; ours are none
+    if family is MARIAN:  # its sinusoids are weights, ours are not
         weights |= {name: table for name, table in model.named_buffers() if name.endswith("positions.weight")}
         weights = permuted(weights, sines_then_cosines(config.hidden_size))
     if family is VIT and config.position_embedding_type == "sincos2d":
         table = next(name for name, _ in model.named_buffers() if name.endswith("embeddings.positions.weight"))
         weights[table.removesuffix(".weight")] = model.get_buffer(table)
     weights = renamed(weights, family.names)
-    one_table = family is not MARIAN or config.share_encoder_decoder_embeddings
-    for copy, original in family.copies.items() if one_table else ():  # a Marian of two has no third
-        found = [name for name in weights if name.endswith(original)]
-        weights |= {name.removesuffix(original) + copy: weights[name] for name in found}
+    if family is not MARIAN or config.share_encoder_decoder_embeddings:  # a Marian of two tables has no `shared`
+        for copy, original in family.copies.items():
+            originals = [name for name in weights if name.endswith(original)]
+            weights |= {name.removesuffix(original) + copy: weights[name] for name in originals}
     if isinstance(model, KeelViTForMaskedImageModeling):
         weights["decoder.0.weight"] = weights["decoder.0.weight"][..., None, None]  # a convolution of one pixel
     return built(target, family.native_config(**values), options, weights, model)
@@ -337,10 +337,10 @@ def keel_config(config: PreTrainedConfig, masked_images: bool = False) -> PreTra
     """A native configuration as ours.
 
     Args:
-        masked_images: it is a `ViTForMaskedImageModeling`'s, whose head alone asks for `encoder_stride`.
+        masked_images: it is a `ViTForMaskedImageModeling`'s, whose head alone reads `encoder_stride`.
 
     Raises:
-        ValueError: it is of another family, or asks for what ours cannot.
+        ValueError: it is of another family, or has a value that ours cannot have.
     """
     families = {family.native_config: family for family in FAMILIES}
     if type(config) not in families:
@@ -356,17 +356,17 @@ def keel_config(config: PreTrainedConfig, masked_images: bool = False) -> PreTra
 
 
 def keel_names(family: Family, weights: dict[str, Any]) -> dict[str, Any]:
-    """A native model's weights by our names, without those that repeat another or that are none to us."""
-    left_out = (*family.copies, "embed_positions.weight")  # our sinusoids, the same to the last bit, are no weights
-    weights = {name: weight for name, weight in weights.items() if not name.endswith(left_out)}
+    """A native model's weights by our names, without copies and without sinusoids, which are not weights of ours."""
+    dropped = (*family.copies, "embed_positions.weight")
+    weights = {name: weight for name, weight in weights.items() if not name.endswith(dropped)}
     return renamed(weights, {native: ours for ours, native in family.names.items()})
 
 
 def from_native(model: PreTrainedModel) -> PreTrainedModel:
-    """A native bert, marian or vit model as ours of the same head: the reverse of `to_native`.
+    """A native bert, marian or vit model as ours with the same head: the reverse of `to_native`.
 
     Raises:
-        ValueError: the model does what ours cannot.
+        ValueError: the model computes something that ours cannot.
     """
     family, target = counterpart(model, FROM_NATIVE)
     masked_images = isinstance(model, transformers.ViTForMaskedImageModeling)

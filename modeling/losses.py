@@ -49,32 +49,6 @@ def classification_loss(
     return mean_over_step(total, targets, name, num_items_in_batch, labels)
 
 
-def mixed_loss(
-    logits: Tensor,
-    labels: Tensor,
-    partner_labels: Tensor,
-    partner_weight: Tensor,
-    num_items_in_batch: Counts,
-    smoothing: float = 0.0,
-) -> Tensor:
-    """Cross-entropy of examples mixed out of two (mixup: Zhang 2017, 2; CutMix: Yun 2019, 3.1).
-
-    (1 - w) * loss(label) + w * loss(partner's label).
-
-    Args:
-        logits: (B, C).
-        labels: (B,), -100 for no target.
-        partner_labels: (B,), the class of the example that was mixed in, -100 where there is none.
-        partner_weight: (B,), that example's share w.
-    """
-    first, second = (
-        cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
-        for targets in (labels, partner_labels)
-    )
-    total = (first.lerp(second, partner_weight.to(first.dtype)) * (labels != -100)).sum()
-    return mean_over_step(total, labels, "labels", num_items_in_batch)
-
-
 def labels_loss(
     config: PreTrainedConfig,
     logits: Tensor,
@@ -87,7 +61,13 @@ def labels_loss(
     """The loss of `config.problem_type`: one class, several classes at once, or regression; -100 for no target.
 
     With no problem type, as in transformers: one output means regression, integer labels one class, float labels
-    several classes. Mixed examples (see `mixed_loss`) and label smoothing are for one class alone.
+    several classes. Label smoothing and mixed examples are for one class alone. The loss of an example that is mixed
+    out of two is (1 - w) * loss(label) + w * loss(partner's label) (mixup: Zhang 2017, 2; CutMix: Yun 2019, 3.1).
+
+    Args:
+        logits, labels: (B, C), and (B,) or, of several classes, (B, C).
+        partner_labels: (B,), the class of the example that was mixed in, -100 where there is none.
+        partner_weight: (B,), that example's share w.
 
     Raises:
         ValueError: mixed examples of another problem type, or partner labels without weights.
@@ -103,7 +83,12 @@ def labels_loss(
     if problem == "single_label_classification":
         if partner_labels is None or partner_weight is None:
             return classification_loss(logits, labels, "labels", num_items_in_batch, smoothing=smoothing)
-        return mixed_loss(logits, labels, partner_labels, partner_weight, num_items_in_batch, smoothing)
+        first, second = (
+            cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+            for targets in (labels, partner_labels)
+        )
+        total = (first.lerp(second, partner_weight.to(first.dtype)) * (labels != -100)).sum()
+        return mean_over_step(total, labels, "labels", num_items_in_batch)
     if partner_labels is not None:
         raise ValueError(f"partner_labels are classes, but problem_type is {problem}: mix the labels themselves.")
     loss = mse_loss if problem == "regression" else binary_cross_entropy_with_logits

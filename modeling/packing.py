@@ -122,27 +122,24 @@ def packed_mask(
 
 
 def self_attention_mask(
-    config: PreTrainedConfig, x: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor | None, kwargs: Mapping
-) -> Mask:
-    """A token of x (B, T, D) sees every token of its example but padding."""
-    if sequence_ids is not None:
-        return packed_mask(config, x, attention_mask, sequence_ids, sequence_ids, kwargs)
-    return create_bidirectional_mask(config, x, attention_mask)
-
-
-def causal_attention_mask(
     config: PreTrainedConfig,
     x: Tensor,
     attention_mask: Tensor | None,
     sequence_ids: Tensor | None,
-    cache: EncoderDecoderCache | None,
     kwargs: Mapping,
+    causal: bool = False,
+    cache: EncoderDecoderCache | None = None,
 ) -> Mask:
-    """A token of x (B, T, D) sees itself and those before it, the cached ones too: `sequence_ids` (B, past + T)."""
+    """A token of x (B, T, D) sees every token of its example but padding.
+
+    `causal`: only itself and those before it, also in the cache; `sequence_ids` are then (B, past + T).
+    """
     if sequence_ids is not None:
-        return packed_mask(config, x, attention_mask, sequence_ids, sequence_ids, kwargs, causal=True)
-    past = None if cache is None else cache.self_attention_cache
-    return create_causal_mask(config, x, attention_mask, past)  # by position: transformers 5.24 renamed `cache`
+        return packed_mask(config, x, attention_mask, sequence_ids, sequence_ids, kwargs, causal)
+    if causal:
+        past = None if cache is None else cache.self_attention_cache
+        return create_causal_mask(config, x, attention_mask, past)  # by position: transformers 5.24 renamed it
+    return create_bidirectional_mask(config, x, attention_mask)
 
 
 def cross_attention_mask(

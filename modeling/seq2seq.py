@@ -27,13 +27,7 @@ from .configuration import KeelSeq2SeqConfig
 from .embeddings import TokenEmbeddings
 from .layers import DecoderBlock, EncoderBlock, Stack
 from .losses import Counts, mean_over_step, smoothed_loss
-from .packing import (
-    causal_attention_mask,
-    cross_attention_mask,
-    packed_positions,
-    self_attention_kwargs,
-    self_attention_mask,
-)
+from .packing import cross_attention_mask, packed_positions, self_attention_kwargs, self_attention_mask
 
 # The cache is `past_key_values` up to transformers 5.23 and `cache` since: `forward` takes either, outputs have this.
 CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
@@ -163,7 +157,7 @@ class KeelSeq2SeqDecoder(KeelSeq2SeqPreTrainedModel):
         assert encoder_hidden_states is not None
         past = 0 if cache is None else cache.get_seq_length()
         x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, sequence_ids=decoder_sequence_ids, past_length=past)
-        mask = causal_attention_mask(self.config, x, attention_mask, decoder_sequence_ids, cache, kwargs)
+        mask = self_attention_mask(self.config, x, attention_mask, decoder_sequence_ids, kwargs, True, cache)
         memory_mask = cross_attention_mask(
             self.config, x, encoder_hidden_states, encoder_attention_mask, sequence_ids, decoder_sequence_ids, kwargs
         )

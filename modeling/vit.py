@@ -112,7 +112,7 @@ class KeelViTForImageClassification(KeelViTPreTrainedModel):
         Args:
             labels: (B,) of classes, or (B, N) of zeros and ones for several classes at once.
             partner_labels: (B,), the class of the image that was mixed into this one (mixup, CutMix).
-            partner_weight: (B,), that image's share, as `losses.mixed_loss` says.
+            partner_weight: (B,), that image's share, as `losses.labels_loss` says.
         """
         # Somebody who asks for states or attentions wants those of all patches; the head reads the pooled one alone.
         recorded = ("output_hidden_states", "output_attentions")

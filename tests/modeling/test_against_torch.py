@@ -12,7 +12,7 @@ from modeling import KeelSeq2SeqConfig, KeelSeq2SeqModel
 from modeling.attention import MultiHeadAttention
 from modeling.layers import DecoderBlock, EncoderBlock
 from modeling.losses import smoothed_loss
-from modeling.packing import causal_attention_mask, cross_attention_mask, self_attention_mask
+from modeling.packing import cross_attention_mask, self_attention_mask
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 WIDTH, HEADS = 16, 4
@@ -133,7 +133,7 @@ def test_attention(kind, kernel):
     if kind == "self":
         mask = self_attention_mask(config, x, seen, None, {})
     elif kind == "causal":
-        mask = causal_attention_mask(config, x, seen, None, None, {})
+        mask = self_attention_mask(config, x, seen, None, {}, causal=True)
     else:
         mask = cross_attention_mask(config, x, memory, seen, None, None, {})
     output, weights = ours(x, mask, memory)
@@ -171,7 +171,7 @@ def test_decoder_block(activation, norm, kernel):
     ours, theirs = DecoderBlock(config), nn.TransformerDecoderLayer(**in_torch(norm, activation))
     give_weights(of_block(ours, theirs))
     x, memory = torch.randn(2, 7, WIDTH), torch.randn(2, 9, WIDTH)
-    mask = causal_attention_mask(config, x, padding(7), None, None, {})
+    mask = self_attention_mask(config, x, padding(7), None, {}, causal=True)
     memory_mask = cross_attention_mask(config, x, memory, padding(9), None, None, {})
     output = ours(x, mask, memory, memory_mask)
     reference = theirs(
