@@ -26,12 +26,8 @@ def scaled_dot_product_attention(
 ) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(d)) V (Vaswani 2017, 3.2.1), written out: the `eager` kernel.
 
-    Args:
-        q, k, v: (B, H, T, D/H), (B, H, S, D/H), (B, H, S, D/H).
-        mask: added to the scores, broadcast to (B, H, T, S).
-
-    Returns:
-        (B, T, H, D/H), and the attention weights (B, H, T, S).
+    Queries (B, H, T, D/H), keys and values (B, H, S, D/H), and a mask to be added to the scores (B, H, T, S), to
+    (B, T, H, D/H) and the attention weights (B, H, T, S).
     """
     scores = q @ k.transpose(-1, -2) * scaling  # (B, H, T, D/H) @ (B, H, D/H, S) -> (B, H, T, S)
     if mask is not None:
@@ -112,10 +108,9 @@ class MultiHeadAttention(nn.Module):
         cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """Queries of x (B, T, D), keys and values of x or, where there is one, of a memory (B, S, D).
+        """Queries of x (B, T, D), keys and values of x or of a memory (B, S, D), to (B, T, D).
 
-        Returns:
-            (B, T, D), and the attention weights (B, H, T, S), which only the `eager` kernel gives.
+        The attention weights (B, H, T, S) are None unless the kernel is `eager`.
         """
         q = self.split_heads(self.query(x))
         k, v = self.keys_and_values(x, memory, cache)

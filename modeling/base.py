@@ -10,13 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .embeddings import (
-    DecoderPatchEmbeddings,
-    PatchEmbeddings,
-    SincosPositions,
-    SinusoidalPositions,
-    TokenEmbeddings,
-)
+from .embeddings import DecoderPatchEmbeddings, PatchEmbeddings, SincosPositions, SinusoidalPositions, TokenEmbeddings
 from .heads import ZeroLinear
 
 

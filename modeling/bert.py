@@ -211,6 +211,9 @@ class KeelBertForMaskedLM(KeelBertPreTrainedModel):
         )
 
 
+# Heads for fine-tuning, and next sentence alone
+
+
 class KeelBertForLabels(KeelBertPreTrainedModel):
     """What the heads of `labels` alone have in common: how inputs become logits, and labels a loss."""
 

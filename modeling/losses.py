@@ -18,7 +18,6 @@ def mean_over_step(
     """A loss summed over this batch, divided by the number of its targets in the whole step.
 
     Args:
-        total: the sum over this batch's targets.
         targets: this batch's targets, -100 where there is none.
         name: forward's argument for these targets.
         num_items_in_batch: None: divide by this batch's targets. A dict {argument of forward: targets in the step}:
@@ -60,14 +59,10 @@ def labels_loss(
 ) -> Tensor:
     """The loss of `config.problem_type`: one class, several classes at once, or regression; -100 for no target.
 
-    With no problem type, as in transformers: one output means regression, integer labels one class, float labels
-    several classes. Label smoothing and mixed examples are for one class alone. The loss of an example that is mixed
-    out of two is (1 - w) * loss(label) + w * loss(partner's label) (mixup: Zhang 2017, 2; CutMix: Yun 2019, 3.1).
-
-    Args:
-        logits, labels: (B, C), and (B,) or, of several classes, (B, C).
-        partner_labels: (B,), the class of the example that was mixed in, -100 where there is none.
-        partner_weight: (B,), that example's share w.
+    Logits (B, C), labels (B,) or, of several classes, (B, C). With no problem type, as in transformers: one output
+    means regression, integer labels one class, float labels several. Label smoothing is for one class alone, and so
+    are examples mixed out of two, whose loss is (1 - w) * loss(label) + w * loss(partner's label) (mixup: Zhang 2017,
+    2; CutMix: Yun 2019, 3.1): `partner_labels` (B,), -100 for none, and their shares w, `partner_weight` (B,).
 
     Raises:
         ValueError: mixed examples of another problem type, or partner labels without weights.

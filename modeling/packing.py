@@ -89,7 +89,6 @@ def packed_mask(
         x: (B, T, D), the queries' states.
         attention_mask: (B, S), 0 for keys that nobody sees.
         query_ids: (B, T) or, with a cache, (B, past + T).
-        kwargs: what the kernel is given besides.
 
     Raises:
         ValueError: the kernel would not see the mask, or only one side is packed.

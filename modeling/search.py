@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .search_weights import Affine, AttentionWeights, Weights, encode, hidden, weights_of
+from .search_weights import Affine, AttentionWeights, Weights, additive_mask, encode, weights_of
 
 IMPOSSIBLE = -1e9  # the score of what must not be chosen; transformers' number, since it is added to other scores
 ROOM = 32  # the first size of the cache, in tokens; it doubles when it is full
@@ -46,7 +46,7 @@ class Decoder:
             keys_and_values = weights.memory(memory[real])
             source = keys_and_values.new_zeros(*real.shape, keys_and_values.shape[-1])
             source[real] = keys_and_values
-            self.memory_mask = hidden(~real, dtype)[:, None, None]
+            self.memory_mask = additive_mask(~real, dtype)[:, None, None]
         source = source.unflatten(-1, (depth, 2, weights.heads, -1))  # (B, S, blocks, 2, H, D/H)
         self.memory = source.permute(2, 3, 0, 4, 1, 5).contiguous()  # (blocks, 2, B, H, S, D/H)
         self.folded: list[tuple[Affine, Affine]] | None = None
@@ -56,7 +56,7 @@ class Decoder:
         self.past = source.new_empty(depth, size, ROOM, beams, 2, width)
         self.ancestry: Tensor | None = None  # (N, L K), added to scores: the token of place l, beam k is column l K + k
         if beams > 1:  # at places to come a beam sees its own tokens
-            self.other_beams = hidden(torch.eye(beams, device=memory.device) == 0, dtype)  # (K, K)
+            self.other_beams = additive_mask(torch.eye(beams, device=memory.device) == 0, dtype)  # (K, K)
             self.ancestry = self.other_beams.repeat(size, ROOM)
         self.make_views()
 
@@ -206,10 +206,9 @@ class Finished(NamedTuple):
     lengths: Tensor  # (B, K), without the first token; 0: no target yet
 
     def merge(self, targets: Tensor, scores: Tensor, lengths: Tensor) -> "Finished":
-        """The K best of these and of others (B, K, length + 1), (B, K), (B, K), where a length of 0 is none."""
-        most = self.targets.shape[2]
+        """The K best of these and of others (B, K, max_length), (B, K), (B, K)."""
         scores, best = torch.cat([self.scores, scores], 1).topk(self.scores.shape[1])
-        targets = torch.cat([self.targets, targets], 1).gather(1, best[..., None].expand(-1, -1, most))
+        targets = torch.cat([self.targets, targets], 1).gather(1, best[..., None].expand_as(targets))
         return Finished(self.rows, targets, scores, torch.cat([self.lengths, lengths], 1).gather(1, best))
 
     def select(self, index: Tensor) -> "Finished":
@@ -246,7 +245,7 @@ def beam_search(
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
     num_return_sequences: int = 1,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """The likeliest targets that K prefixes of each sentence lead to; scores and stopping are transformers'.
 
     A target scores the sum of its tokens' log-probabilities over (its length without the first token) to the power
@@ -259,7 +258,7 @@ def beam_search(
         starts, ends, filler, max_length: as for `greedy_search`.
 
     Returns:
-        The best R = num_return_sequences of each sentence (B, R, T), the best first, and their scores (B, R).
+        The best R = num_return_sequences of each sentence, the best first: (B, R, T).
     """
     size, beams, device = len(starts), decoder.beams, starts.device
     finished = Finished(
@@ -313,10 +312,9 @@ def beam_search(
             prefixes = prefixes.unflatten(0, (-1, beams))[stay].flatten(0, 1)
             finished = finished.select(stay)
             done, to_beat, running = done[stay], to_beat[stay], running[stay]
-    rows, targets, scores, lengths = (torch.cat(states) for states in zip(*left, finished, strict=True))
-    order, returned = rows.argsort(), slice(num_return_sequences)
-    longest = 1 + int(lengths[:, returned].max())
-    return targets[order, returned, :longest], scores[order, returned]
+    finished = Finished(*(torch.cat(states) for states in zip(*left, finished, strict=True)))
+    longest = 1 + int(finished.lengths[:, :num_return_sequences].max())
+    return finished.targets[finished.rows.argsort(), :num_return_sequences, :longest]
 
 
 class Search:
@@ -386,4 +384,4 @@ class Search:
             # Behind a target's end transformers puts the end again where padding is 0, and -1 where there is no end.
             filler = (self.pad or self.ends[0]) if self.ends else -1
             rules = length_penalty, early_stopping, num_return_sequences
-            return beam_search(decoder, starts, self.ends, filler, max_length, *rules)[0].flatten(0, 1)
+            return beam_search(decoder, starts, self.ends, filler, max_length, *rules).flatten(0, 1)

@@ -34,7 +34,7 @@ class Affine(NamedTuple):
         return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
 
 
-def hidden(unseen: Tensor, dtype: torch.dtype) -> Tensor:
+def additive_mask(unseen: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to attention's scores: the lowest number where `unseen` is True, else 0."""
     return torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill_(unseen, torch.finfo(dtype).min)
 
@@ -246,7 +246,7 @@ def states(weights: Weights, ids: Tensor, positions: Tensor | None, sequence_ids
     mask = None  # (R, 1, S, S)
     if sequence_ids is not None:
         others = sequence_ids[:, None, :, None] != sequence_ids[:, None, None]
-        mask = hidden(others, weights.memory.weight.dtype)  # under autocast x is still in float32
+        mask = additive_mask(others, weights.memory.weight.dtype)  # under autocast x is still in float32
 
     def self_attention(attention: AttentionWeights, x: Tensor) -> Tensor:
         q, k, v = (

@@ -134,12 +134,7 @@ class KeelSeq2SeqDecoder(KeelSeq2SeqPreTrainedModel):
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """`encoder_hidden_states` (B, S, D) to `last_hidden_state` (B, T, D).
-
-        Args:
-            sequence_ids: (B, S), the source's.
-            decoder_sequence_ids: (B, T), or (B, past + T) with a cache.
-            past_key_values: the old name of `cache`.
+        """`sequence_ids` (B, S) are the source's; `decoder_sequence_ids` (B, T), or (B, past + T) with a cache.
 
         Raises:
             ValueError: two caches; or a cache with gradient checkpointing, whose second pass would write keys twice.

@@ -49,11 +49,7 @@ def patch_statistics(pixels: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
 def mean_colors(pixels: Tensor, patch_size: int) -> Tensor:
     """The class of each patch's mean color, out of 8 ** C (Dosovitskiy 2020, 4.6 and B.1.2).
 
-    Args:
-        pixels: (B, C, height, width), from 0 to 1: not normalised.
-
-    Returns:
-        (B, P): three bits a channel, the first channel's the highest.
+    Pixels (B, C, height, width) from 0 to 1, not normalised, to (B, P): three bits a channel, the first one highest.
     """
     mean = nn.functional.avg_pool2d(pixels, patch_size).flatten(2)  # (B, C, P)
     levels = (mean * COLOR_LEVELS).long().clamp(0, COLOR_LEVELS - 1)
@@ -68,11 +64,9 @@ def pixel_loss(
     bool_masked_pos: Tensor,
     num_items_in_batch: Counts,
 ) -> Tensor:
-    """L1 over pixels, or squares over normalised pixels: the mean over the values of a patch and over masked patches.
+    """L1 over pixels, or squares over normalised pixels: the mean over a patch's values and over masked patches.
 
-    Args:
-        reconstruction, pixels: (B, C, height, width).
-        bool_masked_pos: (B, P), True where a patch is masked.
+    Reconstruction and pixels (B, C, height, width); `bool_masked_pos` (B, P), True where a patch is masked.
     """
     size = config.patch_size
     if config.reconstruction_target == "pixels":
