@@ -28,7 +28,7 @@ from pretraining.checkpoint import State
 from pretraining.data.plan import Plan, make_plan
 from pretraining.evaluate import evaluate, make_evaluation_plan, report
 from pretraining.export import export, how_to_open, open_exported, write_reference
-from pretraining.launch import check_scale, make_accelerator, make_process
+from pretraining.launch import check_scale, make_accelerator, make_process, set_allocator
 from pretraining.log import Log
 from pretraining.objectives.base import Objective
 from pretraining.onednn import choose_linear
@@ -193,6 +193,8 @@ def start(settings: Settings, objective: Objective, process: PartialState, sourc
         UserError: whatever is wrong with settings, data or checkpoint.
     """
     log = Log(process, settings.folder, settings.log)
+    if line := set_allocator(settings.train.allocator, process.device):
+        log.say(line)
     state = checkpoint.read_state(source) if source else State()
     contract = settings_contract(settings, objective)
     if source:

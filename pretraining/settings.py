@@ -45,14 +45,19 @@ class TrainSettings:
     """Gradients are clipped to this norm; 0: not clipped."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16, fp16: matrix products in half precision, weights and optimizer in fp32; fp16 with a loss scaler, on CUDA.
-    auto: fp32, or bf16 where a probe at the start finds it faster."""
+    auto: what the processor is made for (bf16 where it has units for that, else fp32), unless a trial at the start
+    finds the other one clearly faster."""
     kernel: Literal["auto", "eager", "sdpa", "flex_attention", "varlen"] = "auto"
     """The attention implementation: transformers' names, and varlen (CUDA, no attention dropout), which computes no
-    score across packed examples. auto: the fastest of a probe."""
+    score across packed examples. auto: the fastest of a trial."""
     linear: Literal["auto", "torch", "onednn"] = "auto"
     """fp32 linear layers on CPU by torch's usual library or by oneDNN, full precision both. auto: the faster one."""
     threads: int | Literal["auto"] = "auto"
     """CPU threads of each process. auto: cores divided by the processes on this machine, or half, if that is faster."""
+    allocator: Literal["auto", "keep", "system"] = "auto"
+    """Memory that a step frees on CPU. keep: the C library keeps it for the next step, which is faster, and the process
+    stays as large as it ever was; system: it goes back to the system. auto: keep, where the run computes on CPU, the C
+    library is glibc and the environment (MALLOC_*, GLIBC_TUNABLES, LD_PRELOAD) sets no other way."""
     compile: bool = False
     """Run the model through torch.compile."""
     tf32: bool = True

@@ -13,8 +13,8 @@ from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
 import pretrain
+from pretraining.autotune import synchronize
 from pretraining.batches import Batch
-from pretraining.hardware import synchronize
 from pretraining.objectives import OBJECTIVES
 from pretraining.optim import learning_rate
 from pretraining.settings import OptimSettings, Settings

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from pretraining.hardware import measure_peak, synchronize
+from pretraining.autotune import measure_peak, synchronize
 from tests.benchmarks.rounds import alternate, cell, print_table, ratios, spread
 from tests.benchmarks.step import Contestant, Family
 from tests.benchmarks.step_bert import Bert

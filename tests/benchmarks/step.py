@@ -13,12 +13,13 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from modeling.convert import to_native
+from pretraining.autotune import AUTOTUNED, autotune, synchronize
 from pretraining.batches import Batch, Steps
 from pretraining.cli import parse
 from pretraining.data.packing import IGNORED
 from pretraining.data.plan import Plan, make_plan
-from pretraining.hardware import SETTLED, choose_linear, settle, synchronize
 from pretraining.objectives import Objective
+from pretraining.onednn import choose_linear
 from pretraining.optim import make_optimizer
 from pretraining.settings import Settings
 from tests.benchmarks.updates import update, update_peer
@@ -113,10 +114,10 @@ class Family:
     def ours(self, given: dict[str, Any]) -> Contestant:
         """Ours with these settings, what is `auto` in them and in all others found by the product's own probe."""
         settings, model = self.settings.changed({"train.micro_batch": 2**31, **given}), self.model().train()
-        found, line = settle(settings, model, self.objective, self.steps.plan, self.process)
+        found, line = autotune(settings, model, self.objective, self.steps.plan, self.process)
         if line:
             print(f"ours: {line}")
-        settings = settings.changed({f"train.{name}": found[name] for name in SETTLED})
+        settings = settings.changed({f"train.{name}": found[name] for name in AUTOTUNED})
         train = settings.train
         model.set_attn_implementation(train.kernel)
         choose_linear(model, train.linear)

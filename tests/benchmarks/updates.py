@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pretraining.batches import Batch
 from pretraining.data.packing import IGNORED, Example, pack_tokens
-from pretraining.hardware import DTYPES
+from pretraining.launch import DTYPES
 from pretraining.objectives import Objective
 from pretraining.step import seed_of
 

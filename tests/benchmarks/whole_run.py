@@ -20,8 +20,9 @@ from pretraining.train import plan_epoch, train
 from pretraining.batches import Steps
 from pretraining.checkpoint import State
 from pretraining.cli import parse
-from pretraining.hardware import choose_linear, make_accelerator
+from pretraining.launch import make_accelerator
 from pretraining.objectives import OBJECTIVES
+from pretraining.onednn import choose_linear
 from pretraining.optim import learning_rate, make_optimizer
 from pretraining.settings import Settings
 from tests.benchmarks.rounds import cell, print_table, ratios, spread

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from pretrain import main
-from pretraining.hardware import has_onednn_linear
+from pretraining.onednn import has_onednn_linear
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 WAYS = {

@@ -108,6 +108,7 @@ MISTAKES = {
         "objective.mask_size is 14, and an image is 14 patches on each side",
     ),
     "an unknown precision": (["--train.precision=fp8"], "it takes: auto, fp32, bf16, fp16"),
+    "an unknown allocator": (["--train.allocator=jemalloc"], "it takes: auto, keep, system"),
 }
 
 

@@ -343,7 +343,7 @@ def test_what_is_auto_is_settled_once(arguments: list[str], tmp_path: Path, caps
     assert "probe: fp32 sdpa torch" in capsys.readouterr().out
     train = yaml.safe_load((tmp_path / "auto/config.yaml").read_text())["train"]
     state = json.loads((newest(tmp_path / "auto") / "state.json").read_text())
-    assert {name: train[name] for name in AUTOTUNED} == {name: state["settled"][name] for name in AUTOTUNED}
+    assert {name: train[name] for name in AUTOTUNED} == {name: state["autotuned"][name] for name in AUTOTUNED}
     assert "auto" not in [train[name] for name in AUTOTUNED]
     main([*arguments, *automatic, "--train.steps=3", "--optim.schedule=constant", f"--runs={tmp_path}", "--name=auto"])
     assert "probe" not in capsys.readouterr().out

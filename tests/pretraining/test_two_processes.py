@@ -102,7 +102,7 @@ def arguments_of(kind: str, rows: int, data: Path, processes: int) -> list[str]:
     arguments = [*SHARED, *(argument.replace("{data}", str(data)) for argument in KINDS[kind])]
     arguments += [f"--cache={data}/cache-{processes}", f"--runs={data}/{processes}", f"--name={kind}-{rows}"]
     arguments += [f"--train.rows_per_step={rows}"]
-    if rows == 1:  # fewer held-out examples than processes; and what the processes settle themselves
+    if rows == 1:  # fewer held-out examples than processes; and what the processes tune themselves
         return [*arguments, "--evaluation.examples=1", "--train.micro_batch=auto"]
     phases = "--train.phases=[{until: 0.25, train.rows_per_step: 1}]"
     return [*arguments, "--evaluation.examples=5", f"--train.micro_batch={2 // processes}", "--optim.ema=0.9", phases]
