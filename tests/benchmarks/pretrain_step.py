@@ -1,7 +1,8 @@
 """Tokens/s (images/s) of a pretraining step, ours against transformers', by turns in one process.
 
     python -m tests.benchmarks.pretrain_step --family bert|seq2seq|vit [--threads 1 2] [--rounds 5] [--steps 4]
-        [--size mini|base] [--device cpu|cuda] [--dropout 0.1] [--section.key value of pretrain.py ...]
+        [--size mini|base] [--device cpu|cuda] [--dropout 0.1] [--allocator both|system|keep]
+        [--section.key value of pretrain.py ...]
 
 bert: MLM and NSP on pairs out of Python's documentation, cut so that 35 to 50 % of a batch padded to 128
 (`--sequence-length`) is padding. seq2seq: pairs of random tokens, as long as sentences are: sources lognormal
@@ -10,8 +11,8 @@ attention. vit: scikit-learn's digits at 32 x 32 pixels in patches of 4 (mini) o
 dropout. The same examples for everybody, on the device beforehand. A round is `--steps` updates (forward, backward,
 clipping, AdamW) of
 
-- ours: packed rows, in the precision, attention and linear layers that pretrain.py's own probe settles on, dropout by
-  the same rate as everybody's; and the same in exact fp32, where that is another;
+- ours: packed rows, in the precision, attention and linear layers that pretrain.py's own trial finds, dropout by the
+  same rate as everybody's; and the same in exact fp32, where that is another;
 - stock: `BertForPreTraining`, `MarianMTModel` or `ViTForImageClassification` at its defaults: fp32, SDPA, AdamW, random
   batches padded to their longest;
 - best: the fastest of what transformers offers: fp32 or bf16, SDPA or eager attention, as it is or compiled (that in
@@ -21,17 +22,26 @@ clipping, AdamW) of
 Tokens/s do not count padding. Medians and quartiles of the rounds after one that warms up; a ratio is that of
 one round. MFU: the operations that the losses need (`useful_flops` of the family; the same for everybody) over those
 of a large square matrix product in the contestant's precision. The losses are compared with dropout off, in fp32, on
-the weights that the rounds left. The last line is JSON, its first thread count's measures at the top.
+the weights that the rounds left.
+
+All of that twice, each in a process of its own, for a heap is inherited: with the C library as it comes (`system`), and
+with freed memory kept for the next step (`keep`, which is how pretrain.py runs on CPU), for everybody alike.
+
+The last line is JSON: as they come at the top, the first thread count's measures first, and both states in `allocator`.
 """
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
 import time
 from typing import Any
 
 import torch
 
 from pretraining.autotune import measure_peak, synchronize
+from pretraining.launch import set_allocator
 from tests.benchmarks.rounds import alternate, cell, print_table, ratios, spread
 from tests.benchmarks.step import Contestant, Family
 from tests.benchmarks.step_bert import Bert
@@ -104,6 +114,34 @@ def race(family: Family, threads: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def race_apart(allocator: str) -> dict[str, Any]:
+    """All of it in a process of its own, in this state; what it prints is printed here, but for its figures."""
+    command = [sys.executable, "-m", "tests.benchmarks.pretrain_step", *sys.argv[1:], f"--allocator={allocator}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        last = f"allocator: {allocator}\n"
+        for line in process.stdout:
+            print(last, end="", flush=True)
+            last = line
+    if process.returncode:
+        sys.exit(process.returncode)
+    return json.loads(last)
+
+
+def compare_states(states: dict[str, dict[str, Any]], threads: int) -> None:
+    """A table of everybody's rates in both states."""
+    come, tuned = (state.get(str(threads), state) for state in (states["system"], states["keep"]))
+    (unit,) = (name for name in come if name.endswith("_per_second"))
+    rows = [
+        [NAMES[name], f"{rate:,.0f}", f"{tuned[unit][name]:,.0f}", f"{tuned[unit][name] / rate:.2f}"]
+        for name, rate in come[unit].items()
+        if name in tuned[unit]
+    ]
+    print_table([f"threads: {threads}, {unit}", "as they come", "freed memory kept", "ratio"], *rows)
+    for name in ("ratio_stock", "ratio_best", "ratio_fp32"):
+        print(f"{name}: {come[name]:.2f} as they come, {tuned[name]:.2f} with freed memory kept")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -120,9 +158,21 @@ def main() -> None:
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile in transformers' probe"
     )
+    parser.add_argument("--allocator", choices=["both", "system", "keep"], default="both")
     options, more = parser.parse_known_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here.")
+    if options.allocator == "both":
+        states = {allocator: race_apart(allocator) for allocator in ("system", "keep")}
+        for threads in options.threads:
+            compare_states(states, threads)
+        print(
+            "peak resident memory: "
+            + ", ".join(f"{name} {state['resident_mib']:,} MiB" for name, state in states.items())
+        )
+        print(json.dumps({**states["system"], "allocator": states}))
+        return
+    set_allocator(options.allocator, torch.device(options.device))
     torch.set_num_threads(options.threads[0])
     kind = FAMILIES[options.family]
     options.steps = options.steps or kind.default_steps
@@ -132,6 +182,7 @@ def main() -> None:
     results = {str(threads): race(family, threads, options.rounds) for threads in options.threads}
     first = results[str(options.threads[0])]
     facts = {name: getattr(options, name) for name in ("family", "device", "size", "dropout", "rounds", "steps")}
+    facts["resident_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(json.dumps({**first, **facts, **family.padding, **(results if len(results) > 1 else {})}))
 
 
