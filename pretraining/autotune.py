@@ -64,7 +64,7 @@ class Comparison(NamedTuple, Generic[T]):
     def describe(self, unit: str = "") -> str:
         """The choice, and how clear it was."""
         (runner_up, *_) = [*sorted(set(self.best) - {self.choice}, key=self.best.__getitem__), None]
-        line = f"{self.choice}, {1000 * self.best[self.choice]:.3g} ms{unit}"
+        line = f"{self.choice}, {1000 * self.best[self.choice]:,.2f} ms{unit}"
         if runner_up is not None:
             ratio = self.best[runner_up] / self.best[self.choice]
             line += f"; next of {len(self.best)}: {runner_up}, {ratio:.2f} times as long"
@@ -291,29 +291,32 @@ def autotune(
     device = process.device
     set_numerics(settings, device)
     trial = Trial(model, objective, plan, process.num_processes, device)
-    ways = candidates(settings, device, count_processes(0))
-    way, size, lines = ways[0], settings.train.micro_batch, []
-    if len(ways) > 1:
+    every = candidates(settings, device, count_processes(0))
+    best, size, lines = every[0], settings.train.micro_batch, []
+    if len(every) > 1:
         precision, rows = "bf16" if has_bf16_units(device) else "fp32", min(ROWS, trial.share)
-        of_ways = compare(
-            ways, lambda way: trial.seconds(way, rows), lambda times: choose(times, precision), trial.measure_peak
+        of_candidates = compare(
+            every,
+            lambda candidate: trial.seconds(candidate, rows),
+            lambda times: choose(times, precision),
+            trial.measure_peak,
         )
-        way = of_ways.choice
-        lines.append(f"autotune: {of_ways.describe()}")
+        best = of_candidates.choice
+        lines.append(f"autotune: {of_candidates.describe()}")
     if size == "auto":
         sizes = [*(2**i for i in range(trial.share.bit_length()) if 2**i < trial.share), trial.share]
         of_sizes = compare(
             sizes,
-            lambda size: trial.seconds(way, size) / size,
+            lambda size: trial.seconds(best, size) / size,
             cheapest,
-            lambda _: trial.measure_peak(way),
+            lambda _: trial.measure_peak(best),
             growing=True,
         )
         size = of_sizes.choice
         lines.append(f"autotune: micro-batch {of_sizes.describe(' a row')}")
-    trial.measure_peak(way)  # once before and once after the count, lest it be of a single moment
+    trial.measure_peak(best)  # once before and once after the count, lest it be of a single moment
     flops = trial.flops()
-    result = {**way._asdict(), "micro_batch": size, "flops_per_token": flops, "peak": trial.measure_peak(way)}
+    result = {**best._asdict(), "micro_batch": size, "flops_per_token": flops, "peak": trial.measure_peak(best)}
     result = broadcast_object_list([result])[0]
     torch.set_num_threads(result["threads"])
     return result, "\n".join(lines)

@@ -66,11 +66,10 @@ def race(family: Family, threads: int, rounds: int) -> dict[str, Any]:
 
     runs = {name: lambda contestant=contestant: rate(contestant) for name, contestant in contestants.items()}
     alternate(runs, 1)
+    precisions = {contestant.precision for contestant in contestants.values()}
+    before = {precision: measure_peak(family.device, precision) for precision in precisions}
     rates = alternate(runs, rounds)
-    peaks = {
-        precision: measure_peak(family.device, precision)
-        for precision in {contestant.precision for contestant in contestants.values()}
-    }
+    peaks = {precision: max(peak, measure_peak(family.device, precision)) for precision, peak in before.items()}
     mfu = {
         name: spread(rates[name]).median * family.flops / family.count / peaks[contestant.precision]
         for name, contestant in contestants.items()

@@ -112,7 +112,7 @@ class Family:
         return self.objective.head.build_model(self.settings.model).to(self.device)  # type: ignore[arg-type]
 
     def ours(self, given: dict[str, Any]) -> Contestant:
-        """Ours with these settings, what is `auto` in them and in all others found by the product's own probe."""
+        """Ours with these settings, what is `auto` in them and in all others found by the product's own trial."""
         settings, model = self.settings.changed({"train.micro_batch": 2**31, **given}), self.model().train()
         found, line = autotune(settings, model, self.objective, self.steps.plan, self.process)
         if line:

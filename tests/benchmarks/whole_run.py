@@ -3,7 +3,7 @@
     python -m tests.benchmarks.whole_run [--config configs/pretrain/bert-pydocs.yaml] [--steps 20] [--rounds 5]
 
 The bare step is forward, backward, clipping and the optimizer in plain torch, on the run's own rows, made (of images:
-augmented) beforehand, in the way that the run's probe settled on: what is left of the whole run's time is data,
+augmented) beforehand, in the way that the run's trial chose: what is left of the whole run's time is data,
 accounting, logging and trackers.
 Evaluation and saving, whose share of a run is a choice, are not in it. Rounds alternate in one process; the medians
 count.

@@ -1,9 +1,11 @@
 """The trial at the start: what is tried, what is chosen on a quiet machine and on a busy one, and the peak."""
 
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,17 @@ import torch
 from accelerate import PartialState
 
 from pretraining import autotune as module
-from pretraining.autotune import AUTOTUNED, Candidate, Trial, autotune, candidates, choose, compare, measure_peak
+from pretraining.autotune import (
+    AUTOTUNED,
+    Candidate,
+    Trial,
+    autotune,
+    candidates,
+    choose,
+    compare,
+    has_bf16_units,
+    measure_peak,
+)
 from pretraining.checkpoint import State
 from pretraining.cli import parse
 from pretraining.onednn import has_onednn_linear
@@ -87,7 +99,7 @@ def test_the_fastest_candidate_is_taken_and_nothing_that_is_given_is_changed(tun
     chosen, line = tune()
     assert chosen["precision"] == "bf16" and chosen["kernel"] == "eager" and chosen["linear"] == "torch"
     assert chosen["micro_batch"] == 4 and chosen["threads"] == torch.get_num_threads() == 2
-    assert "bf16 eager torch 2 threads, 4e+03 ms" not in line and "bf16 eager torch 2 threads" in line
+    assert "bf16 eager torch 2 threads, 3,200.00 ms; next of" in line
     assert "bf16 eager torch 4 threads, 1.25 times as long; 3 rounds" in line
     chosen, _ = tune("--train.precision=fp32", "--train.threads=3", "--train.micro_batch=2")
     assert (chosen["precision"], chosen["kernel"]) == ("fp32", "sdpa")
@@ -99,6 +111,16 @@ def test_nothing_is_tried_where_all_is_given(tune, monkeypatch: pytest.MonkeyPat
     fixed = ["--train.precision=fp32", "--train.kernel=eager", "--train.linear=torch", "--train.threads=1"]
     chosen, line = tune(*fixed, "--train.micro_batch=3")
     assert line == "" and chosen["peak"] > 0 and chosen["flops_per_token"] > 0
+
+
+def test_units_for_bf16_are_seen(monkeypatch: pytest.MonkeyPatch):
+    cpu, information = torch.device("cpu"), Path("/proc/cpuinfo")
+    if platform.machine() == "x86_64" and information.exists():
+        assert has_bf16_units(cpu) == any(name in information.read_text() for name in ("avx512_bf16", "amx_bf16"))
+    for units in ({}, {"avx512_f": True, "avx512_bf16": False}, {"amx_bf16": True}, {"bf16": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units)
+        assert has_bf16_units(cpu) == (units in ({"amx_bf16": True}, {"bf16": True}))
+    assert not has_bf16_units(torch.device("mps"))
 
 
 def test_the_precision_of_the_processor_is_left_only_for_a_clear_gain():
@@ -176,7 +198,7 @@ def test_growing_candidates_end_where_they_are_too_large():
 
     found = compare([1, 2, 4, 8, 16, 32], seconds, lambda times: min(times, key=times.__getitem__), growing=True)
     assert found.choice == 2 and set(turns) == {1, 2, 4, 8} and found.agreed
-    assert found.describe(" a row") == "2, 1e+03 ms a row; next of 4: 4, 1.20 times as long; 3 rounds"
+    assert found.describe(" a row") == "2, 1,000.00 ms a row; next of 4: 4, 1.20 times as long; 3 rounds"
 
 
 def test_what_is_hopeless_gets_no_more_turns_and_what_disagrees_is_told(monkeypatch: pytest.MonkeyPatch):
