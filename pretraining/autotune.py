@@ -169,7 +169,8 @@ def compare(
         choice, agreed = choose(best), agree(history, best, choose)
         after_round(choice)
         is_enough = len(history) == MOST_ROUNDS or (len(history) >= ROUNDS and spent > SECONDS)
-        if agreed or is_enough or spent > 3 * SECONDS:  # a single round of a large model may take minutes
+        is_long = len(history) > 1 and spent > 3 * SECONDS  # a round of a large model may take minutes
+        if agreed or is_enough or is_long:
             return Comparison(choice, best, len(history), agreed)
 
 
