@@ -9,14 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pretraining.files import publish
 
 MARK = "complete.json"
 
 
-def key(kind: str, content: list[Any]) -> str:
+def folder_name(kind: str, content: list[Any]) -> str:
     """A name for what `content` decides."""
     return f"{kind}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
 
@@ -32,7 +30,7 @@ def build_cached(
         make: fills an empty folder, and returns what `read_meta` is to give.
         is_builder: whether this process makes it; the others wait.
     """
-    folder = cache / key(kind, content)
+    folder = cache / folder_name(kind, content)
     if is_builder and not (folder / MARK).exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}.") as temporary:
@@ -50,8 +48,3 @@ def build_cached(
 
 def read_meta(folder: Path) -> dict[str, Any]:
     return json.loads((folder / MARK).read_text())
-
-
-def open_array(path: Path, kind: str) -> np.ndarray:
-    """Memory-mapped, which an empty file cannot be."""
-    return np.memmap(path, dtype=kind, mode="r") if path.stat().st_size else np.empty(0, dtype=kind)

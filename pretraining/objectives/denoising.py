@@ -9,7 +9,7 @@ import numpy as np
 
 from pretraining.data import draws
 from pretraining.data.packing import Example
-from pretraining.data.text.corpus import Text, prepare
+from pretraining.data.text.corpus import TextCorpus, prepare_corpus
 from pretraining.data.text.noise import count_spans, hide_spans, permute
 from pretraining.data.text.prepared import LIBRARIES
 from pretraining.data.tokenizer import require_end, require_tokens
@@ -22,12 +22,12 @@ class DenoisingExamples(Seq2SeqExamples):
     """A damaged chunk of text each."""
 
     libraries = LIBRARIES
-    corpus: Text
+    corpus: TextCorpus
 
     def prepare(self, is_builder: bool) -> list[str]:
         cache, options = Path(self.run.cache).expanduser(), self.settings
         limit, short_rate = options.sequence_length - 1, options.short_sequence_rate
-        self.corpus = prepare(self.run.data, self.run.tokenizer, limit, short_rate, cache, is_builder, "seq2seq")
+        self.corpus = prepare_corpus(self.run.data, self.run.tokenizer, limit, short_rate, cache, is_builder, "seq2seq")
         self.tokenizer = self.corpus.tokenizer
         require_tokens(self.tokenizer, ("pad_token", "eos_token", "mask_token"))
         require_end(self.tokenizer)
@@ -35,7 +35,7 @@ class DenoisingExamples(Seq2SeqExamples):
         return self.corpus.describe(limit, self.run.seed)
 
     def index_examples(self) -> None:
-        self.corpus = self.corpus.cut(self.settings.sequence_length - 1, self.settings.short_sequence_rate)
+        self.corpus = self.corpus.rechunk(self.settings.sequence_length - 1, self.settings.short_sequence_rate)
         self.fingerprint = self.corpus.fingerprint
         super().index_examples()
 

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from modeling import KeelBertConfig, KeelBertForMaskedLM, KeelBertForPreTraining
 from pretraining.data import draws
 from pretraining.data.packing import IGNORED, Example, layout, pack_tokens, pack_values
-from pretraining.data.text.corpus import Text, prepare
+from pretraining.data.text.corpus import TextCorpus, prepare_corpus
 from pretraining.data.text.masking import mask_tokens
-from pretraining.data.text.next_sentence import VERSION, Pairs, draw_pairs
+from pretraining.data.text.next_sentence import VERSION, SegmentPairs, draw_pairs
 from pretraining.data.text.prepared import LIBRARIES
 from pretraining.data.tokenizer import regular_ids, require_tokens, word_starts
 from pretraining.errors import UserError
@@ -39,7 +39,7 @@ class SentencePairExamples(TokenExamples):
     """A chunk of text each, as one segment or as a pair of them."""
 
     libraries = LIBRARIES
-    corpus: Text
+    corpus: TextCorpus
 
     @property
     def pairs(self) -> bool:
@@ -58,7 +58,7 @@ class SentencePairExamples(TokenExamples):
                 "or objective.next_sentence to none."
             )
         cache, short_rate = Path(self.run.cache).expanduser(), self.settings.short_sequence_rate
-        self.corpus = prepare(self.run.data, self.run.tokenizer, self.chunk_length, short_rate, cache, is_builder)
+        self.corpus = prepare_corpus(self.run.data, self.run.tokenizer, self.chunk_length, short_rate, cache, is_builder)
         self.tokenizer = self.corpus.tokenizer
         require_tokens(self.tokenizer, ("cls_token", "sep_token", "mask_token", "pad_token"))
         self.special = np.zeros(len(self.tokenizer), dtype=bool)
@@ -69,7 +69,7 @@ class SentencePairExamples(TokenExamples):
 
     def index_examples(self) -> None:
         self.row_lengths = (self.settings.row_size,)
-        self.corpus = self.corpus.cut(self.chunk_length, self.settings.short_sequence_rate)
+        self.corpus = self.corpus.rechunk(self.chunk_length, self.settings.short_sequence_rate)
         self.data, self.fingerprint = self.corpus.splits, self.corpus.fingerprint
         if self.pairs:
             self.fingerprint += f" pairs {VERSION}"
@@ -115,7 +115,7 @@ class SentencePairExamples(TokenExamples):
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
         return self.draw(split, epoch, index).lengths + (3 if self.pairs else 2)
 
-    def draw(self, split: str, epoch: int, index: np.ndarray) -> Pairs:
+    def draw(self, split: str, epoch: int, index: np.ndarray) -> SegmentPairs:
         return draw_pairs(self.data[split], self.settings.next_sentence, self.seed(split), epoch, index)
 
     def mask_rate(self, split: str, progress: float) -> float:

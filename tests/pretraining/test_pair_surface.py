@@ -5,8 +5,8 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from pretraining.data.packing import IGNORED
-from pretraining.data.text.next_sentence import IS_NEXT, NOT_NEXT, Pairs, draw_pairs, next_sentence, surface
-from pretraining.data.text.prepared import PreparedText, chunked
+from pretraining.data.text.next_sentence import IS_NEXT, NOT_NEXT, SegmentPairs, draw_pairs, next_sentence, surface
+from pretraining.data.text.prepared import PreparedText
 
 STOP, COMMA, CAPITALS, WORDS = 0, 1, 60, 1000  # ids: two of punctuation, then capitalised words, then the others
 PAIRS = 40_000
@@ -36,14 +36,14 @@ def make_text(sentences: list[Span], documents: list[int], limit: int) -> Prepar
     tokens[offsets[1:][~title] - 1] = STOP
     starts = np.append(offsets[first], offsets[-1])
     return PreparedText(
-        name="",
         tokens_name="",
+        limit=limit,
+        short_rate=0.1,
         tokens=tokens,
         sentences=offsets,
         documents=starts,
         sources=np.zeros(len(count), dtype=np.uint16),
         dropped=0,
-        **chunked(starts, limit, short_rate=0.1),
     )
 
 
@@ -97,18 +97,18 @@ def look(data: PreparedText, spans: np.ndarray) -> np.ndarray:
     )
 
 
-def some_pairs(data: PreparedText, kind: str) -> tuple[np.ndarray, Pairs]:
+def some_pairs(data: PreparedText, kind: str) -> tuple[np.ndarray, SegmentPairs]:
     """The examples, in the text's order, and their pairs, PAIRS or more, of as many epochs as it takes."""
     index: list[np.ndarray] = []
-    drawn: list[Pairs] = []
+    drawn: list[SegmentPairs] = []
     while sum(map(len, index)) < PAIRS:
         pairs = draw_pairs(data, kind, 0, len(drawn), np.arange(len(data)))
         asked = np.flatnonzero(pairs.label != IGNORED)
         index.append(asked)
-        drawn.append(Pairs(pairs.a[asked], pairs.b[asked], pairs.label[asked]))
+        drawn.append(SegmentPairs(pairs.a[asked], pairs.b[asked], pairs.label[asked]))
     order = np.argsort(np.concatenate(index), kind="stable")
     a, b, label = (np.concatenate([getattr(pairs, name) for pairs in drawn])[order] for name in ("a", "b", "label"))
-    return np.concatenate(index)[order], Pairs(a, b, label)
+    return np.concatenate(index)[order], SegmentPairs(a, b, label)
 
 
 @pytest.mark.parametrize("kind", ["nsp", "sop"])

@@ -18,7 +18,7 @@ from pretraining.data.settings import TokenizerSettings
 from pretraining.data.shards import count_processes, in_order
 from pretraining.data.text import prepared as prepared_text
 from pretraining.data.text.documents import Documents
-from pretraining.data.text.prepared import PreparedText, cut, prepare_text
+from pretraining.data.text.prepared import PreparedText, chunk_offsets, prepare_text
 from pretraining.data.text.sentences import sentences
 from pretraining.data.tokenizer import build_tokenizer
 
@@ -184,7 +184,7 @@ def test_a_text_without_tokens_is_one_sentence(make_documents, tokenizer, tmp_pa
 def test_chunks_cover_every_document(limit: int, short_rate: float):
     lengths = np.concatenate([np.arange(2, 300), np.random.default_rng(0).integers(2, 5000, 2000)])
     documents = np.concatenate([[0], lengths.cumsum()])
-    chunks = cut(documents, limit, short_rate)
+    chunks = chunk_offsets(documents, limit, short_rate)
     assert np.isin(documents, chunks).all() and chunks[-1] == documents[-1]
     sizes = np.diff(chunks)
     assert sizes.min() >= 2 and sizes.max() <= limit
@@ -198,12 +198,12 @@ def test_chunks_cover_every_document(limit: int, short_rate: float):
 
 def test_chunks_are_the_same_however_many_documents_are_cut_at_a_time(monkeypatch: pytest.MonkeyPatch):
     documents = np.concatenate([[0], np.random.default_rng(0).integers(2, 500, 300).cumsum()])
-    whole = cut(documents, 20, 0.5)
+    whole = chunk_offsets(documents, 20, 0.5)
     monkeypatch.setattr(prepared_text, "BLOCK", 300)
-    assert np.array_equal(cut(documents, 20, 0.5), whole)
+    assert np.array_equal(chunk_offsets(documents, 20, 0.5), whole)
 
 
 def test_a_documents_chunks_depend_on_its_number_and_length_alone():
-    first = cut(np.array([0, 1000, 3000]), 20, 0.5)
-    other = cut(np.array([0, 10, 2010]), 20, 0.5)
+    first = chunk_offsets(np.array([0, 1000, 3000]), 20, 0.5)
+    other = chunk_offsets(np.array([0, 10, 2010]), 20, 0.5)
     assert np.array_equal(first[first >= 1000] - 1000, other[other >= 10] - 10)

@@ -10,7 +10,8 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from pretraining.data.cache import build_cached, open_array, read_meta
+from pretraining.data.arrays import open_arrays, write_arrays
+from pretraining.data.cache import build_cached, read_meta
 from pretraining.data.images.decode import Coloured, Unreadable, decode
 from pretraining.data.images.rows import Source, encoded
 from pretraining.data.shards import in_order
@@ -43,7 +44,7 @@ class Contents:
     @classmethod
     def load(cls, folder: Path, channels: int) -> "Contents":
         meta = read_meta(folder)
-        arrays = {name: open_array(folder / f"{name}.bin", kind) for name, kind in ARRAYS.items()}
+        arrays = open_arrays(folder, ARRAYS)
         for name, width in {"sizes": 2, "sums": channels, "squares": channels}.items():
             arrays[name] = arrays[name].reshape(-1, width)
         bad = [(place, reason) for place, reason in meta["bad"]]
@@ -85,32 +86,29 @@ def _pixels_of(shard: range, folder: Path) -> Path:
     return folder / f"{shard.start}.pixels"
 
 
-def write(folder: Path, source: Source, channels: int, room: int, processes: int) -> dict[str, Any]:
+def examine_all(folder: Path, source: Source, channels: int, room: int, processes: int) -> dict[str, Any]:
     """Streams all images through `examine` into `folder`, their pixels too if they take at most `room` bytes."""
-    files = {name: (folder / f"{name}.bin").open("wb") for name in (*ARRAYS, "pixels")}
     bad: list[tuple[str, str]] = []
     total = 0
     work = partial(examine, source, channels, folder)
-    for shard, part in in_order(work, source.shards(), processes, "reading images", "images"):
-        if part["coloured"] is not None:
-            raise UserError(
-                f"{source.place(part['coloured'])} has colours, but model.num_channels is 1: set it to 3, or convert "
-                "all images to grey"
-            )
-        for name in ARRAYS:
-            part[name].tofile(files[name])
-        bad += [(source.place(row), reason) for row, reason in part["bad"]]
-        total += int(part["sizes"].prod(axis=1, dtype=np.int64).sum()) * channels
-        pixels = _pixels_of(shard, folder)
-        if total <= room:
-            with pixels.open("rb") as shard_pixels:
-                shutil.copyfileobj(shard_pixels, files["pixels"])
-        else:
-            (folder / FULL).touch()
-            files["pixels"].truncate(0)
-        pixels.unlink()
-    for file in files.values():
-        file.close()
+    with write_arrays(folder, ARRAYS) as append, (folder / "pixels.bin").open("wb") as pixels:
+        for shard, arrays in in_order(work, source.shards(), processes, "reading images", "images"):
+            if arrays["coloured"] is not None:
+                raise UserError(
+                    f"{source.place(arrays['coloured'])} has colours, but model.num_channels is 1: set it to 3, or "
+                    "convert all images to grey"
+                )
+            append(arrays)
+            bad += [(source.place(row), reason) for row, reason in arrays["bad"]]
+            total += int(arrays["sizes"].prod(axis=1, dtype=np.int64).sum()) * channels
+            path = _pixels_of(shard, folder)
+            if total <= room:
+                with path.open("rb") as shard_pixels:
+                    shutil.copyfileobj(shard_pixels, pixels)
+            else:
+                (folder / FULL).touch()
+                pixels.truncate(0)
+            path.unlink()
     (folder / FULL).unlink(missing_ok=True)
     return {"bad": bad, "decoded": total <= room}
 
@@ -128,7 +126,7 @@ def find_contents(source: Source, channels: int, room: int, processes: int, cach
     """
 
     def make(folder: Path) -> dict[str, Any]:
-        return write(folder, source, channels, room, processes)
+        return examine_all(folder, source, channels, room, processes)
 
     content = [VERSION, PIL.__version__, channels, room, source.key]
     return Contents.load(build_cached(cache, "images", content, make, is_builder), channels)

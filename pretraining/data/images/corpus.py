@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pretraining.data import draws
-from pretraining.data.cache import open_array
+from pretraining.data.arrays import open_array
 from pretraining.data.images.contents import Contents, find_contents
 from pretraining.data.images.decode import Coloured, Unreadable, decode
 from pretraining.data.images.rows import Source, encoded

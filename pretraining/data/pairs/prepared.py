@@ -3,24 +3,23 @@
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from pretraining.data.cache import build_cached, key, open_array, read_meta
+from pretraining.data.arrays import open_arrays, write_arrays
+from pretraining.data.cache import build_cached, folder_name, read_meta
 from pretraining.data.pairs.corpus import Pairs
 from pretraining.data.shards import in_order
-from pretraining.data.text.prepared import encode
+from pretraining.data.tokenise import encode, token_type
 
 if TYPE_CHECKING:  # the processes that tokenise import this file, and transformers would bring them torch
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 2  # of what lies on disk: raise it when the arrays change, and old caches are left alone
 LIBRARIES = ("tokenizers",)  # which says what the tokens of a text are
-AT_A_TIME = 500  # pairs tokenised
 ARRAYS = {"offsets": "int64", "groups": "uint16", "points": "uint16", "point_offsets": "int64"}
 
 
@@ -40,14 +39,6 @@ class PreparedPairs:
     """(P, 2): the word alignments of all pairs, as places of a source and a target token."""
     point_offsets: np.ndarray
     """(N + 1,): where each pair's points begin."""
-
-    @classmethod
-    def load(cls, folder: Path, name: str) -> "PreparedPairs":
-        meta = read_meta(folder)
-        types = {"tokens": meta["token_type"], **ARRAYS}
-        arrays = {name: open_array(folder / f"{name}.bin", kind) for name, kind in types.items()}
-        arrays["points"] = arrays["points"].reshape(-1, 2)
-        return cls(name, group_names=meta["groups"], **arrays)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -95,56 +86,29 @@ def token_points(alignment: str, source: np.ndarray, target: np.ndarray) -> np.n
 
 
 def tokenise(
-    pairs: Pairs, group_names: list[str], tokenizers: list[Tokenizer], token_type: str, shard: range
+    pairs: Pairs, group_names: list[str], tokenizers: list[Tokenizer], dtype: str, shard: range
 ) -> dict[str, np.ndarray]:
     """A shard's tokens, the lengths of its sides, the groups of its pairs, their points and the number of these."""
     sides = list(pairs.sides(shard))
-    tokens = [np.empty(0, dtype=token_type)]
-    lengths: list[int] = []
-    for first in range(0, len(sides), AT_A_TIME):
-        texts = zip(*sides[first : first + AT_A_TIME], strict=True)  # all sources, all targets
-        tokenised = [encode(tokenizer, list(side)) for tokenizer, side in zip(tokenizers, texts, strict=True)]
-        ids = list(chain.from_iterable(zip(*tokenised, strict=True)))
-        lengths += map(len, ids)
-        tokens.append(np.fromiter(chain.from_iterable(ids), dtype=token_type))
+    encoded = [encode([pair[i] for pair in sides], tokenizer, dtype) for i, tokenizer in enumerate(tokenizers)]
+    lengths = np.stack([lengths for _, lengths in encoded], 1).ravel()  # (2 pairs,): source and target by turns
+    is_target = np.repeat(np.tile([False, True], len(sides)), lengths)  # (tokens,)
+    tokens = np.empty(len(is_target), dtype=dtype)
+    tokens[~is_target], tokens[is_target] = (side for side, _ in encoded)
     points = [np.empty((0, 2), dtype=np.uint16)]
     counts: list[int] = []
-    for number, alignment in enumerate(pairs.column("alignment", shard)):
-        found = points[0]
+    for texts, alignment in zip(sides, pairs.column("alignment", shard), strict=True):
         if alignment:
-            found = token_points(alignment, *map(words_of, tokenizers, sides[number]))
-        points.append(found)
-        counts.append(len(found))
+            points.append(token_points(alignment, *map(words_of, tokenizers, texts)))
+        counts.append(len(points[-1]) if alignment else 0)
     number_of = {name: number for number, name in enumerate(group_names)}
     return {
-        "tokens": np.concatenate(tokens),
-        "offsets": np.array(lengths),
-        "groups": np.array([number_of[name] for name in pairs.column("group", shard)], dtype=np.uint16),
+        "tokens": tokens,
+        "offsets": lengths,
+        "groups": np.array([number_of[name] for name in pairs.column("group", shard)]),
         "points": np.concatenate(points),
         "point_offsets": np.array(counts),
     }
-
-
-def write(
-    folder: Path, pairs: Pairs, group_names: list[str], tokenizers: list[Tokenizer], processes: int
-) -> dict[str, Any]:
-    """Streams the pairs through their sides' tokenizers into `folder`; memory does not grow with them."""
-    largest = max(number for tokenizer in tokenizers for number in tokenizer.get_vocab().values())
-    token_type = "uint16" if largest < 2**16 else "int32"
-    files = {name: (folder / f"{name}.bin").open("wb") for name in ("tokens", *ARRAYS)}
-    total = {"offsets": 0, "point_offsets": 0}
-    for name in total:
-        np.zeros(1, dtype=np.int64).tofile(files[name])
-    work = partial(tokenise, pairs, group_names, tokenizers, token_type)
-    for _, part in in_order(work, pairs.shards(), processes, "tokenising", "pairs"):
-        for name, end in total.items():
-            (end + part[name].cumsum()).astype(np.int64).tofile(files[name])
-            total[name] = end + int(part[name].sum())
-        for name in ("tokens", "groups", "points"):
-            part[name].tofile(files[name])
-    for file in files.values():
-        file.close()
-    return {"token_type": token_type, "groups": group_names}
 
 
 def prepare_pairs(
@@ -157,15 +121,23 @@ def prepare_pairs(
         processes: how many tokenise; what they write is the same for any number.
         cache, is_builder: as in `build_cached`.
     """
-    backends = [tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers]
+    serialized = [tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers]
     group_names = sorted(set(pairs.column("group", range(len(pairs)))))
-    content = [VERSION, pairs.fingerprint, group_names, *dict.fromkeys(backends)]
+    content = [VERSION, pairs.fingerprint, group_names, *dict.fromkeys(serialized)]
 
     def make(folder: Path) -> dict[str, Any]:
-        return write(folder, pairs, group_names, [Tokenizer.from_str(backend) for backend in backends], processes)
+        backends = list(map(Tokenizer.from_str, serialized))
+        dtype = token_type(*backends)
+        work = partial(tokenise, pairs, group_names, backends, dtype)
+        with write_arrays(folder, {"tokens": dtype, **ARRAYS}, offsets=("offsets", "point_offsets")) as append:
+            for _, arrays in in_order(work, pairs.shards(), processes, "tokenising", "pairs"):
+                append(arrays)
+        return {"token_type": dtype, "groups": group_names}
 
     # The library decides too; not in the name, for a run's contract has its version under its own name.
     versions = [[library, version(library)] for library in LIBRARIES]
-    return PreparedPairs.load(
-        build_cached(cache, "pairs", [*content, *versions], make, is_builder), key("pairs", content)
-    )
+    folder = build_cached(cache, "pairs", [*content, *versions], make, is_builder)
+    meta = read_meta(folder)
+    arrays = open_arrays(folder, {"tokens": meta["token_type"], **ARRAYS})
+    arrays["points"] = arrays["points"].reshape(-1, 2)
+    return PreparedPairs(folder_name("pairs", content), group_names=meta["groups"], **arrays)

@@ -19,7 +19,7 @@ from pretraining.data.tokenizer import build_tokenizer
 
 
 @dataclass(frozen=True)
-class Text:
+class TextCorpus:
     """Both splits as tokens, cut into chunks."""
 
     settings: TextSettings
@@ -27,12 +27,12 @@ class Text:
     splits: dict[str, PreparedText]
     left_out: dict[str, dict[str, int]]
     """Documents of each split that are left out, by reason."""
-    documents: str
-    """The fingerprint of the training documents."""
+    documents_fingerprint: str
+    """That of the training documents."""
 
-    def cut(self, limit: int, short_rate: float) -> "Text":
-        """The same text in chunks of at most `limit` tokens, a share `short_rate` of them shorter by design."""
-        return replace(self, splits={split: data.cut(limit, short_rate) for split, data in self.splits.items()})
+    def rechunk(self, limit: int, short_rate: float) -> "TextCorpus":
+        """The same text, cut as `PreparedText.rechunk` does."""
+        return replace(self, splits={split: data.rechunk(limit, short_rate) for split, data in self.splits.items()})
 
     @property
     def weights(self) -> list[float]:
@@ -43,7 +43,7 @@ class Text:
         """A hash of the chunks of both splits, and of how often an epoch has them."""
         return f"{self.splits['train'].name} {self.splits['validation'].name} weights {self.weights}"
 
-    def source(self, split: str) -> np.ndarray:
+    def chunk_source(self, split: str) -> np.ndarray:
         """The source of each chunk of the split."""
         data = self.splits[split]
         return data.sources[data.chunk_document]
@@ -54,24 +54,24 @@ class Text:
         A source of weight 2.5 gives two passes and a half of its chunks, drawn from (seed, epoch). Held-out text
         gives each chunk once, in an order that is drawn, so that the first few are from everywhere.
         """
-        chunks = np.arange(len(self.splits[split]))
-        drawn = draws.hash_key(seed, epoch, draws.SUBSET, chunks)
+        count = len(self.splits[split])
+        order = draws.hash_key(seed, epoch, draws.SUBSET, np.arange(count))
         if split != "train":
-            return np.argsort(drawn, kind="stable")
-        source = self.source(split)
+            return np.argsort(order, kind="stable")
+        sources = self.chunk_source(split)
         passes: list[np.ndarray] = []
-        for number, weight in enumerate(self.weights):
-            own = chunks[source == number]
+        for source, weight in enumerate(self.weights):
+            chunks = np.flatnonzero(sources == source)
             whole = int(weight)
-            passes += [own + turn * len(chunks) for turn in range(whole)]
-            part = np.argsort(drawn[own], kind="stable")[: math.ceil((weight - whole) * len(own))]
-            passes.append(np.sort(own[part]) + whole * len(chunks))
+            passes += [chunks + number * count for number in range(whole)]
+            part = np.argsort(order[chunks], kind="stable")[: math.ceil((weight - whole) * len(chunks))]
+            passes.append(np.sort(chunks[part]) + whole * count)
         return np.concatenate(passes)
 
     def describe(self, limit: int, seed: int) -> list[str]:
         """What each split has, how long its chunks are, what was left out and why, and each source's share."""
-        sources = self.settings.sources
-        lines = [f"text {' + '.join(source.source for source in sources)}, fingerprint {self.documents}"]
+        names = [source.source for source in self.settings.sources]
+        lines = [f"text {' + '.join(names)}, fingerprint {self.documents_fingerprint}"]
         for split, data in self.splits.items():
             sizes = np.diff(data.chunks)
             line = (
@@ -80,24 +80,25 @@ class Text:
                 f"{(sizes == limit).mean():.0%} of full length)"
             )
             left_out = self.left_out[split] | {"empty": data.dropped}
-            if found := [f"{count:,} {reason}" for reason, count in left_out.items() if count]:
-                line += f"; documents left out: {', '.join(found)}"
-            if len(sources) > 1:
-                source = self.source(split)
-                held = np.bincount(source, minlength=len(sources)) / len(data)
-                index = self.index(split, 0, seed)
-                seen = np.bincount(source[index % len(data)], minlength=len(sources)) / len(index)
-                parts = [
-                    f"{part.source} {share:.0%} of the examples" for part, share in zip(sources, held, strict=True)
-                ]
-                if split == "train":
-                    parts = [f"{part}, {turn:.0%} of an epoch" for part, turn in zip(parts, seen, strict=True)]
-                line += "; " + ", ".join(parts)
+            if reasons := [f"{count:,} {reason}" for reason, count in left_out.items() if count]:
+                line += f"; documents left out: {', '.join(reasons)}"
+            if len(names) > 1:
+                line += "; " + ", ".join(self._describe_sources(split, names, seed))
             lines.append(line)
         return lines
 
+    def _describe_sources(self, split: str, names: list[str], seed: int) -> list[str]:
+        """Each source's share of a split's examples, and of an epoch where its weight changes that."""
+        sources, index = self.chunk_source(split), self.index(split, 0, seed)
+        of_examples = np.bincount(sources, minlength=len(names)) / len(sources)
+        of_epoch = np.bincount(sources[index % len(sources)], minlength=len(names)) / len(index)
+        lines = [f"{name} {share:.0%} of the examples" for name, share in zip(names, of_examples, strict=True)]
+        if split == "train":
+            lines = [f"{line}, {share:.0%} of an epoch" for line, share in zip(lines, of_epoch, strict=True)]
+        return lines
 
-def prepare(
+
+def prepare_corpus(
     settings: TextSettings,
     tokenizer_settings: TokenizerSettings,
     limit: int,
@@ -105,11 +106,11 @@ def prepare(
     cache: Path,
     is_builder: bool,
     family: str = "bert",
-) -> Text:
+) -> TextCorpus:
     """Reads, filters and tokenises the text, in so far as the cache does not have it.
 
     Args:
-        limit, short_rate: as in `Text.cut`.
+        limit, short_rate: as in `PreparedText.rechunk`.
         cache, is_builder: as in `cache.build_cached`.
         family: of the model, which decides the tokenizer's special tokens.
 
@@ -126,4 +127,4 @@ def prepare(
         split: prepare_text(documents[split], tokenizer, languages, limit, short_rate, processes, cache, is_builder)
         for split in ("train", "validation")
     }
-    return Text(settings, tokenizer, splits, left_out, documents["train"].fingerprint)
+    return TextCorpus(settings, tokenizer, splits, left_out, documents["train"].fingerprint)

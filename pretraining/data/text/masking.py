@@ -1,4 +1,4 @@
-"""Which tokens of a text are hidden from BERT, and what stands in their place (Devlin 2018, 3.1)."""
+"""Which tokens of a text BERT has to predict, and what stands in their place (Devlin 2018, 3.1)."""
 
 import numpy as np
 
@@ -16,39 +16,44 @@ def mask_tokens(
     mask_id: int,
     replacements: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hides `rate` of the maskable tokens, at least one; BERT: 80 % [MASK], 10 % random, 10 % kept (Devlin 2018, 3.1).
+    """Masks `rate` of the maskable tokens, at least one; BERT: 80 % [MASK], 10 % random, 10 % unchanged.
 
     Args:
         ids, maskable: (T,).
-        word_start: (T,), where words begin, to hide whole words; None: single tokens.
-        mask_token_rate, random_token_rate: of the hidden ones, the share that becomes [MASK], or a random token.
+        word_start: (T,), where words begin, to mask whole words; None: single tokens.
+        mask_token_rate, random_token_rate: the shares of the masked tokens that become [MASK], or a random token.
         replacements: the ids that random tokens are drawn from.
 
     Returns:
         Inputs and labels, (T,) each; labels are -100 where nothing is to be predicted.
     """
-    candidates = np.flatnonzero(maskable)
+    candidates = np.flatnonzero(maskable)  # (candidates,): places in the text
     inputs, labels = ids.copy(), np.full(len(ids), IGNORED, dtype=np.int64)
     if not rate or not len(candidates):
         return inputs, labels
     count = max(1, round(rate * len(candidates)))
     if word_start is None:
-        chosen = random.permutation(candidates)[:count]
+        masked = random.permutation(candidates)[:count]
     else:
-        gap = np.diff(candidates, prepend=-2) > 1  # a word never reaches across a special token
+        # A word never reaches across a special token, which leaves a gap between the candidates.
+        gap = np.diff(candidates, prepend=-2) > 1
         words = np.split(candidates, np.flatnonzero(word_start[candidates] | gap)[1:])
-        picked: list[np.ndarray] = []
+        chosen: list[np.ndarray] = []
         room = count
         for word in random.permutation(len(words)):
-            if len(words[word]) <= room or not picked:
-                picked.append(words[word])
+            # A word that is longer than the room left is passed over, or the rate would be exceeded; but not the
+            # first one, or a text of a single long word would have nothing masked.
+            if len(words[word]) <= room or not chosen:
+                chosen.append(words[word])
                 room -= len(words[word])
             if room <= 0:
                 break
-        chosen = np.concatenate(picked)
-    labels[chosen] = ids[chosen]
-    fate = random.random(len(chosen))
-    inputs[chosen[fate < mask_token_rate]] = mask_id
-    replaced = chosen[(fate >= mask_token_rate) & (fate < mask_token_rate + random_token_rate)]
+        masked = np.concatenate(chosen)
+    labels[masked] = ids[masked]
+    # One number for each masked token: below the first bound [MASK], below the second a random token, else unchanged,
+    # so that the model cannot trust what it sees in any place.
+    fate = random.random(len(masked))
+    inputs[masked[fate < mask_token_rate]] = mask_id
+    replaced = masked[(fate >= mask_token_rate) & (fate < mask_token_rate + random_token_rate)]
     inputs[replaced] = random.choice(replacements, len(replaced))
     return inputs, labels

@@ -6,11 +6,8 @@ cutting is arithmetic, so another sequence length costs nothing.
 """
 
 import hashlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import chain, pairwise
 from pathlib import Path
@@ -20,10 +17,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pretraining.data import draws
-from pretraining.data.cache import build_cached, key, read_meta
+from pretraining.data.arrays import open_arrays, write_arrays
+from pretraining.data.cache import build_cached, folder_name, read_meta
 from pretraining.data.shards import in_order
 from pretraining.data.text.documents import Documents
 from pretraining.data.text.sentences import sentences
+from pretraining.data.tokenise import encode, token_type
 from pretraining.errors import UserError
 
 if TYPE_CHECKING:  # the processes that tokenise import this file, and transformers would bring them torch
@@ -31,7 +30,6 @@ if TYPE_CHECKING:  # the processes that tokenise import this file, and transform
 
 VERSION = 2  # of what lies on disk: raise it when the arrays change, and old caches are left alone
 LIBRARIES = ("sentencex", "tokenizers")  # which say where sentences end, and what their tokens are
-SENTENCES = 500  # tokenised at a time
 BLOCK = 2**24  # tokens cut into chunks at a time
 ARRAYS = {"sentences": "int64", "documents": "int64", "sources": "uint16"}
 
@@ -40,63 +38,48 @@ ARRAYS = {"sentences": "int64", "documents": "int64", "sources": "uint16"}
 class PreparedText:
     """Tokens and where things start in them; every offset array ends with the number of tokens."""
 
-    name: str
-    """A hash of all that decides the content."""
     tokens_name: str
-    """The tokens' own, whatever they are cut into."""
+    """A hash of all that decides the tokens, whatever they are cut into."""
+    limit: int
+    """The most tokens in a chunk."""
+    short_rate: float
+    """Share of the chunks that are shorter by design."""
     tokens: np.ndarray
     sentences: np.ndarray
     """Offsets of the sentences."""
-    chunks: np.ndarray
-    """Offsets of the chunks."""
     documents: np.ndarray
     """Offsets of the documents."""
     sources: np.ndarray
     """The source of each document."""
-    chunk_document: np.ndarray
-    """The document of each chunk."""
-    document_chunk: np.ndarray
-    """The first chunk of each document; ends with the number of chunks."""
     dropped: int
     """Documents of fewer than two tokens, which no chunk can be made from."""
 
     def __len__(self) -> int:
         return len(self.chunks) - 1
 
-    @classmethod
-    def load(cls, folder: Path, name: str, limit: int, short_rate: float) -> "PreparedText":
-        """The text in `folder`, cut as `cut` says; `name` is that of the tokens."""
-        meta = read_meta(folder)
-        types = {"tokens": meta["token_type"], **ARRAYS}
-        arrays = {name: np.memmap(folder / f"{name}.bin", dtype=types[name], mode="r") for name in types}
-        return cls(
-            name=f"{name}-{limit}-{short_rate}",
-            tokens_name=name,
-            **arrays,
-            **chunked(arrays["documents"], limit, short_rate),
-            dropped=meta["dropped"],
-        )
+    @property
+    def name(self) -> str:
+        """A hash of all that decides the tokens, and what decides the chunks."""
+        return f"{self.tokens_name}-{self.limit}-{self.short_rate}"
 
-    def cut(self, limit: int, short_rate: float) -> "PreparedText":
+    @cached_property
+    def chunks(self) -> np.ndarray:
+        """Offsets of the chunks."""
+        return chunk_offsets(self.documents, self.limit, self.short_rate)
+
+    @cached_property
+    def chunk_document(self) -> np.ndarray:
+        """The document of each chunk."""
+        return np.searchsorted(self.documents, self.chunks[:-1], side="right") - 1
+
+    def rechunk(self, limit: int, short_rate: float) -> "PreparedText":
         """The same text in chunks of at most `limit` tokens, a share `short_rate` of them shorter by design."""
-        name = f"{self.tokens_name}-{limit}-{short_rate}"
-        if name == self.name:
-            return self
-        chunks: dict[str, Any] = chunked(self.documents, limit, short_rate)
-        return replace(self, name=name, **chunks)
+        if (limit, short_rate) == (self.limit, self.short_rate):
+            return self  # with the chunks that it knows already
+        return replace(self, limit=limit, short_rate=short_rate)
 
 
-def chunked(documents: np.ndarray, limit: int, short_rate: float) -> dict[str, np.ndarray]:
-    """The chunks that `cut` makes, the document of each, and the first of each document."""
-    chunks = cut(documents, limit, short_rate)
-    return {
-        "chunks": chunks,
-        "chunk_document": np.searchsorted(documents, chunks[:-1], side="right") - 1,
-        "document_chunk": np.searchsorted(chunks, documents, side="left"),
-    }
-
-
-def cut(documents: np.ndarray, limit: int, short_rate: float) -> np.ndarray:
+def chunk_offsets(documents: np.ndarray, limit: int, short_rate: float) -> np.ndarray:
     """Offsets of the chunks of all documents, ending with the number of tokens.
 
     A document is cut every `limit` tokens, and so many of these pieces once more, at a place drawn from the numbers of
@@ -104,19 +87,19 @@ def cut(documents: np.ndarray, limit: int, short_rate: float) -> np.ndarray:
 
     Args:
         documents: offsets of the documents, of two tokens at least, ending with the number of tokens.
-        limit: the most tokens in a chunk, at least 4.
+        limit: at least 4.
     """
     first_tokens = np.arange(0, documents[-1], BLOCK)
     bounds = np.unique(np.searchsorted(documents, first_tokens, side="right") - 1).tolist()
     blocks = pairwise([*bounds, len(documents) - 1])
-    starts = [_cut(documents[first : last + 1], first, limit, short_rate) for first, last in blocks]
+    starts = [_chunk_starts(documents[first : last + 1], first, limit, short_rate) for first, last in blocks]
     return np.concatenate([*starts, documents[-1:]])
 
 
-def _cut(documents: np.ndarray, first: int, limit: int, short_rate: float) -> np.ndarray:
+def _chunk_starts(documents: np.ndarray, first: int, limit: int, short_rate: float) -> np.ndarray:
     """Where the chunks of some documents begin, of which `first` is the number of the first."""
-    pieces = -(-np.diff(documents) // limit)
-    document = np.repeat(np.arange(len(pieces)), pieces)
+    pieces = -(-np.diff(documents) // limit)  # (documents,)
+    document = np.repeat(np.arange(len(pieces)), pieces)  # (pieces,), as all that follows
     piece = np.arange(len(document)) - np.repeat(pieces.cumsum() - pieces, pieces)
     starts = documents[document] + piece * limit
     document += first
@@ -129,83 +112,28 @@ def _cut(documents: np.ndarray, first: int, limit: int, short_rate: float) -> np
     return np.sort(np.concatenate([starts, inner[cut_again & (sizes >= 4)]]), kind="stable")
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The tokenizer on one thread: processes are what data.processes counts, and a fork of its threads warns."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        del os.environ["TOKENIZERS_PARALLELISM"]
-        if before is not None:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
-
-
-def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids with no special token among them: a text that says [MASK] is a text."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # pickling loses it
-    with one_thread():
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-
 def tokenise(
-    documents: Documents, languages: list[str], tokenizer: Tokenizer, token_type: str, shard: range
+    documents: Documents, languages: list[str], tokenizer: Tokenizer, dtype: str, shard: range
 ) -> dict[str, np.ndarray]:
     """A shard's tokens; the lengths of its sentences and documents; the documents' sources.
 
     Args:
         languages: of each source.
     """
-    source = documents.source[shard.start : shard.stop]
-    found = [
-        [sentence for paragraph in sentences(text, languages[number]) for sentence in paragraph]
-        for text, number in zip(documents.texts(shard), source, strict=True)
-    ]
-    flat = list(chain.from_iterable(found))
-    tokens = [np.empty(0, dtype=token_type)]
-    lengths: list[int] = []
-    for first in range(0, len(flat), SENTENCES):
-        ids = encode(tokenizer, flat[first : first + SENTENCES])
-        lengths += map(len, ids)
-        tokens.append(np.fromiter(chain.from_iterable(ids), dtype=token_type))
-    sizes = np.array(lengths, dtype=np.int64)
-    owner = np.repeat(np.arange(len(shard)), list(map(len, found)))
-    document_sizes = np.bincount(owner, weights=sizes, minlength=len(shard)).astype(np.int64)
-    long = document_sizes >= 2
+    sources = documents.source[shard.start : shard.stop]
+    by_document: list[list[str]] = []
+    for text, source in zip(documents.texts(shard), sources, strict=True):
+        by_document.append(list(chain.from_iterable(sentences(text, languages[source]))))
+    tokens, lengths = encode(list(chain.from_iterable(by_document)), tokenizer, dtype)
+    document = np.repeat(np.arange(len(shard)), list(map(len, by_document)))  # (sentences,): the one of each
+    sizes = np.bincount(document, weights=lengths, minlength=len(shard)).astype(np.int64)
+    long = sizes >= 2  # (documents,): those that a chunk can be made from
     return {
-        "tokens": np.concatenate(tokens)[np.repeat(long[owner], sizes)],
-        "sentences": sizes[long[owner] & (sizes > 0)],
-        "documents": document_sizes[long],
-        "sources": source[long],
+        "tokens": tokens[np.repeat(long[document], lengths)],
+        "sentences": lengths[long[document] & (lengths > 0)],
+        "documents": sizes[long],
+        "sources": sources[long],
     }
-
-
-def write(
-    folder: Path, documents: Documents, tokenizer: Tokenizer, languages: list[str], processes: int
-) -> dict[str, Any]:
-    """Streams the documents through the tokenizer into `folder`; memory does not grow with them."""
-    token_type = "uint16" if max(tokenizer.get_vocab().values()) < 2**16 else "int32"
-    names = ("tokens", *ARRAYS)
-    files = {name: (folder / f"{name}.bin").open("wb") for name in names}
-    total = kept = 0
-    work = partial(tokenise, documents, languages, tokenizer, token_type)
-    for _, part in in_order(work, documents.shards(), processes, "tokenising", "documents"):
-        for name in ("sentences", "documents"):
-            (total + part[name].cumsum() - part[name]).tofile(files[name])
-        for name in ("tokens", "sources"):
-            part[name].tofile(files[name])
-        total += len(part["tokens"])
-        kept += len(part["documents"])
-    if not total:
-        raise UserError("The corpus is empty: not one of its documents has two tokens.")
-    for name in ("sentences", "documents"):
-        np.array([total]).tofile(files[name])
-    for file in files.values():
-        file.close()
-    return {"token_type": token_type, "dropped": len(documents) - kept}
 
 
 def prepare_text(
@@ -222,26 +150,38 @@ def prepare_text(
 
     Args:
         languages: ISO 639-1 code of each source.
-        limit, short_rate: as in `cut`.
+        limit, short_rate: as in `chunk_offsets`.
         processes: how many tokenise; what they write is the same for any number.
         cache, is_builder: as in `build_cached`.
 
     Raises:
         UserError: not one document has two tokens.
     """
-    backend = tokenizer.backend_tokenizer.to_str()
+    serialized = tokenizer.backend_tokenizer.to_str()
     content = [
         VERSION,
         documents.fingerprint,
         hashlib.sha256(documents.source.tobytes()).hexdigest(),
-        hashlib.sha256(backend.encode()).hexdigest(),
+        hashlib.sha256(serialized.encode()).hexdigest(),
         languages,
     ]
 
     def make(folder: Path) -> dict[str, Any]:
-        return write(folder, documents, Tokenizer.from_str(backend), languages, processes)
+        backend = Tokenizer.from_str(serialized)
+        dtype = token_type(backend)
+        work = partial(tokenise, documents, languages, backend, dtype)
+        count = 0
+        with write_arrays(folder, {"tokens": dtype, **ARRAYS}, offsets=("sentences", "documents")) as append:
+            for _, arrays in in_order(work, documents.shards(), processes, "tokenising", "documents"):
+                append(arrays)
+                count += len(arrays["documents"])
+        if not count:
+            raise UserError("The corpus is empty: not one of its documents has two tokens.")
+        return {"token_type": dtype, "dropped": len(documents) - count}
 
     # The libraries decide too; not in the name, for a run's contract has their versions under their own names.
     versions = [[library, version(library)] for library in LIBRARIES]
     folder = build_cached(cache, "text", [*content, *versions], make, is_builder)
-    return PreparedText.load(folder, key("text", content), limit, short_rate)
+    meta = read_meta(folder)
+    arrays = open_arrays(folder, {"tokens": meta["token_type"], **ARRAYS})
+    return PreparedText(folder_name("text", content), limit, short_rate, **arrays, dropped=meta["dropped"])
