@@ -1,6 +1,6 @@
 """Examples to tensors: the packed layout, written once for every objective.
 
-R rows, L tokens in a row, E the most examples in a row.
+R rows, L tokens in a row, E the most examples in a row. Examples lie one behind the other, padding only at a row's end.
 """
 
 import numpy as np
@@ -43,21 +43,23 @@ def layout(rows: list[list[Example]], key: str, length: int, sequences: int) -> 
     ids = np.zeros((len(rows), length), dtype=np.int64)
     positions = np.zeros((len(rows), length), dtype=np.int64)
     starts = np.zeros((len(rows), sequences), dtype=np.int64)
+    # What a row lacks in examples ends where the row does: sequences of no token, which kernels pass over. The last
+    # column, always the row's end, makes the padding a sequence of its own.
     ends = np.full((len(rows), sequences + 1), length, dtype=np.int32)
     for r, examples in enumerate(rows):
-        at = 0
+        start = 0
         for i, example in enumerate(examples):
-            size = len(example[key])
-            ids[r, at : at + size] = i + 1
-            positions[r, at : at + size] = np.arange(size)
-            starts[r, i] = at
-            at += size
-            ends[r, i] = at
-    bounds = np.append(np.int32(0), ends + np.arange(len(rows), dtype=np.int32)[:, None] * np.int32(length))
+            end = start + len(example[key])
+            ids[r, start:end] = i + 1  # 0 is padding
+            positions[r, start:end] = np.arange(end - start)
+            starts[r, i], ends[r, i] = start, end
+            start = end
+    row_starts = np.arange(len(rows), dtype=np.int32)[:, None] * np.int32(length)  # in the flattened rows (R, 1)
+    bounds = np.append(np.int32(0), ends + row_starts)
     return {
         "sequence_ids": torch.from_numpy(ids),
         "position_ids": torch.from_numpy(positions),
         "sequence_starts": torch.from_numpy(starts),
         "cu_seq_lens_q": torch.from_numpy(bounds),
-        "cu_seq_lens_k": torch.from_numpy(bounds.copy()),
+        "cu_seq_lens_k": torch.from_numpy(bounds.copy()),  # a tensor of its own: nobody may change both by one
     }

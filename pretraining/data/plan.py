@@ -1,4 +1,8 @@
-"""Which examples form step N, in which rows: a function of (seed, epoch) and of the examples' lengths alone."""
+"""Which examples form step N, in which rows: a function of (seed, epoch) and of the examples' lengths alone.
+
+N examples, S sides (one; or source and target). A row has room for a number of tokens on each side, a step has a number
+of rows.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,11 +11,13 @@ import numpy as np
 
 from pretraining.data import draws
 
+# Of `pack_sides` and `choose_row_lengths`:
 IMBALANCE = 3  # what a token of room on one side alone costs beside one that all sides have
-KEPT = 0.7  # of the kinds of examples are still there, or the others are forgotten
-SLACK = 0.01  # of the rows' tokens
-SAMPLE = 2048  # examples that rows are tried on
-MORE = (1.0, 1.03, 1.06)  # on the shorter side: sentences of one length leave a remainder in most rows
+COMPACT_BELOW = 0.7  # lengths that are used up are forgotten once fewer than this share are left
+SLACK = 0.01  # share of the rows' tokens that a shorter row may leave empty beyond the best row
+SAMPLE = 2048  # examples on which row lengths are tried
+# Room on the shorter side beyond its share: sentences of one length leave a remainder in most rows.
+EXTRA_ROOM = (1.0, 1.03, 1.06)
 
 
 @dataclass(frozen=True)
@@ -43,14 +49,16 @@ def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
     """Best fit decreasing: the longest example first, each into the fullest row that has room for it.
 
     Args:
-        lengths: tokens of each example, none above `row_length`.
+        lengths: tokens of each example (N,), none above `row_length`.
 
     Returns:
         The indices of the examples of each row.
     """
     rows: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(row_length + 1)]
-    rooms = 0  # bit r is set where some row has r tokens of room
+    by_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # the rows that have so many tokens of room
+    # Bit r is set where some row has r tokens of room, so that the fullest row that fits is the lowest bit from the
+    # example's length on: a few instructions, where a search over rows would be quadratic.
+    rooms = 0
     for example in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[example])
         fitting = rooms >> length
@@ -81,14 +89,15 @@ def pack_sides(lengths: np.ndarray, row_lengths: tuple[int, ...]) -> list[list[i
     Returns:
         The indices of the examples of each row.
     """
+    # Examples of equal lengths are one kind: (kinds, S) is compared for each choice, not (N, S).
     kinds, kind, counts = np.unique(lengths, axis=0, return_inverse=True, return_counts=True)
-    waiting = np.split(np.argsort(kind.ravel(), kind="stable"), counts.cumsum()[:-1])
+    waiting = np.split(np.argsort(kind.ravel(), kind="stable"), counts.cumsum()[:-1])  # the examples of each kind
     rows: list[list[int]] = []
     while len(kinds):
         row: list[int] = []
-        room = np.array(row_lengths)
+        room = np.array(row_lengths)  # (S,)
         while True:
-            left = room - kinds
+            left = room - kinds  # (kinds, S)
             least = left.min(1)
             cost = left.sum(1) + IMBALANCE * (left.max(1) - least)
             cost[(least < 0) | (counts == 0)] = np.iinfo(cost.dtype).max
@@ -99,9 +108,9 @@ def pack_sides(lengths: np.ndarray, row_lengths: tuple[int, ...]) -> list[list[i
             row.append(int(waiting[best][counts[best]]))
             room = left[best]
         rows.append(row)
-        if (counts > 0).sum() <= KEPT * len(counts):  # what is used up is not looked at again
-            some = np.flatnonzero(counts)
-            kinds, counts, waiting = kinds[some], counts[some], [waiting[i] for i in some]
+        if (counts > 0).sum() <= COMPACT_BELOW * len(counts):
+            remaining = np.flatnonzero(counts)
+            kinds, counts, waiting = kinds[remaining], counts[remaining], [waiting[i] for i in remaining]
     return rows
 
 
@@ -115,16 +124,17 @@ def choose_row_lengths(lengths: np.ndarray, longest: np.ndarray, row_length: int
         lengths: of the examples that are packed (N, S).
         longest: of other examples, for which rows must have room too (S,).
     """
-    longest, mean = np.maximum(lengths.max(0), longest), lengths.mean(0)
-    some = lengths[np.argsort(draws.hash_key(draws.SUBSET, np.arange(len(lengths))), kind="stable")[:SAMPLE]]
+    longest, mean = np.maximum(lengths.max(0), longest), lengths.mean(0)  # (S,)
+    sample = lengths[np.argsort(draws.hash_key(draws.SUBSET, np.arange(len(lengths))), kind="stable")[:SAMPLE]]
     sizes = [size for power in range(3, 20) for size in (2**power, 3 * 2 ** (power - 1))]
     sizes = [row_length] if row_length else [size for size in sizes if longest.max() <= size <= 4 * longest.max()]
-    best: list[tuple[float, tuple[int, ...]]] = []
+    candidates: list[tuple[float, tuple[int, ...]]] = []  # of each size the best fill, and the lengths that give it
     for size in sizes:
-        shares = [np.where(mean == mean.max(), size, np.round(size * mean / mean.max() * more)) for more in MORE]
+        sides = size * mean / mean.max()
+        shares = [np.where(mean == mean.max(), size, np.round(sides * extra)) for extra in EXTRA_ROOM]
         rows = {tuple(np.maximum(share, longest).astype(int).tolist()) for share in shares}
-        best.append(max((some.sum() / (len(pack_sides(some, row)) * sum(row)), row) for row in rows))
-    return next(row for fill, row in best if fill >= max(best)[0] - SLACK)
+        candidates.append(max((sample.sum() / (len(pack_sides(sample, row)) * sum(row)), row) for row in rows))
+    return next(row for fill, row in candidates if fill >= max(candidates)[0] - SLACK)
 
 
 def make_plan(
@@ -146,34 +156,35 @@ def make_plan(
         rows_per_step: the rows of the epoch's step 0, 1, ...
         shuffle: False keeps the examples' order between windows (evaluation).
     """
-    lengths = lengths.reshape(len(lengths), -1)
+    lengths = lengths.reshape(len(lengths), -1)  # (N, S)
     assert (lengths <= row_lengths).all(), "an example is longer than a row"
     order = np.arange(len(lengths))
     if shuffle:
+        # By a hash of each one's own number: which of two comes first does not depend on what else is there.
         order = np.argsort(draws.hash_key(seed, epoch, draws.PERMUTATION, index), kind="stable")
-    packed: list[np.ndarray] = []
+    rows: list[np.ndarray] = []  # each the places of its examples in `index`
+    # A window bounds how far packing moves an example from its place in the drawn order.
     for first in range(0, len(order), window):
         members = order[first : first + window]
         sizes = lengths[members]
-        found = pack(sizes[:, 0], *row_lengths) if len(row_lengths) == 1 else pack_sides(sizes, row_lengths)
-        rows = [members[row] for row in found]
+        packed = pack(sizes[:, 0], *row_lengths) if len(row_lengths) == 1 else pack_sides(sizes, row_lengths)
         # Packing sorts by length: without this the first steps would be all long examples.
-        places = np.argsort(draws.hash_key(seed, epoch, draws.ROW_ORDER, first, np.arange(len(rows))), kind="stable")
-        packed.extend(rows[place] for place in places)
-    sizes = np.array([len(row) for row in packed])
-    order = np.concatenate(packed)
-    offsets = np.concatenate([[0], sizes.cumsum()])
-    bounds = [0]
-    while bounds[-1] < len(packed):
-        bounds.append(min(bounds[-1] + rows_per_step(len(bounds) - 1), len(packed)))
-    before = np.concatenate([[0], lengths[order].sum(1).cumsum()])  # tokens before each place in the order
+        row_order = draws.hash_key(seed, epoch, draws.ROW_ORDER, first, np.arange(len(packed)))
+        rows += [members[packed[place]] for place in np.argsort(row_order, kind="stable")]
+    row_sizes = np.array([len(row) for row in rows])
+    order = np.concatenate(rows)
+    offsets = np.concatenate([[0], row_sizes.cumsum()])  # (rows + 1,)
+    bounds = [0]  # (steps + 1,)
+    while bounds[-1] < len(rows):
+        bounds.append(min(bounds[-1] + rows_per_step(len(bounds) - 1), len(rows)))
+    tokens = np.concatenate([[0], lengths[order].sum(1).cumsum()])  # (N + 1,): before each example of the order
     return Plan(
         examples=index[order],
         offsets=offsets,
         bounds=np.array(bounds),
-        tokens_before=before[offsets[bounds]],
-        fill=float(lengths.sum() / (len(packed) * sum(row_lengths))),
-        sequences_per_row=int(sizes.max()),
+        tokens_before=tokens[offsets[bounds]],
+        fill=float(lengths.sum() / (len(rows) * sum(row_lengths))),
+        sequences_per_row=int(row_sizes.max()),
     )
 
 
@@ -183,7 +194,7 @@ def share(rows: list[np.ndarray], rank: int, ranks: int, micro_batch: int) -> li
     Every rank gets the same number of micro-batches of as many rows, so that all reduce together and, where a row's
     shape is its own, shapes stay.
     """
-    per_round = ranks * micro_batch
+    per_round = ranks * micro_batch  # rows that all ranks compute at one time
     empty = np.empty(0, dtype=np.int64)
     padded = rows + [empty] * (-len(rows) % per_round)
     return [

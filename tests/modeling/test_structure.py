@@ -10,6 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ARROWS = ["modeling", "pretraining", "finetuning"]  # each may import those before it, never those after
 MODELING = sorted((ROOT / "modeling").glob("*.py"))
+PRETRAINING = sorted((ROOT / "pretraining").rglob("*.py"))
+ROOMS = ["text", "pairs", "images"]  # of pretraining/data; what two of them need stands beside them
+BELOW_DATA = {"pretraining.errors", "pretraining.files"}  # all of pretraining that data may know
 
 
 def imports(file: Path) -> list[tuple[int, str]]:
@@ -21,6 +24,25 @@ def imports(file: Path) -> list[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             found.append((node.level, node.module or ""))
     return found
+
+
+def name_of(file: Path) -> str:
+    """The module that a file is."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules(file: Path) -> set[str]:
+    """The modules of pretraining that a file imports, wherever the import stands."""
+    names = {name_of(other) for other in PRETRAINING}
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            # `from pretraining.data import draws` imports pretraining.data.draws, `... import make_plan` no module.
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            imported |= inner & names or {node.module or ""}
+    return imported & names
 
 
 def test_modeling_is_flat():
@@ -52,3 +74,32 @@ def test_arrows_never_point_back(package):
     for file in (ROOT / package).rglob("*.py"):
         for dots, module in imports(file):
             assert dots or module.split(".")[0] not in later, f"{file.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_of_data_know_nothing_of_one_another(room):
+    others = tuple(f"pretraining.data.{other}." for other in ROOMS if other != room)
+    files = list((ROOT / "pretraining" / "data" / room).glob("*.py"))
+    assert len(files) > 5
+    for file in files:
+        assert not [module for module in modules(file) if module.startswith(others)], file
+
+
+def test_data_knows_nothing_of_what_is_made_from_it():
+    for file in (ROOT / "pretraining" / "data").rglob("*.py"):
+        above = {module for module in modules(file) if not module.startswith("pretraining.data.")}
+        assert above <= BELOW_DATA, file
+
+
+def test_what_rooms_share_knows_no_room():
+    rooms = tuple(f"pretraining.data.{room}." for room in ROOMS)
+    for file in (ROOT / "pretraining" / "data").glob("*.py"):
+        assert not [module for module in modules(file) if module.startswith(rooms)], file
+
+
+def test_pretraining_has_no_import_cycle():
+    waiting = {name_of(file): modules(file) - {name_of(file)} for file in PRETRAINING}
+    while ready := [name for name, imported in waiting.items() if not imported & set(waiting)]:
+        for name in ready:
+            del waiting[name]
+    assert not waiting  # a module of a cycle, or above one, is never ready
