@@ -1,4 +1,4 @@
-"""What is made once and kept: folders under a hash of all that decides their content."""
+"""What is worked out once: folders in the cache, under a hash of all that decides their content."""
 
 import hashlib
 import json

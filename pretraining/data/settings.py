@@ -13,28 +13,34 @@ def between(name: str, value: float, low: float, high: float = float("inf")) -> 
         raise UserError(f"{name} is {value}: it must be {bound}.")
 
 
+def check_fraction(fraction: float) -> None:
+    """Raises UserError where `data.validation_fraction` is none."""
+    if not 0 <= fraction < 1:
+        raise UserError(f"data.validation_fraction is {fraction}: it must be at least 0 and less than 1.")
+
+
 @dataclass(frozen=True)
 class TokenizerSettings:
     """An existing tokenizer, or how to train one on the run's own text."""
 
     path: str | None = None
-    """A folder or Hub name of an existing tokenizer; none: train one."""
+    """Folder or Hub name of an existing tokenizer. If it is null, one is trained."""
     kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
-    """The subword model to train."""
+    """The subword model that is trained."""
     separate: bool = False
-    """Of pairs: a vocabulary for the sources and another for the targets, of one size; at `path` the latter is in
-    target/."""
+    """The sources of pairs have one vocabulary and the targets another, of the same size. The targets' tokenizer of
+    `path` is in its folder target/."""
     vocab_size: int = 8192
-    """Number of entries, special tokens included."""
+    """Entries of the vocabulary, special tokens included."""
     cased: bool = False
-    """Keep upper and lower case apart. Accents and Hangul are kept whole either way."""
+    """Upper and lower case are kept apart. Accents and Hangul are kept whole either way."""
     sample_characters: int = 200_000_000
-    """Train, or count words, on at most this many characters, sampled evenly over the documents."""
+    """Characters of text, sampled evenly over the documents, on which the tokenizer is trained or words are counted."""
     new_words: int = 0
-    """So many words become entries of the tokenizer at `path`: the most frequent ones of the run's training text that
-    it splits."""
+    """Number of words that become entries of the tokenizer at `path`: the most frequent words of the run's training
+    text that it splits."""
     words: str | None = None
-    """A file of one word a line; those that the tokenizer at `path` splits become entries too."""
+    """A file with a word on each line. Those that the tokenizer at `path` splits become entries too."""
 
     def __post_init__(self) -> None:
         between("tokenizer.new_words", self.new_words, 0)

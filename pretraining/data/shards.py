@@ -1,4 +1,8 @@
-"""Shards of the data through several processes: results come in order, few of them in memory."""
+"""Shards of the data through several processes: results come in order, few of them in memory.
+
+joblib is not enough: its workers outlive a run that is killed; while one shard is slow it goes on, so that all later
+results wait in memory; and it sends `work`, with the arrays of all the data, along with every shard.
+"""
 
 import multiprocessing
 import os
@@ -25,7 +29,7 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _begin(work: Callable[[range], object]) -> None:
+def _start_worker(work: Callable[[range], object]) -> None:
     global _work
     _work = work
     parent = multiprocessing.parent_process()
@@ -34,7 +38,7 @@ def _begin(work: Callable[[range], object]) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _do(shard: range) -> object:
+def _work_on(shard: range) -> object:
     return _work(shard)
 
 
@@ -65,13 +69,13 @@ def in_order(
                 bar.update(len(shard))
             return
         waiting: deque[tuple[range, Future]] = deque()
-        coming = iter(shards)
-        with ProcessPoolExecutor(processes, initializer=_begin, initargs=(work,)) as pool:
+        remaining = iter(shards)
+        with ProcessPoolExecutor(processes, initializer=_start_worker, initargs=(work,)) as pool:
             try:
                 while True:
                     # Two for each process: none is idle while this one writes, and no more results pile up.
-                    for shard in islice(coming, 2 * processes - len(waiting)):
-                        waiting.append((shard, pool.submit(_do, shard)))
+                    for shard in islice(remaining, 2 * processes - len(waiting)):
+                        waiting.append((shard, pool.submit(_work_on, shard)))
                     if not waiting:
                         return
                     shard, future = waiting.popleft()

@@ -27,12 +27,12 @@ def is_held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
     Where two rows differ, each side gets at least one; with a single row, or only equal ones, or `fraction` 0, none is
     held out.
     """
-    held = hashes < fraction * 2.0**64
-    if fraction > 0 and not held.any():
-        held = hashes == hashes.min()
-    if held.all():
-        held = hashes != hashes.max()
-    return held
+    held_out = hashes < fraction * 2.0**64
+    if fraction > 0 and not held_out.any():
+        held_out = hashes == hashes.min()
+    if held_out.all():
+        held_out = hashes != hashes.max()
+    return held_out
 
 
 def first_equal(hashes: np.ndarray) -> np.ndarray:
@@ -43,5 +43,5 @@ def first_equal(hashes: np.ndarray) -> np.ndarray:
 
 def split_by_hash(rows: AnyStored, fraction: float, hashes: np.ndarray) -> dict[str, AnyStored]:
     """The rows in two splits, as `is_held_out` parts them."""
-    held = is_held_out(hashes, fraction)
-    return {"train": rows.select(~held), "validation": rows.select(held)}
+    held_out = is_held_out(hashes, fraction)
+    return {"train": rows.select(~held_out), "validation": rows.select(held_out)}

@@ -1,4 +1,4 @@
-"""Rows of text on disk: stored once in the cache of `datasets`, and what can be told of them without reading them."""
+"""Rows on disk: stored once in the cache of `datasets`, and what is known of them without reading them."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ def hash_text(text: str) -> int:
 
 @dataclass(frozen=True)
 class Stored:
-    """N rows in order; their text stays on disk, and the arrays (N,) tell what can be told without it."""
+    """N rows in order; their text stays on disk, the arrays (N,) are in memory."""
 
     dataset: Dataset
     """Memory-mapped columns."""
@@ -45,9 +45,9 @@ class Stored:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def select(self, chosen: np.ndarray) -> Self:
-        """The rows where `chosen` (N,) is true."""
-        rows = np.flatnonzero(chosen)
+    def select(self, mask: np.ndarray) -> Self:
+        """The rows where `mask` (N,) is true."""
+        rows = np.flatnonzero(mask)
         _, *arrays = dataclasses.fields(self)
         return type(self)(self.dataset.select(rows), *(getattr(self, array.name)[rows] for array in arrays))
 

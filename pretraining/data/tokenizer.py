@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A family's special tokens, and what its tokenizer puts around a text."""
+class SpecialTokens:
+    """A family's special tokens, and where its tokenizer puts them around a text."""
 
     first: list[str]
     """The first ids."""
@@ -45,7 +45,7 @@ class Layout:
 
 
 # Devlin 2018, released code.
-BERT = Layout(
+BERT = SpecialTokens(
     first=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
     last=[],
     roles={
@@ -60,7 +60,7 @@ BERT = Layout(
     inputs=["input_ids", "token_type_ids", "attention_mask"],
 )
 # As Marian has it, whose padding starts the target too: tools that know Marian want it last.
-SEQ2SEQ = Layout(
+SEQ2SEQ = SpecialTokens(
     first=["</s>", "<unk>", "<mask>"],
     last=["<pad>"],
     roles={"eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>", "pad_token": "<pad>"},
@@ -68,7 +68,7 @@ SEQ2SEQ = Layout(
     pair=None,
     inputs=["input_ids", "attention_mask"],
 )
-LAYOUTS = {"bert": BERT, "seq2seq": SEQ2SEQ}
+SPECIAL = {"bert": BERT, "seq2seq": SEQ2SEQ}
 TARGET = "target"  # the folder, in a model's own, of the tokenizer of targets that have a vocabulary of their own
 
 
@@ -85,7 +85,7 @@ class Corpus(Protocol):
     def texts(self) -> Iterator[str]: ...
 
 
-def sample(corpus: Corpus, characters: int) -> Iterator[str]:
+def sample_lines(corpus: Corpus, characters: int) -> Iterator[str]:
     """Lines spread evenly over the corpus, at most `characters` in all."""
     total = int(corpus.characters.sum())
     seen = taken = 0
@@ -98,7 +98,7 @@ def sample(corpus: Corpus, characters: int) -> Iterator[str]:
                 yield piece
 
 
-def _characters(read: Reader, limit: int) -> tuple[set[str], Reader]:
+def _frequent_characters(read: Reader, limit: int) -> tuple[set[str], Reader]:
     """The `limit` most frequent characters, and the text with all others blanked out."""
     counts: Counter[str] = Counter()
     for text in read():
@@ -115,15 +115,15 @@ def _characters(read: Reader, limit: int) -> tuple[set[str], Reader]:
 def _check_alphabet(needed: int, settings: TokenizerSettings) -> None:
     if settings.vocab_size < needed:
         raise UserError(
-            f"vocab_size {settings.vocab_size} is too small for special tokens and the characters of this "
-            f"text with kind {settings.kind!r}: set it to at least {needed}"
+            f"tokenizer.vocab_size {settings.vocab_size} is too small for special tokens and the characters of this "
+            f"text with tokenizer.kind {settings.kind!r}: set it to at least {needed}."
         )
 
 
-def _wordpiece(settings: TokenizerSettings, read: Reader, layout: Layout) -> PreTrainedTokenizerBase:
-    if layout is not BERT:
+def _wordpiece(settings: TokenizerSettings, read: Reader, special: SpecialTokens) -> PreTrainedTokenizerBase:
+    if special is not BERT:
         raise UserError(
-            "tokenizer.kind: wordpiece marks no spaces, so that text cannot be written: choose bpe or unigram"
+            "tokenizer.kind: wordpiece marks no spaces, so that text cannot be written: choose bpe or unigram."
         )
 
     def train(size: int, first: list[str]) -> dict[str, int]:
@@ -137,39 +137,39 @@ def _wordpiece(settings: TokenizerSettings, read: Reader, layout: Layout) -> Pre
         backend.train_from_iterator(read(), trainer)
         return backend.get_vocab()
 
-    _, read = _characters(read, max(1000, settings.vocab_size // 4))
+    _, read = _frequent_characters(read, max(1000, settings.vocab_size // 4))
     # The trainer numbers the ## characters in the order of a hash map, which differs between processes, and
     # breaks ties between merges by number. A first pass, without merges, finds them; the second is told the
     # order.
     alphabet = sorted(train(0, []), key=lambda token: (token.startswith("##"), token))
-    _check_alphabet(len(layout.first) + len(alphabet), settings)
-    vocabulary = train(settings.vocab_size, layout.first + alphabet)
+    _check_alphabet(len(special.first) + len(alphabet), settings)
+    vocabulary = train(settings.vocab_size, special.first + alphabet)
     vocabulary = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
     return BertTokenizer(vocabulary, do_lower_case=not settings.cased, strip_accents=False)
 
 
-def _spaced(layout: Layout) -> list[str | AddedToken]:
+def _spaced(special: SpecialTokens) -> list[str | AddedToken]:
     """The first special tokens, for kinds that keep the space with the word behind it: so does the mask."""
-    mask = layout.roles["mask_token"]
+    mask = special.roles["mask_token"]
     spaced = AddedToken(mask, lstrip=True, normalized=False, special=True)
-    return [spaced if token == mask else token for token in layout.first]
+    return [spaced if token == mask else token for token in special.first]
 
 
-def _fast(backend: Tokenizer, layout: Layout) -> PreTrainedTokenizerBase:
-    backend.add_special_tokens(layout.last)
-    special = [(token, backend.token_to_id(token)) for token in layout.roles.values() if token in layout.single]
-    backend.post_processor = TemplateProcessing(layout.single, layout.pair, special)
-    tokens = dict(zip(layout.first, _spaced(layout), strict=True))
+def _fast(backend: Tokenizer, special: SpecialTokens) -> PreTrainedTokenizerBase:
+    backend.add_special_tokens(special.last)
+    ids = [(token, backend.token_to_id(token)) for token in special.roles.values() if token in special.single]
+    backend.post_processor = TemplateProcessing(special.single, special.pair, ids)
+    tokens = dict(zip(special.first, _spaced(special), strict=True))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        model_input_names=layout.inputs,
-        **{role: tokens.get(token, token) for role, token in layout.roles.items()},
+        model_input_names=special.inputs,
+        **{role: tokens.get(token, token) for role, token in special.roles.items()},
     )
 
 
-def _bpe(settings: TokenizerSettings, read: Reader, layout: Layout) -> PreTrainedTokenizerBase:
+def _bpe(settings: TokenizerSettings, read: Reader, special: SpecialTokens) -> PreTrainedTokenizerBase:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    _check_alphabet(len(layout.roles) + len(alphabet), settings)
+    _check_alphabet(len(special.roles) + len(alphabet), settings)
     backend = Tokenizer(models.BPE())
     if not settings.cased:
         backend.normalizer = normalizers.Lowercase()
@@ -179,17 +179,17 @@ def _bpe(settings: TokenizerSettings, read: Reader, layout: Layout) -> PreTraine
     backend.pre_tokenizer = pre_tokenizers.Sequence([space, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])  # that first space again
     trainer = trainers.BpeTrainer(
-        vocab_size=settings.vocab_size - len(layout.last), min_frequency=2, special_tokens=_spaced(layout),
+        vocab_size=settings.vocab_size - len(special.last), min_frequency=2, special_tokens=_spaced(special),
         initial_alphabet=alphabet, show_progress=False,
     )  # fmt: skip
     backend.train_from_iterator(read(), trainer)
-    return _fast(backend, layout)
+    return _fast(backend, special)
 
 
-def _unigram(settings: TokenizerSettings, read: Reader, layout: Layout) -> PreTrainedTokenizerBase:
-    kept, read = _characters(read, max(1000, settings.vocab_size // 4))
-    kept = {c if settings.cased else c.lower() for c in kept if not c.isspace()} | {"▁"}
-    _check_alphabet(len(layout.roles) + len(kept), settings)
+def _unigram(settings: TokenizerSettings, read: Reader, special: SpecialTokens) -> PreTrainedTokenizerBase:
+    characters, read = _frequent_characters(read, max(1000, settings.vocab_size // 4))
+    alphabet = {c if settings.cased else c.lower() for c in characters if not c.isspace()} | {"▁"}
+    _check_alphabet(len(special.roles) + len(alphabet), settings)
     backend = Tokenizer(models.Unigram())
     lower = not settings.cased
     clean = normalizers.BertNormalizer(handle_chinese_chars=False, strip_accents=False, lowercase=lower)
@@ -198,33 +198,33 @@ def _unigram(settings: TokenizerSettings, read: Reader, layout: Layout) -> PreTr
     split = pre_tokenizers.Split(Regex(r"▁?(?:[^▁\p{P}\p{S}]+|[^▁])|▁"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="first"), split])
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
-    unknown, size = layout.roles["unk_token"], settings.vocab_size - len(layout.last)
+    unknown, size = special.roles["unk_token"], settings.vocab_size - len(special.last)
     trainer = trainers.UnigramTrainer(
-        vocab_size=size, special_tokens=_spaced(layout), unk_token=unknown, show_progress=False
+        vocab_size=size, special_tokens=_spaced(special), unk_token=unknown, show_progress=False
     )
     backend.train_from_iterator(read(), trainer)
     # The trainer adds up in the order of a hash map, which differs between processes, and gives the
     # characters that it had dropped scores from the lowest up, in steps of 1e-4, in that order. Rounding, and
     # one score for all of these, leave the text alone to decide. It also overshoots a small vocab_size.
-    pieces = dict(json.loads(backend.to_str())["model"]["vocab"][len(layout.first) :])
-    low, characters = min(pieces.values()), sum(len(piece) == 1 for piece in pieces)
+    pieces = dict(json.loads(backend.to_str())["model"]["vocab"][len(special.first) :])
+    lowest, single = min(pieces.values()), sum(len(piece) == 1 for piece in pieces)
     for piece, score in pieces.items():
-        dropped = len(piece) == 1 and score < low + 1e-4 * characters
-        pieces[piece] = round(low if dropped else score, 6)
+        dropped = len(piece) == 1 and score < lowest + 1e-4 * single
+        pieces[piece] = round(lowest if dropped else score, 6)
     ranked = sorted(pieces, key=lambda piece: (len(piece) > 1, -pieces[piece], piece))
-    chosen = sorted(ranked[: size - len(layout.first)], key=lambda piece: (-pieces[piece], piece))
-    scored = [(token, 0.0) for token in layout.first] + [(piece, pieces[piece]) for piece in chosen]
-    backend.model = models.Unigram(scored, layout.first.index(unknown))
-    return _fast(backend, layout)
+    chosen = sorted(ranked[: size - len(special.first)], key=lambda piece: (-pieces[piece], piece))
+    scored = [(token, 0.0) for token in special.first] + [(piece, pieces[piece]) for piece in chosen]
+    backend.model = models.Unigram(scored, special.first.index(unknown))
+    return _fast(backend, special)
 
 
 TRAINERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
 
 
-def load_tokenizer(path: str, part: str = "") -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub name, or of the folder `part` in it; a UserError where there is none."""
+def load_tokenizer(path: str, subfolder: str = "") -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub name, or of a folder in it; a UserError where there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, subfolder=part)
+        tokenizer = AutoTokenizer.from_pretrained(path, subfolder=subfolder)
         if not tokenizer.is_fast:
             raise UserError(f"a {type(tokenizer).__name__} is none of the library tokenizers, whose processes read it")
         if not len(regular_ids(tokenizer)):  # what transformers makes of a BERT model's folder without a vocabulary
@@ -235,7 +235,7 @@ def load_tokenizer(path: str, part: str = "") -> PreTrainedTokenizerBase:
     except Exception as error:  # there are dozens, from missing files to a missing network
         raise UserError(
             f"no tokenizer can be loaded from {path!r} ({one_line(error)}): it must be a folder with "
-            f"{Path(part, 'tokenizer.json')}, or a Hub name"
+            f"{Path(subfolder, 'tokenizer.json')}, or a Hub name."
         ) from error
 
 
@@ -245,7 +245,7 @@ def build_tokenizer(
     cache: Path,
     is_builder: bool = True,
     family: str = "bert",
-    part: str = "",
+    subfolder: str = "",
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer at `settings.path`, with new words if there shall be any, or train one on the corpus' text.
 
@@ -253,38 +253,38 @@ def build_tokenizer(
         corpus: that of the training split alone, or validation would not be held out.
         family: of the model, which decides the special tokens.
         cache, is_builder: as in `build_cached`.
-        part: the folder at `settings.path` that the tokenizer is in.
+        subfolder: the folder at `settings.path` that the tokenizer is in.
 
     Raises:
         UserError: if nothing can be loaded from the path, if the vocabulary or the new words asked for are more than
             the text gives, or if the vocabulary is smaller than the text's alphabet.
     """
-    kept = None if settings.path is None else load_tokenizer(settings.path, part)
-    if kept is not None and not settings.new_words and settings.words is None:
-        return kept
+    existing = None if settings.path is None else load_tokenizer(settings.path, subfolder)
+    if existing is not None and not settings.new_words and settings.words is None:
+        return existing
     code = [Path(file).read_text(encoding="utf-8") for file in (__file__, new_words.__file__)]
-    decisive = [dataclasses.asdict(settings), family, corpus.fingerprint, tokenizers.__version__, code]
-    if kept is not None:
-        decisive += [kept.backend_tokenizer.to_str(), new_words.listed(settings)]
+    content = [dataclasses.asdict(settings), family, corpus.fingerprint, tokenizers.__version__, code]
+    if existing is not None:
+        content += [existing.backend_tokenizer.to_str(), new_words.read_words(settings)]
 
     def make(folder: Path) -> dict[str, Any]:
         def read() -> Iterator[str]:
-            return sample(corpus, settings.sample_characters)
+            return sample_lines(corpus, settings.sample_characters)
 
-        if kept is not None:
-            tokenizer = kept
-            new_words.add(kept, new_words.choose(kept, settings, read))
+        if existing is not None:
+            tokenizer = existing
+            new_words.add_words(existing, new_words.choose_words(existing, settings, read))
         else:
-            tokenizer = TRAINERS[settings.kind](settings, read, LAYOUTS[family])
+            tokenizer = TRAINERS[settings.kind](settings, read, SPECIAL[family])
             if len(tokenizer) < settings.vocab_size:
                 raise UserError(
-                    f"vocab_size is {settings.vocab_size} but this text gives {len(tokenizer)} entries: set it "
-                    f"to {len(tokenizer)} or less, or give more text"
+                    f"tokenizer.vocab_size is {settings.vocab_size} but this text gives {len(tokenizer)} entries: set "
+                    f"it to {len(tokenizer)} or less, or give more text."
                 )
         tokenizer.save_pretrained(folder)
         return {}
 
-    return AutoTokenizer.from_pretrained(build_cached(cache, "tokenizer", decisive, make, is_builder))
+    return AutoTokenizer.from_pretrained(build_cached(cache, "tokenizer", content, make, is_builder))
 
 
 def require_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> None:
@@ -293,7 +293,7 @@ def require_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> 
     if missing:
         raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} has no {' and no '.join(missing)}: give it one with "
-            f"add_special_tokens({{{missing[0]!r}: ...}}) and save it, or leave path empty to train one"
+            f"add_special_tokens({{{missing[0]!r}: ...}}) and save it, or leave tokenizer.path out to train one."
         )
 
 
@@ -303,14 +303,14 @@ def require_end(tokenizer: PreTrainedTokenizerBase) -> None:
     if end == pad:
         raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} has {tokenizer.pad_token!r} for padding and for the end: give "
-            "it a pad_token of its own and save it, or leave path empty to train one"
+            "it a pad_token of its own and save it, or leave tokenizer.path out to train one."
         )
-    found = tokenizer("a").input_ids
-    if found != [*tokenizer("a", add_special_tokens=False).input_ids, end]:
+    ids = tokenizer("a").input_ids
+    if ids != [*tokenizer("a", add_special_tokens=False).input_ids, end]:
         raise UserError(
-            f"the tokenizer {tokenizer.name_or_path!r} makes {tokenizer.convert_ids_to_tokens(found)} of 'a', but an "
+            f"the tokenizer {tokenizer.name_or_path!r} makes {tokenizer.convert_ids_to_tokens(ids)} of 'a', but an "
             f"encoder-decoder reads a text and then its end, {tokenizer.eos_token!r}: set its post_processor to "
-            "TemplateProcessing of '$A' and the end and save it, or leave path empty to train one"
+            "TemplateProcessing of '$A' and the end and save it, or leave tokenizer.path out to train one."
         )
 
 
@@ -353,7 +353,7 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     else:
         raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} does not show where words begin (by ##, Ġ or ▁): turn "
-            "off whole-word masking"
+            "off whole-word masking (objective.whole_words)."
         )
     starts = np.ones(max(vocabulary.values()) + 1, dtype=bool)
     for token, number in vocabulary.items():

@@ -56,9 +56,9 @@ def test_no_form_could_be_another_date(year: int):
     days = [date(year, 1, 1) + timedelta(days=number) for number in range(365)]
     for locale in map(Locale.parse, dates.LOCALES):
         meaning: dict[str, set[date]] = defaultdict(set)
-        for pattern in dates.forms(locale):
+        for pattern in dates.date_patterns(locale):
             for day in days:
-                meaning[dates.write(day, pattern, locale)].add(day)
+                meaning[dates.format_date(day, pattern, locale)].add(day)
         assert max(map(len, meaning.values())) == 1
 
 
@@ -116,7 +116,7 @@ def test_ambiguous_forms_are_left_out(monkeypatch: pytest.MonkeyPatch):
     ]
     skeletons = {pattern: parse_pattern(pattern) for pattern in ["M/d/y", *patterns]}
     monkeypatch.setattr(Locale, "datetime_skeletons", skeletons)
-    kept = dates.forms(Locale.parse("en_US"))
+    kept = dates.date_patterns(Locale.parse("en_US"))
     assert kept == ["EEEE, MMMM d, y", "MMMM d, y", "MMM d, y", "d. MMMM y"]
 
 
@@ -128,6 +128,6 @@ def test_held_out_dates_are_new_in_every_locale(written: dict[str, Rows]):
 
 def test_a_locales_dates_depend_on_nothing_else(written: dict[str, Rows], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(dates, "LOCALES", ("ko_KR",))
-    again = list(dates.dates())
+    again = list(dates.generate_dates())
     assert sorted(again) == sorted(row for rows in written.values() for row in rows if row[0] == "ko_KR")
-    assert again == list(dates.dates()) and len({iso for _, _, iso in again}) == dates.DATES
+    assert again == list(dates.generate_dates()) and len({iso for _, _, iso in again}) == dates.DATES

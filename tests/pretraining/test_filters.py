@@ -9,7 +9,7 @@ import pytest
 from pretraining.data import stored
 from pretraining.data.text import filters
 from pretraining.data.text.documents import Documents
-from pretraining.data.text.filters import HASHES, RECALL, WORD, band_rows, filter_text, repeated, shingles, sign
+from pretraining.data.text.filters import HASHES, RECALL, WORD, band_rows, filter_text, near_duplicates, shingles, sign
 from pretraining.data.text.settings import TextSettings
 
 WORDS = [f"word{number}" for number in range(2000)]
@@ -104,7 +104,7 @@ def test_similar_documents_are_found_wherever_they_are():
     near[:13] = random.integers(0, 2**16, (13, 100))
     far[:51] = random.integers(0, 2**16, (51, 100))
     order = random.permutation(200)
-    found = repeated(np.concatenate([first, np.concatenate([near, far], axis=1)[:, order]], axis=1), 0.8)
+    found = near_duplicates(np.concatenate([first, np.concatenate([near, far], axis=1)[:, order]], axis=1), 0.8)
     assert not found[:200].any()
     assert np.array_equal(found[200:], order < 100)
 

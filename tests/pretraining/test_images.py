@@ -609,8 +609,8 @@ def test_labels_that_are_none():
 
 def test_columns_that_are_not_there_or_hold_no_images():
     table = make_table("a.parquet", [0, 1])
-    mistake("a.parquet has no column 'imag' (did you mean 'image'?): set column to", files=[table], column="imag")
-    mistake("no column 'labels' (did you mean 'label'?): set label_column", files=[table], label_column="labels")
+    mistake("a.parquet has no column 'imag' (did you mean 'image'?): set data.column to", files=[table], column="imag")
+    mistake("no column 'labels' (did you mean 'label'?): set data.label_column", files=[table], label_column="labels")
     mistake("a.parquet holds int64 in 'label', which is no image: set column to", files=[table], column="label")
     assert tables(table, label_column="labels", labelled=False).train.classes == []
 
@@ -626,11 +626,12 @@ def test_tables_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
         put(name, b"no table at all")
         mistake(f"{name} is no ", "write it anew", files=[name])
     put("a.zip", b"")
-    mistake("a.zip in files has an unknown extension", ".parquet, .arrow", files=["a.zip"])
+    mistake("a.zip in data.files has an unknown extension", ".parquet, .arrow", files=["a.zip"])
     empty = pa.table({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())})
     pq.write_table(empty, "e.parquet")
     mistake("e.parquet holds no images", files=["e.parquet"])
-    mistake("a.parquet is in both files and validation_files", files=["a.parquet"], validation_files=["a.parquet"])
+    both = "a.parquet is in both data.files and data.validation_files"
+    mistake(both, files=["a.parquet"], validation_files=["a.parquet"])
 
     def offline(*_, **__):
         raise ConnectionError("no\nnetwork")

@@ -36,7 +36,7 @@ def counts(objective: Objective, epoch: int) -> list[np.ndarray]:
     total = len(objective.examples.data["train"])
     seen = np.bincount(objective.examples.index("train", epoch) % total, minlength=total)
     return [
-        seen[objective.examples.corpus.source("train") == number]
+        seen[objective.examples.corpus.chunk_source("train") == number]
         for number in range(len(objective.examples.corpus.weights))
     ]
 
@@ -67,13 +67,13 @@ def test_held_out_text_is_seen_once(mixed):
     index = objective.examples.index("validation", 0)
     assert np.array_equal(np.sort(index), np.arange(len(objective.examples.data["validation"])))
     few = index[: len(index) // 2]  # the first ones, which evaluation.examples takes, are from everywhere
-    assert len(np.unique(objective.examples.corpus.source("validation")[few])) == 3
+    assert len(np.unique(objective.examples.corpus.chunk_source("validation")[few])) == 3
 
 
 def test_every_pass_has_its_own_pairs_and_masks(mixed):
     objective = mixed(2, 1, 1)
     total = len(objective.examples.data["train"])
-    chunks = np.flatnonzero(objective.examples.corpus.source("train") == 0)
+    chunks = np.flatnonzero(objective.examples.corpus.chunk_source("train") == 0)
     first, second = (objective.examples.draw("train", 0, chunks + turn * total) for turn in range(2))
     assert 0.3 < (first.label != second.label).mean() < 0.7
     true = (first.label == 0) & (second.label == 0)

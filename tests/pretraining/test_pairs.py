@@ -264,7 +264,8 @@ def test_files_of_unequal_length():
     write_lines("a.align", ["0-0"] * 5)
     mistake("a.en has 4 lines but a.align has 5: mend", **ALIGNED, alignment_files=["a.align"])
     write_aligned(PAIRS, "b")
-    mistake("source_files names 2 files but target_files names 1", source_files=["*.en"], target_files=["a.de"])
+    counts = "data.source_files names 2 files but data.target_files names 1"
+    mistake(counts, source_files=["*.en"], target_files=["a.de"])
 
 
 @pytest.mark.parametrize("blank", ["", "  "])
@@ -281,9 +282,9 @@ def test_an_empty_side(blank: str):
 
 def test_a_missing_language():
     write("a.jsonl", PAIRS)
-    mistake("a.jsonl:1 has the languages en, de: set source_language", files=["a.jsonl"])
+    mistake("a.jsonl:1 has the languages en, de: set data.source_language", files=["a.jsonl"])
     mistake(
-        "a.jsonl:1 has no language 'dee' (did you mean 'de'?): set target_language to one of en, de",
+        "a.jsonl:1 has no language 'dee' (did you mean 'de'?): set data.target_language to one of en, de",
         files=["a.jsonl"], source_language="en", target_language="dee",
     )  # fmt: skip
     Path("b.jsonl").write_text(json.dumps({"translation": {"en": "x", "de": "y"}}) + '\n{"translation": {"de": "y"}}')
@@ -293,13 +294,14 @@ def test_a_missing_language():
 def test_columns_that_are_not_there(here: Path):
     write("a.jsonl", PAIRS, plain=True)
     mistake(
-        "a.jsonl, line 1 has no column 'translation': set columns to its two sides, or column to one of id, en, de",
+        "a.jsonl, line 1 has no column 'translation': set data.columns to its two sides, or data.column to one",
+        "of id, en, de",
         files=["a.jsonl"], **LANGUAGES,
     )  # fmt: skip
-    mistake("no column 'd' (did you mean 'id'?): set columns to", files=["a.jsonl"], columns=["en", "d"])
-    mistake("set alignment_column to one of", files=["a.jsonl"], **COLUMNS, alignment_column="align")
+    mistake("no column 'd' (did you mean 'id'?): set data.columns to", files=["a.jsonl"], columns=["en", "d"])
+    mistake("set data.alignment_column to one of", files=["a.jsonl"], **COLUMNS, alignment_column="align")
     mistake("a.tsv has no column 'fr'", files=[write("a.tsv", PAIRS, plain=True)], columns=["en", "fr"])
-    mistake("a.csv has columns but no dictionaries: set columns", files=[write("a.csv", PAIRS, plain=True)])
+    mistake("a.csv has columns but no dictionaries: set data.columns", files=[write("a.csv", PAIRS, plain=True)])
     mistake("a.tsv has columns but no dictionaries", files=["a.tsv"], alignment_column="align")
     Path("hub").mkdir()
     write("hub/train.parquet", PAIRS, plain=True)
@@ -310,7 +312,7 @@ def test_values_that_are_no_pairs():
     Path("a.jsonl").write_text('{"translation": "A dog."}')
     mistake("a.jsonl:1 holds 'A dog.' instead of a dictionary", files=["a.jsonl"], **LANGUAGES)
     Path("b.jsonl").write_text('{"en": 3, "de": "drei"}')
-    mistake("b.jsonl:1, en holds 3 instead of text: set columns", files=["b.jsonl"], **COLUMNS)
+    mistake("b.jsonl:1, en holds 3 instead of text: set data.columns", files=["b.jsonl"], **COLUMNS)
     Path("a.tsv").write_text("one\teins\ntwo zwei\n")
     mistake("a.tsv:2 has 1 cells instead of 2: part them by tabs", files=["a.tsv"])
     Path("a.tsv").write_text("one\teins\ntwo\tzw\tei\n")
@@ -345,9 +347,9 @@ def test_broken_alignments(points: str, parts: tuple[str, ...]):
 def test_files_that_are_not_there():
     write_aligned(PAIRS)
     mistake("'a.ne'", "source_files", "did you mean 'a.en'", source_files=["a.ne"], target_files=["a.de"])
-    mistake("'*.tsv' in files", files=["*.tsv"])
-    mistake("a.en in files has an unknown extension", ".tsv.gz", files=["a.en"])
-    mistake("a.en is in both source_files and validation_source_files", **ALIGNED,
+    mistake("'*.tsv' in data.files", files=["*.tsv"])
+    mistake("a.en in data.files has an unknown extension", ".tsv.gz", files=["a.en"])
+    mistake("a.en is in both data.source_files and data.validation_source_files", **ALIGNED,
             validation_source_files=["a.en"], validation_target_files=["a.de"])  # fmt: skip
 
 
@@ -375,4 +377,4 @@ def test_data_sets_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch):
 def test_nothing_left_to_train_on():
     write("a.tsv", PAIRS)
     write("b.tsv", PAIRS)
-    mistake("all 4 training pairs are also held out", files=["a.tsv"], validation_files=["b.tsv"])
+    mistake("All 4 training pairs are also held out", files=["a.tsv"], validation_files=["b.tsv"])

@@ -43,9 +43,9 @@ def write(name: str, documents: list, column: str = "text") -> str:
         bare.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     elif bare.suffix == ".csv":
         with bare.open("w", encoding="utf-8", newline="") as file:
-            is_builder = csv.DictWriter(file, ["id", column])
-            is_builder.writeheader()
-            is_builder.writerows(rows)
+            writer = csv.DictWriter(file, ["id", column])
+            writer.writeheader()
+            writer.writerows(rows)
     else:
         pq.write_table(pa.Table.from_pylist(rows), bare)
     if path != bare:
@@ -267,14 +267,14 @@ def test_files_that_are_not_there():
     mistake("'corpsu.txt'", "did you mean 'corpus.txt'", files=["corpsu.txt"])
     mistake("'nowhere/*.txt'", files=["nowhere/*.txt"])
     mistake("'*.text'", "validation_files", files=["corpus.txt"], validation_files=["*.text"])
-    mistake("folder in files is a folder", "folder/*.txt", files=["folder"])
-    mistake("files is empty")
+    mistake("folder in data.files is a folder", "folder/*.txt", files=["folder"])
+    mistake("data.files is empty")
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a", "a.parquet.gz", "a.gz"])
 def test_unknown_extension(name: str):
     Path(name).write_text("x")
-    mistake(f"{name} in files", "unknown extension", ".jsonl.gz", files=[name])
+    mistake(f"{name} in data.files", "unknown extension", ".jsonl.gz", files=[name])
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.csv", "a.parquet"])
@@ -302,7 +302,7 @@ def test_wrong_column(name: str):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 @pytest.mark.parametrize("value", [3, ["a list"], 1.5])
 def test_values_that_are_no_text(name: str, value):
-    mistake(f"{name}:1 holds {value!r}", "set column", files=[write(name, [value])])
+    mistake(f"{name}:1 holds {value!r}", "set data.column", files=[write(name, [value])])
 
 
 def test_text_that_is_not_utf8():
@@ -344,9 +344,9 @@ def test_broken_files():
 def test_settings_that_contradict_one_another():
     write("a.txt", DOCUMENTS)
     write("b.txt", DOCUMENTS)
-    mistake("source is 'pydocs' but files are named", source="pydocs", files=["a.txt"])
+    mistake("data.source is 'pydocs' but files are named", source="pydocs", files=["a.txt"])
     mistake("b.txt is in both", files=["*.txt"], validation_files=["b.txt"])
-    mistake("validation_fraction is 5", files=["a.txt"], validation_fraction=5)
+    mistake("data.validation_fraction is 5", files=["a.txt"], validation_fraction=5)
 
 
 def test_data_sets_that_cannot_be_loaded(here: Path, monkeypatch: pytest.MonkeyPatch):

@@ -33,7 +33,7 @@ from pretraining.data.tokenizer import (
     load_tokenizer,
     regular_ids,
     require_tokens,
-    sample,
+    sample_lines,
     word_starts,
 )
 
@@ -183,7 +183,7 @@ def test_the_others_wait_for_the_writer(tmp_path: Path):
 @pytest.mark.parametrize("characters", [1, 500, 4000, 10**9])
 def test_the_sample_is_even_and_bounded(characters: int):
     documents = [f"{letter * 60}\n{letter * 35}\n\n{letter}\n" * 40 for letter in "abcdefgh"]
-    taken = "".join(sample(corpus(*documents), characters))
+    taken = "".join(sample_lines(corpus(*documents), characters))
     everything = "".join(documents).replace("\n", "")
     assert len(taken) == min(characters, len(everything))
     if characters >= 4000:
@@ -191,7 +191,7 @@ def test_the_sample_is_even_and_bounded(characters: int):
 
 
 def test_one_long_line_is_sampled_too():
-    assert list(sample(corpus("ab" * 5000), 10)) == ["ab" * 5]
+    assert list(sample_lines(corpus("ab" * 5000), 10)) == ["ab" * 5]
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram"])

@@ -76,29 +76,28 @@ def load_pairs(settings: PairSettings) -> tuple[dict[str, Pairs], dict[str, dict
         Splits "train" and "validation", and for each the number of pairs left out for each reason: those that repeat an
         earlier pair, and training pairs that are also held out. A held-out split that is named is taken as it is, so
         that scores on it compare. Otherwise `split_by_hash` makes one from the pairs' sources (`dates`: from the dates
-        themselves), so that none stands on both sides; it is empty where all are the same, and the caller decides
-        whether that will do.
+        themselves), so that none stands on both sides; it is empty where all are the same.
 
     Raises:
-        UserError: one sentence on what is wrong with the data, where, and what to do.
+        UserError: the settings or the data are wrong.
     """
-    stored, held = load_source(settings)
-    pairs = Pairs.of(stored)
-    if held is None:
-        splits = split_by_hash(pairs, settings.validation_fraction, stored.data.column("split_hash").to_numpy())
+    dataset, held_out = load_source(settings)
+    pairs = Pairs.of(dataset)
+    if held_out is None:
+        splits = split_by_hash(pairs, settings.validation_fraction, dataset.data.column("split_hash").to_numpy())
     else:
-        splits = {"train": pairs, "validation": Pairs.of(held)}
+        splits = {"train": pairs, "validation": Pairs.of(held_out)}
     validation = splits["validation"].hash
     remaining: dict[str, Pairs] = {}
     left_out: dict[str, dict[str, int]] = {}
-    for split, part in splits.items():
-        leaked = np.isin(part.hash, validation) & (split == "train")
-        repeated = np.zeros(len(part), dtype=bool)
-        if not settings.duplicates and (split == "train" or held is None):
-            repeated = first_equal(part.hash) != np.arange(len(part))
+    for name, split in splits.items():
+        leaked = np.isin(split.hash, validation) & (name == "train")
+        repeated = np.zeros(len(split), dtype=bool)
+        if not settings.duplicates and (name == "train" or held_out is None):
+            repeated = first_equal(split.hash) != np.arange(len(split))
         repeated &= ~leaked
-        left_out[split] = {"duplicates": int(repeated.sum()), "also held out": int(leaked.sum())}
-        remaining[split] = part.select(~(leaked | repeated))
+        left_out[name] = {"duplicates": int(repeated.sum()), "also held out": int(leaked.sum())}
+        remaining[name] = split.select(~(leaked | repeated))
     if not len(remaining["train"]):
-        raise UserError(f"all {len(pairs):,} training pairs are also held out: name other held-out pairs")
+        raise UserError(f"All {len(pairs):,} training pairs are also held out: name other held-out pairs.")
     return remaining, left_out

@@ -1,29 +1,29 @@
-"""Which pairs of sentences a run is given, and what is kept of them."""
+"""Settings of sentence pairs: where they come from, and which of them are used."""
 
 from dataclasses import dataclass, field
 
-from pretraining.data.settings import between
+from pretraining.data.settings import between, check_fraction
 from pretraining.errors import UserError
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """Where pairs of sentences come from, and which of them are kept."""
+    """Where pairs of sentences come from, and which of them are used."""
 
     source: str = "dates"
-    """`dates` (dates as people write them in many languages, with their ISO 8601 form), `files`, or the name of a Hub
-    data set."""
+    """The source is `dates` (dates as people write them in many languages, with their ISO 8601 form), `files`, or the
+    name of a Hub data set."""
     files: list[str] = field(default_factory=list)
-    """Files or globs for `files`: .jsonl, .csv, .tsv, .parquet, each also as .gz (not parquet)."""
+    """Files or globs for the source `files`: .jsonl, .csv, .tsv (each also as .gz) and .parquet."""
     source_files: list[str] = field(default_factory=list)
-    """Instead of `files`: text files or globs (plain or .gz) with a source sentence on each line."""
+    """Text files or globs (plain or .gz) with a source sentence on each line. They take the place of `files`."""
     target_files: list[str] = field(default_factory=list)
-    """The target sentences, file by file and line by line those of `source_files`."""
+    """Text files or globs with the target sentences, in the files and lines of their `source_files`."""
     alignment_files: list[str] = field(default_factory=list)
-    """Word alignments for the lines of `source_files`: `0-0 1-2` aligns the first words, and the second source word
-    with the third target word; words are what stands between spaces. Empty: none."""
+    """Files or globs with the word alignments of the lines of `source_files`. `0-0 1-2` aligns the first words, and the
+    second source word with the third target word. Words are what stands between spaces."""
     validation_files: list[str] = field(default_factory=list)
-    """Held-out files or globs, like `files`; where no held-out pairs are named, `validation_fraction` is held out."""
+    """Held-out files or globs, like `files`. If no held-out pairs are named, `validation_fraction` is held out."""
     validation_source_files: list[str] = field(default_factory=list)
     """Held-out files or globs, like `source_files`."""
     validation_target_files: list[str] = field(default_factory=list)
@@ -35,26 +35,26 @@ class PairSettings:
     target_language: str | None = None
     """The target's key in the dictionary, as in `de`."""
     columns: list[str] = field(default_factory=list)
-    """Instead of `column`: the source's and the target's column. Empty for .tsv: no header, the first two cells."""
+    """The source's and the target's column. They take the place of `column`. If none are named for a .tsv file, it has
+    no header, and its first two cells are the pair."""
     alignment_column: str | None = None
-    """The column that holds word alignments, as in `alignment_files`; none: there are none."""
+    """The column that holds word alignments, written as in `alignment_files`."""
     subset: str | None = None
     """The Hub data set's configuration, as in `load_dataset(name, subset)`."""
     split: str = "train"
     """The Hub data set's training split."""
     validation_split: str | None = None
-    """The Hub data set's held-out split; none: `validation_fraction` of the pairs."""
+    """The Hub data set's held-out split. If it is null, `validation_fraction` of the pairs is held out."""
     validation_fraction: float = 0.05
-    """Share of pairs held out, chosen by a hash of their source (`dates`: of the date); 0: none."""
+    """Share of the pairs that is held out, chosen by a hash of their source (of the date, for `dates`). 0 holds out
+    nothing."""
     processes: int = 0
-    """Processes that prepare pairs; 0: cores divided by the training processes on this machine."""
+    """Processes that prepare the pairs. 0 means the machine's cores divided by the training processes on it."""
     duplicates: bool = False
-    """Keep pairs that repeat an earlier one word for word; a held-out split that is named keeps them anyway."""
+    """Pairs that repeat an earlier one word for word are used too. A held-out split that is named keeps them anyway."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
-            fraction = self.validation_fraction
-            raise UserError(f"data.validation_fraction is {fraction}: it must be at least 0 and less than 1.")
+        check_fraction(self.validation_fraction)
         between("data.processes", self.processes, 0)
         if len(self.columns) not in (0, 2):
             raise UserError(f"data.columns is {self.columns}: it must be the source's and the target's column.")
@@ -66,19 +66,19 @@ class PairSettings:
         if len(set(self.columns)) == 1:
             raise UserError(f"data.columns is {self.columns}: name the source's column and the target's.")
         lines = ["source_files", "target_files"]
-        named = [kind for kind in ("files", *lines, "alignment_files") if getattr(self, kind)]
-        held = [f"validation_{kind}" for kind in ("files", *lines) if getattr(self, f"validation_{kind}")]
-        if self.source != "files" and (named or held):
-            name = f"data.{(named + held)[0]}"
+        train = [kind for kind in ("files", *lines, "alignment_files") if getattr(self, kind)]
+        held_out = [f"validation_{kind}" for kind in ("files", *lines) if getattr(self, f"validation_{kind}")]
+        if self.source != "files" and (train or held_out):
+            name = f"data.{(train + held_out)[0]}"
             raise UserError(f"data.source is {self.source!r} but {name} names files: set data.source to files.")
-        if self.source == "files" and named not in (["files"], lines, [*lines, "alignment_files"]):
+        if self.source == "files" and train not in (["files"], lines, [*lines, "alignment_files"]):
             raise UserError(
-                f"data.source is 'files' and {', '.join(named) or 'no list of them'} is named: name data.files, or "
+                f"data.source is 'files' and {', '.join(train) or 'no list of them'} is named: name data.files, or "
                 "data.source_files and data.target_files (and data.alignment_files, if there are any)."
             )
-        if held not in ([], ["validation_files"], [f"validation_{kind}" for kind in lines]):
+        if held_out not in ([], ["validation_files"], [f"validation_{kind}" for kind in lines]):
             raise UserError(
-                f"Of the held-out files, {', '.join(held)} is named: name data.validation_files, or "
+                f"Of the held-out files, {', '.join(held_out)} is named: name data.validation_files, or "
                 "data.validation_source_files and data.validation_target_files."
             )
 

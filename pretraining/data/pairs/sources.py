@@ -50,7 +50,7 @@ def _tsv(path: str, columns: Columns) -> Rows:
         if loose is None:
             loose = len(cells) > len(header)
         if len(cells) < len(header) or (len(cells) > len(header) and not loose):
-            raise UserError(f"{path}:{number} has {len(cells)} cells instead of {len(header)}: part them by tabs")
+            raise UserError(f"{path}:{number} has {len(cells)} cells instead of {len(header)}: part them by tabs.")
         yield f"{path}:{number}", dict(zip(header, cells, strict=False))
 
 
@@ -58,7 +58,7 @@ def _columns(settings: PairSettings) -> Columns:
     if settings.columns:
         columns = dict.fromkeys(settings.columns, "columns")
     else:
-        columns = {settings.column: "columns to its two sides, or column"}
+        columns = {settings.column: "columns to its two sides, or data.column"}
     return columns | ({settings.alignment_column: "alignment_column"} if settings.alignment_column else {})
 
 
@@ -68,16 +68,18 @@ def _translation(row: Row, name: str, settings: PairSettings) -> Iterator[Cell]:
     if not isinstance(value, dict):
         raise UserError(
             f"{name} holds {value!r:.40} instead of a dictionary of languages: write "
-            f'{{"{settings.column}": {{"en": "...", "de": "..."}}}}, or name two plain columns in columns'
+            f'{{"{settings.column}": {{"en": "...", "de": "..."}}}}, or name two plain columns in data.columns.'
         )
     for setting in ("source_language", "target_language"):
-        language, there = getattr(settings, setting), ", ".join(value)
+        language, languages = getattr(settings, setting), ", ".join(value)
         if language is None:
-            raise UserError(f"{name} has the languages {there}: set source_language and target_language to two of them")
-        if language not in value:
             raise UserError(
-                f"{name} has no language {language!r}{nearest(language, value)}: set {setting} to one of {there}"
+                f"{name} has the languages {languages}: set data.source_language and data.target_language to two of "
+                "them."
             )
+        if language not in value:
+            near = nearest(language, value)
+            raise UserError(f"{name} has no language {language!r}{near}: set data.{setting} to one of {languages}.")
         yield f"{name}, {language}", value[language]
 
 
@@ -97,7 +99,7 @@ def _table(path: str, settings: PairSettings) -> Cells:
     if not settings.columns and end in TSV and not settings.alignment_column:
         return _cells(_tsv(path, {}), settings, HEADER)
     if not settings.columns and end in PLAIN:
-        raise UserError(f"{path} has columns but no dictionaries: set columns to its source's and its target's")
+        raise UserError(f"{path} has columns but no dictionaries: set data.columns to its source's and its target's.")
     rows = (_tsv if end in TSV else TABLES[end])(path, _columns(settings))
     return _cells(rows, settings, settings.columns)
 
@@ -110,7 +112,7 @@ def _aligned(files: tuple[str, ...]) -> Cells:
             path, count = next(other for other in others if other[1] != first[1])
             raise UserError(
                 f"{first[0]} has {first[1]:,} lines but {path} has {count:,}: mend them, so that each line of one "
-                "belongs to the same line of the other"
+                "belongs to the same line of the other."
             )
         source, target, *alignment = ((f"{path}:{number}", line) for path, line in zip(files, row, strict=True))
         yield source[0], source, target, alignment[0] if alignment else None
@@ -123,7 +125,7 @@ def _side(cell: Cell, setting: str) -> str:
     place, value = cell
     text = "" if value is None else check_text(value, place, setting).strip()
     if not text:
-        raise UserError(f"{place} is empty: fill it, or delete the pair on both sides")
+        raise UserError(f"{place} is empty: fill it, or delete the pair on both sides.")
     return text
 
 
@@ -132,13 +134,13 @@ def _alignment(cell: Cell | None, source: str, target: str) -> str:
         return ""
     text = " ".join(check_text(cell[1], cell[0], "alignment_column").split())
     if not ALIGNMENT.fullmatch(text):
-        raise UserError(f"{cell[0]} holds {text!r:.40}: write word alignments as 0-0 1-2, source word - target word")
+        raise UserError(f"{cell[0]} holds {text!r:.40}: write word alignments as 0-0 1-2, source word - target word.")
     words = len(source.split()), len(target.split())
     for point in text.split():
         if any(int(word) >= count for word, count in zip(point.split("-"), words, strict=True)):
             raise UserError(
                 f"{cell[0]} aligns {point} but the source has {words[0]} words and the target {words[1]}: count from 0 "
-                "what stands between spaces"
+                "what stands between spaces."
             )
     return text
 
@@ -161,7 +163,7 @@ def as_pairs(cells: Cells, place: str, settings: PairSettings) -> Iterator[Row]:
         source, target = (_side(cell, setting) for cell in sides)
         yield as_pair(name, source, target, _alignment(alignment, source, target))
     if empty:
-        raise UserError(f"{place} holds no pairs: fill it, or leave it out")
+        raise UserError(f"{place} holds no pairs: fill it, or leave it out.")
 
 
 # ---- the sources ----
@@ -179,23 +181,23 @@ def _find(settings: PairSettings, prefix: str = "") -> list[tuple[str, ...]]:
     names = [f"{prefix}source_files", f"{prefix}target_files"]
     if settings.alignment_files and not prefix:
         names.append("alignment_files")
-    found = [find(getattr(settings, name), name) for name in names]
-    for name, others in zip(names, found, strict=True):
-        if len(others) != len(found[0]):
+    sides = [find(getattr(settings, name), name) for name in names]
+    for name, files in zip(names, sides, strict=True):
+        if len(files) != len(sides[0]):
             raise UserError(
-                f"{names[0]} names {len(found[0])} files but {name} names {len(others)}: name as many, in the same "
-                "order"
+                f"data.{names[0]} names {len(sides[0])} files but data.{name} names {len(files)}: name as many, in the "
+                "same order."
             )
-    return list(zip(*found, strict=True))
+    return list(zip(*sides, strict=True))
 
 
-def _load_files(found: list[tuple[str, ...]], settings: PairSettings) -> Dataset:
+def _load_files(groups: list[tuple[str, ...]], settings: PairSettings) -> Dataset:
     def pairs() -> Iterator[Row]:
-        for files in found:
+        for files in groups:
             cells = _table(*files, settings) if len(files) == 1 else _aligned(files)
             yield from as_pairs(cells, files[0], settings)
 
-    return _store(pairs, settings, found, [readers.state(files) for files in found])
+    return _store(pairs, settings, groups, [readers.state(files) for files in groups])
 
 
 def _load_hub(settings: PairSettings, split: str) -> Dataset:
@@ -211,7 +213,7 @@ def _load_hub(settings: PairSettings, split: str) -> Dataset:
 
 def _load_dates() -> Dataset:
     def pairs() -> Iterator[Row]:
-        for number, (tag, text, iso) in enumerate(dates.dates()):
+        for number, (tag, text, iso) in enumerate(dates.generate_dates()):
             yield as_pair(f"dates:{number}", f"{tag} {text}", iso, group=tag, split_by=iso)
 
     return store(pairs, FEATURES, "pairs", [__file__, dates.__file__], "dates", version("babel"))
@@ -227,15 +229,14 @@ def load_source(settings: PairSettings) -> tuple[Dataset, Dataset | None]:
         "alignment_hash", and the "split_hash" that decides whether a pair is held out.
 
     Raises:
-        UserError: one sentence on what is wrong with the data, where, and what to do.
+        UserError: the settings or the data are wrong.
     """
     if settings.source == "dates":
         return _load_dates(), None
     if settings.source == "files":
-        files, held = _find(settings), _find(settings, "validation_")
-        readers.check_apart(
-            [first for first, *_ in files], [first for first, *_ in held], "files" if settings.files else "source_files"
-        )
-        return _load_files(files, settings), _load_files(held, settings) if held else None
-    held_out = settings.validation_split
-    return _load_hub(settings, settings.split), _load_hub(settings, held_out) if held_out else None
+        groups, held_out = _find(settings), _find(settings, "validation_")
+        setting = "files" if settings.files else "source_files"
+        readers.check_apart([first for first, *_ in groups], [first for first, *_ in held_out], setting)
+        return _load_files(groups, settings), _load_files(held_out, settings) if held_out else None
+    held_out_split = settings.validation_split
+    return _load_hub(settings, settings.split), _load_hub(settings, held_out_split) if held_out_split else None

@@ -43,30 +43,26 @@ def load_text(settings: TextSettings) -> dict[str, Documents]:
     Returns:
         Splits "train" and "validation". A held-out split that a source names is taken as it is. Otherwise
         `split_by_hash` makes one, from the documents' text (`pydocs`: from their names, so that a module keeps its side
-        from one Python to the next); it is empty where there is one document only, and the caller decides whether that
-        will do.
+        from one Python to the next). It is empty where there is one document only.
 
     Raises:
-        UserError: one sentence on what is wrong with the settings or the data, where, and what to do.
+        UserError: the settings or the data are wrong.
     """
-    fraction = settings.validation_fraction
-    if not 0 <= fraction < 1:
-        raise UserError(f"validation_fraction is {fraction}: set it to at least 0 and less than 1")
     splits: list[dict[str, Documents]] = []
     for number, source in enumerate(settings.sources):
         try:
-            train, held = load_source(source)
+            train, held_out = load_source(source)
         except UserError as error:
             if source is settings:
                 raise
             place = next(i for i, other in enumerate(settings.mixture) if other is source)
             raise UserError(f"data.mixture, entry {place + 1}: {error}") from error
         documents = Documents.of(train, number)
-        if held is not None:
-            splits.append({"train": documents, "validation": Documents.of(held, number)})
+        if held_out is not None:
+            splits.append({"train": documents, "validation": Documents.of(held_out, number)})
             continue
         hashes = documents.hash
         if source.source == "pydocs":
             hashes = np.array([hash_text(name) for name in texts(train, "name")], dtype=np.uint64)
-        splits.append(split_by_hash(documents, fraction, hashes))
-    return {split: Documents.concatenate([parts[split] for parts in splits]) for split in ("train", "validation")}
+        splits.append(split_by_hash(documents, settings.validation_fraction, hashes))
+    return {name: Documents.concatenate([split[name] for split in splits]) for name in ("train", "validation")}

@@ -21,15 +21,15 @@ from pretraining.data.text.settings import TextSettings
 from pretraining.errors import UserError
 
 VERSION = 1  # of what is left out: raise it when the same settings leave out other documents
-SHINGLE = 5  # words
-HASHES = 128  # the estimate of a similarity s has the standard deviation sqrt(s (1 - s) / 128), 0.035 for s = 0.8
-RECALL = 0.99  # of the pairs that are exactly as similar as asked, the share that is compared
+SHINGLE = 5  # words in a run
+HASHES = 128  # hash functions: the estimate of a similarity s has the std sqrt(s (1 - s) / 128), 0.035 for s = 0.8
+RECALL = 0.99  # share that is compared of the pairs that are exactly as similar as asked
 BLOCK = 2**18  # characters, or pairs, at a time
 # Scripts that put no space between words (South East Asian, kana, Chinese): each of their characters is one.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
-KEPT, SHORT, NEAR_DUPLICATE = range(3)
+REMAINS, SHORT, NEAR_DUPLICATE = range(3)
 REASONS = {SHORT: "too short", NEAR_DUPLICATE: "near-duplicates"}
 
 
@@ -41,10 +41,10 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     words: list[str] = []
     sizes: list[int] = []
     for text in texts:
-        found = WORD.findall(text.lower())
-        found += [""] * (SHINGLE - len(found))
-        words += found
-        sizes.append(len(found) - SHINGLE + 1)
+        text_words = WORD.findall(text.lower())
+        text_words += [""] * (SHINGLE - len(text_words))
+        words += text_words
+        sizes.append(len(text_words) - SHINGLE + 1)
     hashes = np.fromiter(map(crc32, map(str.encode, words)), dtype=np.uint64, count=len(words))
     runs = draws.hash_key(*(hashes[at : len(hashes) - SHINGLE + 1 + at] for at in range(SHINGLE)))
     counts = np.array(sizes)
@@ -69,8 +69,8 @@ def _blocks(texts: Iterator[str]) -> Iterator[tuple[np.ndarray, list[str]]]:
         return (total - 1) // BLOCK
 
     for _, group in groupby(pieces, key=block):
-        numbers, found = zip(*group, strict=True)
-        yield np.array(numbers), list(found)
+        numbers, block_texts = zip(*group, strict=True)
+        yield np.array(numbers), list(block_texts)
 
 
 def sign(documents: Documents, shard: range) -> np.ndarray:
@@ -94,7 +94,7 @@ def band_rows(threshold: float) -> int:
     )
 
 
-def repeated(signatures: np.ndarray, threshold: float) -> np.ndarray:
+def near_duplicates(signatures: np.ndarray, threshold: float) -> np.ndarray:
     """Which documents are at least as similar as `threshold` to an earlier one: bool (N,).
 
     Documents that agree in a band of rows are compared: each with the first of them, and with the one before it, so
@@ -103,7 +103,7 @@ def repeated(signatures: np.ndarray, threshold: float) -> np.ndarray:
     Args:
         signatures: uint16 (K, N).
     """
-    found = np.zeros(signatures.shape[1], dtype=bool)
+    is_duplicate = np.zeros(signatures.shape[1], dtype=bool)
     rows = band_rows(threshold)
     for first in range(0, HASHES - rows + 1, rows):
         key = draws.hash_key(*signatures[first : first + rows])
@@ -114,12 +114,12 @@ def repeated(signatures: np.ndarray, threshold: float) -> np.ndarray:
             for start in range(0, len(same), BLOCK):
                 at = slice(start, start + BLOCK)
                 a, b = order[earlier[at]], order[same[at]]
-                a, b = a[~found[b]], b[~found[b]]
+                a, b = a[~is_duplicate[b]], b[~is_duplicate[b]]
                 equal = np.zeros(len(b), dtype=np.uint16)
                 for row in signatures:
                     equal += row[a] == row[b]
-                found[b[equal >= threshold * HASHES]] = True
-    return found
+                is_duplicate[b[equal >= threshold * HASHES]] = True
+    return is_duplicate
 
 
 def filter_text(
@@ -144,16 +144,16 @@ def filter_text(
     def make(folder: Path) -> dict[str, str]:
         reasons = np.zeros(len(all_documents), dtype=np.uint8)
         reasons[all_documents.characters < settings.min_characters] = SHORT
-        long = np.flatnonzero(reasons == KEPT)
+        long = np.flatnonzero(reasons == REMAINS)
         if settings.near_duplicates and len(long):
-            rest = all_documents.select(reasons == KEPT)
+            rest = all_documents.select(reasons == REMAINS)
             path = folder / "signatures"
             signatures = np.memmap(path, dtype=np.uint16, mode="w+", shape=(HASHES, len(rest)))
             work = partial(sign, rest)
-            title = "looking for near-duplicates"
-            for shard, part in in_order(work, rest.shards(), count_processes(settings.processes), title, "documents"):
-                signatures[:, shard.start : shard.stop] = part
-            reasons[long[repeated(signatures, settings.near_duplicates)]] = NEAR_DUPLICATE
+            title, processes = "looking for near-duplicates", count_processes(settings.processes)
+            for shard, columns in in_order(work, rest.shards(), processes, title, "documents"):
+                signatures[:, shard.start : shard.stop] = columns
+            reasons[long[near_duplicates(signatures, settings.near_duplicates)]] = NEAR_DUPLICATE
             path.unlink()
         reasons.tofile(folder / "reasons.bin")
         return {}
@@ -163,13 +163,13 @@ def filter_text(
     reasons = np.fromfile(folder / "reasons.bin", dtype=np.uint8)
     remaining: dict[str, Documents] = {}
     left_out: dict[str, dict[str, int]] = {}
-    for split, part in zip(splits, np.split(reasons, [held_out]), strict=True):
-        left_out[split] = {name: int((part == reason).sum()) for reason, name in REASONS.items()}
-        remaining[split] = splits[split].select(part == KEPT)
-        if len(part) and not len(remaining[split]):
+    for split, split_reasons in zip(splits, np.split(reasons, [held_out]), strict=True):
+        left_out[split] = {name: int((split_reasons == reason).sum()) for reason, name in REASONS.items()}
+        remaining[split] = splits[split].select(split_reasons == REMAINS)
+        if len(split_reasons) and not len(remaining[split]):
             why = " and ".join(f"{count:,} are {name}" for name, count in left_out[split].items() if count)
             raise UserError(
-                f"Nothing of the {split} split is left, of whose {len(part):,} documents {why}: set "
+                f"Nothing of the {split} split is left, of whose {len(split_reasons):,} documents {why}: set "
                 "data.min_characters or data.near_duplicates lower."
             )
     return remaining, left_out

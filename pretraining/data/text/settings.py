@@ -1,9 +1,9 @@
-"""Which text a run is given, and what is kept of it."""
+"""Settings of text: where the documents come from, and which of them are used."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pretraining.data.settings import between
+from pretraining.data.settings import between, check_fraction
 from pretraining.errors import UserError
 
 
@@ -12,48 +12,50 @@ class TextSource:
     """Where documents come from."""
 
     source: str = "pydocs"
-    """`pydocs` (the documentation that Python itself carries), `files`, or the name of a Hub data set."""
+    """The source is `pydocs` (the documentation that Python itself carries), `files`, or the name of a Hub data set."""
     files: list[str] = field(default_factory=list)
-    """Files or globs for `files`: .txt, .jsonl, .csv, .parquet, each also as .gz (not parquet)."""
+    """Files or globs for the source `files`: .txt, .jsonl, .csv (each also as .gz) and .parquet."""
     validation_files: list[str] = field(default_factory=list)
-    """Held-out files or globs; empty: `validation_fraction` of the documents is held out."""
+    """Held-out files or globs. If none are named, `validation_fraction` of the documents is held out."""
     column: str = "text"
-    """The column that holds the text, for .jsonl, .csv, .parquet and Hub data sets."""
+    """The column that holds the text in .jsonl, .csv, .parquet and Hub data sets."""
     document: Literal["file", "blank_line", "line"] = "file"
-    """What one document is in a .txt file: the whole file, the text between blank lines, or a line."""
+    """The part of a .txt file that is one document: the whole file, the text between blank lines, or a line."""
     subset: str | None = None
     """The Hub data set's configuration, as in `load_dataset(name, subset)`."""
     split: str = "train"
     """The Hub data set's training split."""
     validation_split: str | None = None
-    """The Hub data set's held-out split; none: `validation_fraction` of the documents."""
+    """The Hub data set's held-out split. If it is null, `validation_fraction` of the documents is held out."""
     language: str = "en"
-    """ISO 639-1 code of the text's language, as in `ko`: it decides where sentences end."""
+    """ISO 639-1 code of the text's language, as in `ko`. The language decides where sentences end."""
     weight: float = 1.0
-    """Passes over this source in an epoch: 2 is every example twice, 0.5 another half each time, 0 none of it."""
+    """Passes over this source in an epoch: 2 gives every example twice, 0.5 another half in each epoch, 0 nothing."""
 
     def __post_init__(self) -> None:
-        between(f"The weight of the source {self.source!r}", self.weight, 0)
+        between(f"data.weight of the source {self.source!r}", self.weight, 0)
 
 
 @dataclass(frozen=True)
 class TextSettings(TextSource):
-    """Where the documents come from, and which of them are kept."""
+    """Where the documents come from, and which of them are used."""
 
     mixture: list[TextSource] = field(default_factory=list)
-    """More sources beside this one, each with the settings of a source, its `weight` among them."""
+    """More sources beside this one. Each has the settings of a source, its `weight` among them."""
     validation_fraction: float = 0.05
-    """Share of documents held out, chosen by a hash of their text, where no held-out split is named; 0: none."""
+    """Share of the documents that is held out, chosen by a hash of their text. A held-out split that is named takes its
+    place. 0 holds out nothing."""
     min_characters: int = 0
     """Documents with fewer characters are left out."""
     near_duplicates: float = 0.8
-    """Of two documents that share this much (Jaccard similarity of their runs of five words, estimated), the later
-    one is left out, or the one that is not held out; 1: only equal ones; 0: all are kept."""
+    """Jaccard similarity of two documents' runs of five words from which on one of them is left out: the later one, or
+    the one that is not held out. 1 leaves out equal documents alone, 0 none."""
     processes: int = 0
-    """Processes that prepare text; 0: cores divided by the training processes on this machine."""
+    """Processes that prepare the text. 0 means the machine's cores divided by the training processes on it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_fraction(self.validation_fraction)
         between("data.min_characters", self.min_characters, 0)
         between("data.near_duplicates", self.near_duplicates, 0, 1)
         between("data.processes", self.processes, 0)

@@ -37,8 +37,8 @@ def _txt(path: str, document: str) -> Rows:
             yield f"{path}:{number}", line
     else:
         for _, block in itertools.groupby(enumerate(lines(path), 1), key=lambda row: row[1].isspace()):
-            numbers, found = zip(*block, strict=True)
-            yield f"{path}:{numbers[0]}", "".join(found)
+            numbers, document_lines = zip(*block, strict=True)
+            yield f"{path}:{numbers[0]}", "".join(document_lines)
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
@@ -64,10 +64,10 @@ def _pydocs(root: Path) -> Rows:
             if name == "pydoc_data.topics":
                 topics = next(ast.literal_eval(node) for node in ast.walk(tree) if isinstance(node, ast.Dict))
                 documents = {f"{name}:{topic}": [inspect.cleandoc(text)] for topic, text in topics.items()}
-            for document, parts in documents.items():
-                fresh = [part for part in dict.fromkeys(parts) if part not in seen]
-                seen.update(fresh)
-                yield document, "\n\n".join(fresh)
+            for document, docstrings in documents.items():
+                new = [docstring for docstring in dict.fromkeys(docstrings) if docstring not in seen]
+                seen.update(new)
+                yield document, "\n\n".join(new)
 
 
 def as_documents(rows: Rows, place: str) -> Iterator[dict[str, str | int]]:
@@ -78,7 +78,7 @@ def as_documents(rows: Rows, place: str) -> Iterator[dict[str, str | int]]:
             empty = False
             yield {"name": name, "text": text, "hash": hash_text(text), "characters": len(text)}
     if empty:
-        raise UserError(f"{place} holds no text: fill it, or leave it out")
+        raise UserError(f"{place} holds no text: fill it, or leave it out.")
 
 
 def _store(documents: Callable[[], Iterator[dict[str, str | int]]], *key: object) -> Dataset:
@@ -125,19 +125,19 @@ def load_source(settings: TextSource) -> tuple[Dataset, Dataset | None]:
         "hash" of the text and its "characters".
 
     Raises:
-        UserError: one sentence on what is wrong with the settings or the data, where, and what to do.
+        UserError: the settings or the data are wrong.
     """
     source = settings.source
     if source != "files" and (settings.files or settings.validation_files):
-        raise UserError(f"source is {source!r} but files are named: set source to 'files', or name none")
+        raise UserError(f"data.source is {source!r} but files are named: set data.source to 'files', or name none.")
     if source == "pydocs":
         return _load_pydocs(), None
     if source == "files":
         if not settings.files:
-            raise UserError("source is 'files' but files is empty: name them there")
+            raise UserError("data.source is 'files' but data.files is empty: name them there.")
         files = find(settings.files, "files", KNOWN)
-        held = find(settings.validation_files, "validation_files", KNOWN)
-        check_apart(files, held, "files")
-        return _load_files(files, settings), _load_files(held, settings) if held else None
-    held_out = settings.validation_split
-    return _load_hub(settings, settings.split), _load_hub(settings, held_out) if held_out else None
+        held_out = find(settings.validation_files, "validation_files", KNOWN)
+        check_apart(files, held_out, "files")
+        return _load_files(files, settings), _load_files(held_out, settings) if held_out else None
+    held_out_split = settings.validation_split
+    return _load_hub(settings, settings.split), _load_hub(settings, held_out_split) if held_out_split else None
