@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from modeling import KeelViTConfig, KeelViTForImageClassification
 from pretraining.data.images.augment import draw_mixing
-from pretraining.data.images.augment_batch import mix
+from pretraining.data.images.augment_batch import mix_images
 from pretraining.data.packing import IGNORED, Example
 from pretraining.objectives.base import Objective, Scoring, by_all_processes
 from pretraining.objectives.images import ImageExamples, ImageHead
@@ -66,7 +66,7 @@ class ClassificationHead(ImageHead[LabelledImages]):
         pixels, labels = self.examples.to_pixels(tensors), {"labels": tensors["labels"]}
         if "partner_pixels" in tensors:
             partners = self.examples.to_pixels(tensors, "partner_")
-            pixels = mix(pixels, partners, tensors["weight"], tensors["rectangle"])
+            pixels = mix_images(pixels, partners, tensors["weight"], tensors["rectangle"])
             labels |= {"partner_labels": tensors["partner_labels"], "partner_weight": 1 - tensors["weight"]}
         return {"pixel_values": self.examples.normalise(pixels), **labels}
 

@@ -15,15 +15,14 @@ from transformers import PreTrainedModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from pretraining.data import draws
-from pretraining.data.images.augment import cut, draw
-from pretraining.data.images.augment_batch import augment
+from pretraining.data.images.augment import augment, draw, draw_erasing
+from pretraining.data.images.augment_batch import erase
 from pretraining.data.images.corpus import prepare_images
 from pretraining.data.packing import Example
 from pretraining.errors import UserError
 from pretraining.init_from import image_statistics, load_image_weights
 from pretraining.objectives.base import Batch, Examples, Head
 
-DRAWN = ("flip", "operations", "arguments", "erased", "noise_seed")  # what `augment` reads
 FIXED = ("resample", "image_mean", "image_std")  # in all phases of a run
 AT_A_TIME = 64  # images that a model sees at once, where no step is cut
 RESAMPLE = {"bilinear": Resampling.BILINEAR, "bicubic": Resampling.BICUBIC}
@@ -90,22 +89,22 @@ class ImageExamples(Examples):
         """An image as the processor makes it, before it is normalised: uint8 (C, S, S)."""
         image = self.data[split].image(number)
         height, width = image.shape[:2]
-        return cut(image, np.array([0, 0, width, height], dtype=float), self.size, self.processor.resample)
+        unchanged = {"box": np.array([0, 0, width, height]), "flip": np.array(False)}
+        return augment(image, unchanged, self.size, self.processor.resample)
 
     def augmented(self, split: str, epoch: int, index: np.ndarray) -> list[Example]:
-        """Pixels of images `index`, uint8 (C, S, S), and what is to be done to them on the device."""
+        """Pixels of images `index`, uint8 (C, S, S), and what is erased of them on the device."""
         if split != "train":
             return [{"pixels": self.whole(split, number)} for number in index.tolist()]
         data = self.data[split]
-        drawn = draw(self.settings, self.run.seed, epoch, index, data.sizes[index], self.size)
-        boxes = drawn.pop("box")
-        return [
-            {
-                "pixels": cut(data.image(number), boxes[i], self.size, self.processor.resample),
-                **{name: values[i] for name, values in drawn.items()},
-            }
-            for i, number in enumerate(index.tolist())
-        ]
+        drawn = draw(self.settings, self.run.seed, epoch, index, data.sizes[index])
+        erasing = draw_erasing(self.settings, self.run.seed, epoch, index, self.size)
+        examples = []
+        for i, number in enumerate(index.tolist()):
+            changes = {name: values[i] for name, values in drawn.items()}
+            pixels = augment(data.image(number), changes, self.size, self.processor.resample)
+            examples.append({"pixels": pixels, **{name: values[i] for name, values in erasing.items()}})
+        return examples
 
     def blank(self) -> Example:
         """What stands for an empty row; it has no target."""
@@ -123,10 +122,12 @@ class ImageExamples(Examples):
         return Batch(tensors, *self.count_targets(tensors))
 
     def to_pixels(self, tensors: dict[str, Tensor], prefix: str = "") -> Tensor:
-        """A batch's pixels from 0 to 1, (B, C, S, S), training images changed as was drawn for them."""
-        pixels = tensors[f"{prefix}pixels"]
-        drawn = {name: tensors[f"{prefix}{name}"] for name in DRAWN if f"{prefix}{name}" in tensors}
-        return augment(pixels, drawn, *self.statistics(pixels.device)) if drawn else pixels / 255
+        """A batch's pixels from 0 to 1, (B, C, S, S), of training images erased in part."""
+        pixels = tensors[f"{prefix}pixels"] / 255
+        if f"{prefix}erased" not in tensors:
+            return pixels
+        erased, noise_seed = tensors[f"{prefix}erased"], tensors[f"{prefix}noise_seed"]
+        return erase(pixels, erased, noise_seed, *self.statistics(pixels.device))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels from 0 to 1, (B, C, S, S), as the processor does."""

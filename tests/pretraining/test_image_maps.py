@@ -13,7 +13,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from modeling.vit_masked import mean_colors
 from pretrain import main as pretrain
-from pretraining.pictures.charts import draw_gallery, draw_similarities, image_maps, overlaid, tiled
+from pretraining.pictures import image_maps
+from pretraining.pictures.charts import draw_gallery, draw_similarities, overlaid, tiled
 from pretraining.pictures.image_maps import draw_maps
 from pretraining.pictures.vit_insides import (
     attention_over_patches,

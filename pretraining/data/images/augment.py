@@ -1,13 +1,14 @@
-"""How training images are changed: drawn from (seed, epoch, index) for many images at once, and cut out one by one.
+"""How training images are changed: what is drawn from (seed, epoch, index) for many of them, and one image's change.
 
-N images; S, the side in pixels of what the model sees. Rectangles are left, top, right, bottom.
+N images of C channels (1 or 3); S, the side in pixels of what the model sees; L operations of RandAugment. A rectangle
+is left, top, right, bottom.
 """
 
 import numpy as np
 from PIL import Image
 
 from pretraining.data import draws
-from pretraining.data.images.randaugment import OPERATIONS, arguments
+from pretraining.data.images.randaugment import OPERATIONS, randaugment
 from pretraining.data.images.settings import AugmentSettings, MixingSettings
 
 TRIES = 10
@@ -15,19 +16,17 @@ ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # of timm, and nearly
 
 
 def draw(
-    settings: AugmentSettings, seed: int, epoch: int, index: np.ndarray, sizes: np.ndarray, size: int
+    settings: AugmentSettings, seed: int, epoch: int, index: np.ndarray, sizes: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What becomes of images `index` in this epoch, whether the model sees them as such or mixed into others.
+    """How `augment` changes images `index` in this epoch, whether the model sees them as such or mixed into others.
 
     Args:
         index: (N,).
         sizes: (N, 2), height and width of the images, pixels.
-        size: S.
 
     Returns:
         `box` (N, 4), what is cut out, in the image's pixels, perhaps beyond its border; `flip` (N,), bool; with
-        RandAugment on, `operations` (N, L) and their `arguments` (N, L, 6); with erasing on, `erased` (N, 4), in pixels
-        of what was cut out, empty where nothing is, and the `noise_seed` (N,) of what takes its place.
+        RandAugment on, `operations` and `magnitudes` (N, L).
     """
     drawn = {
         "box": draw_boxes(settings, seed, epoch, index, sizes),
@@ -36,23 +35,36 @@ def draw(
     if settings.randaugment_layers:
         layers = np.arange(settings.randaugment_layers)
         key = index[:, None]
-        operations = draws.integers(len(OPERATIONS), seed, epoch, draws.OPERATION, key, layers)
-        sign = np.where(draws.uniform(seed, epoch, draws.STRENGTH, key, layers) < 0.5, -1, 1)
-        drawn["operations"] = operations
-        drawn["arguments"] = arguments(operations, sign * settings.randaugment_magnitude, size)
-    if settings.erasing:
-        chosen = draws.uniform(seed, epoch, draws.ERASING, index) < settings.erasing
-        random = draws.uniform(seed, epoch, draws.ERASING, *np.ix_(np.arange(4), np.arange(TRIES), index))
-        boxes, found = rectangles(random, np.full((len(index), 2), size), ERASED_AREA, ERASED_RATIO)
-        drawn["erased"] = np.where((chosen & found)[:, None], boxes, 0)
-        drawn["noise_seed"] = draws.hash_key(seed, epoch, draws.NOISE, index).view(np.int64)
+        drawn["operations"] = draws.integers(len(OPERATIONS), seed, epoch, draws.OPERATION, key, layers)
+        negative = draws.uniform(seed, epoch, draws.STRENGTH, key, layers) < 0.5
+        drawn["magnitudes"] = np.where(negative, -1, 1) * settings.randaugment_magnitude
     return drawn
+
+
+def draw_erasing(
+    settings: AugmentSettings, seed: int, epoch: int, index: np.ndarray, size: int
+) -> dict[str, np.ndarray]:
+    """Which part of images `index` (N,), once cut out (S, S), `erase` replaces by noise in this epoch (Zhong 2017).
+
+    Returns:
+        With erasing on, `erased` (N, 4), empty where nothing is, and `noise_seed` (N,); else nothing.
+    """
+    if not settings.erasing:
+        return {}
+    chosen = draws.uniform(seed, epoch, draws.ERASING, index) < settings.erasing
+    random = draws.uniform(seed, epoch, draws.ERASING, *np.ix_(np.arange(4), np.arange(TRIES), index))
+    boxes, fits = rectangles(random, np.full((len(index), 2), size), ERASED_AREA, ERASED_RATIO)
+    return {
+        "erased": np.where((chosen & fits)[:, None], boxes, 0),
+        "noise_seed": draws.hash_key(seed, epoch, draws.NOISE, index).view(np.int64),
+    }
 
 
 def draw_boxes(settings: AugmentSettings, seed: int, epoch: int, index: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """What is cut out of each image: (N, 4).
 
-    `resized`: Szegedy 2014, 6, with torchvision's ten tries, and if none fits the largest allowed ratio's middle.
+    `resized` is of Szegedy 2014, section 6, with torchvision's ten tries. Where none of them fits, it is the middle of
+    the image, as large as the allowed ratios let it be.
     """
     whole = np.concatenate([np.zeros_like(sizes), sizes[:, ::-1]], 1)
     if settings.crop == "none":
@@ -62,14 +74,15 @@ def draw_boxes(settings: AugmentSettings, seed: int, epoch: int, index: np.ndarr
         shift = draws.integers(2 * padding + 1, seed, epoch, draws.CROP, index[:, None], np.arange(2)) - padding
         return whole + np.concatenate([shift, shift], 1)
     random = draws.uniform(seed, epoch, draws.CROP, *np.ix_(np.arange(4), np.arange(TRIES), index))
-    boxes, found = rectangles(random, sizes, settings.crop_scale, settings.crop_ratio)
+    boxes, fits = rectangles(random, sizes, settings.crop_scale, settings.crop_ratio)
     height, width = sizes.T
     narrowest, widest = settings.crop_ratio
     ratio = np.clip(width / height, narrowest, widest)
-    wide, high = np.minimum(width, np.rint(height * ratio)), np.minimum(height, np.rint(width / ratio))
-    left, top = (width - wide) // 2, (height - high) // 2
-    middle = np.stack([left, top, left + wide, top + high], 1).astype(np.int64)
-    return np.where(found[:, None], boxes, middle)
+    box_width = np.minimum(width, np.rint(height * ratio))
+    box_height = np.minimum(height, np.rint(width / ratio))
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    middle = np.stack([left, top, left + box_width, top + box_height], 1).astype(np.int64)
+    return np.where(fits[:, None], boxes, middle)
 
 
 def rectangles(
@@ -86,15 +99,15 @@ def rectangles(
         The rectangles (N, 4), and which of them fit (N,).
     """
     height, width = sizes.T
-    areas = (area[0] + (area[1] - area[0]) * random[0]) * height * width
+    areas = (area[0] + (area[1] - area[0]) * random[0]) * height * width  # (tries, N)
     ratios = np.exp(np.log(ratio[0]) + (np.log(ratio[1]) - np.log(ratio[0])) * random[1])
-    wide, high = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
-    fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
-    first = fits.argmax(0), np.arange(len(sizes))
-    wide, high = wide[first], high[first]
-    left = np.floor(random[2][first] * (width - wide + 1))
-    top = np.floor(random[3][first] * (height - high + 1))
-    return np.stack([left, top, left + wide, top + high], 1).astype(np.int64), fits.any(0)
+    box_width, box_height = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
+    fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
+    first = fits.argmax(0), np.arange(len(sizes))  # of each image the first try that fits
+    box_width, box_height = box_width[first], box_height[first]  # (N,)
+    left = np.floor(random[2][first] * (width - box_width + 1))
+    top = np.floor(random[3][first] * (height - box_height + 1))
+    return np.stack([left, top, left + box_width, top + box_height], 1).astype(np.int64), fits.any(0)
 
 
 def draw_mixing(
@@ -130,25 +143,42 @@ def draw_mixing(
 
 
 def cut(image: np.ndarray, box: np.ndarray, size: int, resample: Image.Resampling) -> np.ndarray:
-    """A part of an image, black where it reaches beyond it (as timm and torchvision pad; He 2015, 4.2), resized.
+    """A part of an image, resized; black where it reaches beyond the image (as timm and torchvision pad; He 2015, 4.2).
 
     Args:
-        image: (H, W, C), 8-bit; C is 1 or 3.
+        image: (H, W, C), 8-bit.
         box: (4,), whole pixels.
-        size: S.
+
+    Returns:
+        (S, S, C), 8-bit.
+    """
+    left, top, right, bottom = (int(side) for side in box)
+    height, width, channels = image.shape
+    part = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    if left < 0 or top < 0 or right > width or bottom > height:
+        padded = np.zeros((bottom - top, right - left, channels), dtype=image.dtype)
+        row, column = max(-top, 0), max(-left, 0)
+        padded[row : row + part.shape[0], column : column + part.shape[1]] = part
+        part = padded
+    if part.shape[:2] == (size, size):
+        return part
+    picture = Image.fromarray(part[..., 0] if channels == 1 else part)
+    return np.asarray(picture.resize((size, size), resample)).reshape(size, size, channels)
+
+
+def augment(image: np.ndarray, drawn: dict[str, np.ndarray], size: int, resample: Image.Resampling) -> np.ndarray:
+    """An image as the model sees it but for erasing and mixing: cut out, flipped, and through RandAugment.
+
+    Args:
+        image: (H, W, C), 8-bit.
+        drawn: of what `draw` returns, this image's.
 
     Returns:
         (C, S, S), 8-bit.
     """
-    left, top, right, bottom = (int(side) for side in box)
-    height, width = image.shape[:2]
-    part = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    if left < 0 or top < 0 or right > width or bottom > height:
-        padded = np.zeros((bottom - top, right - left, image.shape[2]), dtype=image.dtype)
-        row, column = max(-top, 0), max(-left, 0)
-        padded[row : row + part.shape[0], column : column + part.shape[1]] = part
-        part = padded
-    if part.shape[:2] != (size, size):
-        picture = Image.fromarray(part[..., 0] if part.shape[2] == 1 else part)
-        part = np.asarray(picture.resize((size, size), resample)).reshape(size, size, -1)
-    return np.ascontiguousarray(part.transpose(2, 0, 1))
+    pixels = cut(image, drawn["box"], size, resample)
+    if drawn["flip"]:
+        pixels = pixels[:, ::-1]
+    if "operations" in drawn:
+        pixels = randaugment(pixels, drawn["operations"], drawn["magnitudes"])
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

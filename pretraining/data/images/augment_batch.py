@@ -1,6 +1,7 @@
-"""What was drawn for images, done to a batch of them at once, on whatever device it lies.
+"""The part of augmentation that is done to a batch of images at once, on whatever device it lies: erasing and mixing.
 
-B images of C channels and S x S pixels. None depends on which others are in its batch, to the bit.
+B images of C channels and S x S pixels, with values from 0 to 1. To the bit, an image's result does not depend on the
+others in its batch.
 """
 
 from functools import cache
@@ -8,36 +9,29 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pretraining.data.images.randaugment import randaugment
-
 PER_DRAW = 4  # numbers of 16 bits in one of 64
 
 
-def augment(pixels: Tensor, drawn: dict[str, Tensor], mean: Tensor | float = 0.5, std: Tensor | float = 0.5) -> Tensor:
-    """Flipped, through RandAugment and partly erased, as far as `drawn` says so.
+def erase(pixels: Tensor, erased: Tensor, noise_seed: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """A rectangle of each image becomes noise, which alone may lie beyond 0 and 1 (Zhong 2017).
 
     Args:
-        pixels: (B, C, S, S), 8-bit.
-        drawn: what `draw` returns, of these images.
-        mean, std: what images are normalised with afterwards, (C, 1, 1) or numbers: the noise will then be
-            standard normal, as in timm's "pixel" mode.
+        pixels: (B, C, S, S).
+        erased, noise_seed: (B, 4) and (B,), from `draw_erasing`.
+        mean, std: (C, 1, 1), what the images are normalised with afterwards. The noise is then standard normal, as in
+            timm's "pixel" mode.
 
     Returns:
-        (B, C, S, S), from 0 to 1; only the noise reaches beyond.
+        (B, C, S, S).
     """
-    pixels = torch.where(drawn["flip"][:, None, None, None], pixels.flip(3), pixels)
-    if "operations" in drawn:
-        pixels = randaugment(pixels, drawn["operations"], drawn["arguments"])
-    result = pixels.float().div_(255)
-    if "erased" in drawn:
-        erased = drawn["erased"]
-        some = (erased[:, 2] > erased[:, 0]).nonzero().squeeze(1)
-        noise = normal(drawn["noise_seed"][some], result[0].numel()).view(-1, *result.shape[1:])
-        result[some] = torch.where(inside(erased[some], result.shape[-1]), mean + std * noise, result[some])
+    chosen = (erased[:, 2] > erased[:, 0]).nonzero().squeeze(1)
+    noise = normal(noise_seed[chosen], pixels[0].numel()).view(-1, *pixels.shape[1:])
+    result = pixels.clone()
+    result[chosen] = torch.where(inside(erased[chosen], pixels.shape[-1]), mean + std * noise, pixels[chosen])
     return result
 
 
-def mix(pixels: Tensor, partners: Tensor, weight: Tensor, rectangle: Tensor) -> Tensor:
+def mix_images(pixels: Tensor, partners: Tensor, weight: Tensor, rectangle: Tensor) -> Tensor:
     """Each image and its partner, blended (Zhang 2017), or the partner's rectangle pasted over (Yun 2019).
 
     Args:
@@ -47,23 +41,25 @@ def mix(pixels: Tensor, partners: Tensor, weight: Tensor, rectangle: Tensor) -> 
     Returns:
         (B, C, S, S).
     """
-    pasted = (rectangle[:, 2] > rectangle[:, 0])[:, None, None, None]
-    own = torch.where(pasted, (~inside(rectangle, pixels.shape[-1])).float(), weight[:, None, None, None])
-    return (pixels * own).add_(partners * (1 - own))
+    pasted = (rectangle[:, 2] > rectangle[:, 0])[:, None, None, None]  # (B, 1, 1, 1)
+    visible = (~inside(rectangle, pixels.shape[-1])).float()  # (B, 1, S, S)
+    share = torch.where(pasted, visible, weight[:, None, None, None])
+    return (pixels * share).add_(partners * (1 - share))
 
 
 def inside(rectangle: Tensor, size: int) -> Tensor:
     """Which pixels lie in each rectangle: (B, 4) -> (B, 1, S, S)."""
-    place = torch.arange(size, device=rectangle.device)
+    position = torch.arange(size, device=rectangle.device)  # (S,)
     left, top, right, bottom = rectangle[:, :, None].unbind(1)  # (B, 1)
-    columns, rows = (place >= left) & (place < right), (place >= top) & (place < bottom)  # (B, S)
+    columns = (position >= left) & (position < right)  # (B, S)
+    rows = (position >= top) & (position < bottom)
     return (rows[:, :, None] & columns[:, None])[:, None]
 
 
 def normal(seeds: Tensor, count: int) -> Tensor:
-    """So many standard normal numbers from each seed, the same on every device: (B,) int64 -> (B, count).
+    """`count` standard normal numbers from each seed, the same on every device: (B,) int64 -> (B, count).
 
-    SplitMix64 (Steele 2014) counts from the seed; 16 bits choose one of 65,536 quantiles.
+    SplitMix64 (Steele 2014) counts from the seed. Each 16 bits of it choose one of 65,536 quantiles.
     """
     counter = torch.arange(1, -(-count // PER_DRAW) + 1, device=seeds.device)
     z = seeds[:, None] + counter * -0x61C8864680B583EB  # 0x9E3779B97F4A7C15, as a signed number
@@ -74,7 +70,7 @@ def normal(seeds: Tensor, count: int) -> Tensor:
 
 
 def shift(z: Tensor, bits: int) -> Tensor:
-    """To the right, as an unsigned number."""
+    """Signed numbers to the right by some bits, as if they were unsigned."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
