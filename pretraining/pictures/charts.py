@@ -3,15 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps, font_manager
+from matplotlib import colormaps, font_manager, rcParams
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+rcParams["text.parse_math"] = False  # names of files, classes and tokens may hold a $, and are no formulas
 
 PANELS = {"loss": "loss", "accuracy": "accuracy", "learning_rate": "learning rate", "_per_second": "speed"}
 
 
 def draw_curves(lines: list[dict], path: Path) -> None:
-    """One panel for each kind of measure: the names that end alike, over the steps; held-out ones dotted.
+    """Metrics over the steps: one panel for those whose names end alike, those of held-out data dotted.
 
     Args:
         lines: the lines of metrics.jsonl.
@@ -35,25 +37,25 @@ def draw_curves(lines: list[dict], path: Path) -> None:
 
 def fonts_for(text: str) -> tuple[list[str], set[str]]:
     """Installed font families that have the characters of a text, and the characters that none of them has."""
-    families, missing = ["DejaVu Sans"], set(text)  # matplotlib's own font comes first, and then whatever helps
+    families, missing = ["DejaVu Sans"], set(text)  # matplotlib's own font comes first
     entries = sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name != families[0], entry.name))
     for entry in entries:
         if not missing:
             break
         if entry.name.startswith("Last Resort"):  # matplotlib's own: a box for every character
             continue
-        has = font_manager.get_font(entry.fname).get_charmap()
-        if found := {c for c in missing if ord(c) in has}:
+        characters = font_manager.get_font(entry.fname).get_charmap()
+        if present := {c for c in missing if ord(c) in characters}:
             families.append(entry.name)
-            missing -= found
+            missing -= present
     return list(dict.fromkeys(families)), missing
 
 
 def legible(texts: list[str]) -> tuple[list[str], list[str]]:
-    """Texts with what no installed font has spelt as its code point, and the font families that have the rest."""
+    """Texts whose characters all have a font, and the font families; the others are spelt as their code points."""
     families, missing = fonts_for("".join(texts))
-    spelt = str.maketrans({c: f"U+{ord(c):04X}" for c in missing})
-    return [text.translate(spelt) for text in texts], families
+    code_points = str.maketrans({c: f"U+{ord(c):04X}" for c in missing})
+    return [text.translate(code_points) for text in texts], families
 
 
 def draw_attention(layers: list[np.ndarray], queries: list[str], keys: list[str], title: str, path: Path) -> None:
@@ -80,19 +82,19 @@ def draw_attention(layers: list[np.ndarray], queries: list[str], keys: list[str]
 
 
 def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> None:
-    """Rows are right classes, columns guessed ones; dark where a share of the row is large.
+    """Rows are true classes, columns predicted ones; dark where a share of the row is large.
 
     Args:
-        confusion: (N, N), how many of each class were taken for each.
+        confusion: (N, N), how many images of each true class were predicted to be of each class.
     """
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    named = len(classes) <= 40  # more would not be legible
-    side = 2 + 0.35 * len(classes) if named else 10
+    legibly_few = len(classes) <= 40
+    side = 2 + 0.35 * len(classes) if legibly_few else 10
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="guessed", ylabel="right", title=f"{int(confusion.sum()):,} held-out images")
-    if named:
+    axes.set(xlabel="predicted", ylabel="true", title=f"{int(confusion.sum()):,} held-out images")
+    if legibly_few:
         classes, families = legible(classes)
         axes.set_xticks(range(len(classes)), classes, rotation=90, family=families)
         axes.set_yticks(range(len(classes)), classes, family=families)
@@ -106,17 +108,15 @@ def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> Non
 def tiled(tiles: np.ndarray) -> np.ndarray:
     """Rows of tiles (R, K, h, w) as one picture, a line of nan about each: (R (h + 1) + 1, K (w + 1) + 1)."""
     rows, columns, height, width = tiles.shape
-    picture = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), np.nan)
-    for row, column in np.ndindex(rows, columns):
-        top, left = row * (height + 1) + 1, column * (width + 1) + 1
-        picture[top : top + height, left : left + width] = tiles[row, column]
-    return picture
+    bordered = np.pad(tiles, ((0, 0), (0, 0), (1, 0), (1, 0)), constant_values=np.nan)  # above and left of each
+    picture = bordered.swapaxes(1, 2).reshape(rows * (height + 1), columns * (width + 1))
+    return np.pad(picture, ((0, 1), (0, 1)), constant_values=np.nan)
 
 
 def draw_similarities(similarities: np.ndarray, path: Path) -> None:
-    """A small map for each patch, in its place: how like each patch's position is to its own (H, W, H, W).
+    """A small map for each patch, in its place: how alike its position and every other's are (H, W, H, W).
 
-    Colours span what differs: a position's likeness to itself, always 1, is left out of the scale.
+    A position's likeness to itself is always 1, and left out of the scale of the colours.
     """
     height, width = similarities.shape[:2]
     others = similarities[similarities < 1 - 1e-6]
@@ -125,8 +125,8 @@ def draw_similarities(similarities: np.ndarray, path: Path) -> None:
     axes = figure.subplots()
     low, high = (others.min(), others.max()) if len(others) else (0, 1)
     drawn = axes.imshow(tiled(similarities), cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-    axes.set_xticks(np.arange(width) * (width + 1) + (width + 1) / 2, list(map(str, range(width))), fontsize=8)
-    axes.set_yticks(np.arange(height) * (height + 1) + (height + 1) / 2, list(map(str, range(height))), fontsize=8)
+    axes.set_xticks((np.arange(width) + 0.5) * (width + 1), list(map(str, range(width))), fontsize=8)
+    axes.set_yticks((np.arange(height) + 0.5) * (height + 1), list(map(str, range(height))), fontsize=8)
     axes.set(xlabel="patch's column", ylabel="patch's row", title="positions: each patch's likeness to all others")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -134,42 +134,38 @@ def draw_similarities(similarities: np.ndarray, path: Path) -> None:
     save(figure, path)
 
 
-def colored(picture: np.ndarray) -> np.ndarray:
-    """Grey or RGB from 0 to 1 (h, w, 1 or 3), as RGB."""
-    return np.broadcast_to(picture.clip(0, 1), (*picture.shape[:2], 3))
-
-
 def overlaid(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """A picture (h, w, 1 or 3), its colours gone, under a map (H, W) that shines where weights are large."""
-    height, width = (whole // part for whole, part in zip(picture.shape, weights.shape, strict=False))
-    shining = colormaps["inferno"](weights / weights.max())[..., :3]
+    """A picture (h, w, 1 or 3) without its colours, under a map (H, W) that is bright where weights are large."""
+    patch_height, patch_width = picture.shape[0] // weights.shape[0], picture.shape[1] // weights.shape[1]
+    bright = colormaps["inferno"](weights / weights.max())[..., :3]  # (H, W, 3)
     grey = picture.clip(0, 1).mean(2, keepdims=True)
-    return 0.25 * grey + 0.75 * shining.repeat(height, 0).repeat(width, 1)
+    return 0.25 * grey + 0.75 * bright.repeat(patch_height, 0).repeat(patch_width, 1)
 
 
 def draw_gallery(rows: list[list[tuple[str, np.ndarray]]], title: str, path: Path) -> None:
     """Rows of pictures (h, w, 1 or 3), from 0 to 1, each below its caption."""
     captions, families = legible([caption for row in rows for caption, _ in row])
-    shown = iter(captions)
-    columns, side, room = max(map(len, rows)), 1.5, 0.22  # inches of a picture and of its caption
-    width, height = columns * (side + 0.1) + 0.1, len(rows) * (side + room) + 0.5
-    figure = Figure(figsize=(max(width, 6.5), height))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, max(width, 6.5)), ylim=(height, 0))
+    captions.reverse()  # popped in order
+    columns, side, caption_height = max(map(len, rows)), 1.5, 0.22  # inches
+    width, height = max(columns * (side + 0.1) + 0.1, 6.5), len(rows) * (side + caption_height) + 0.5
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all pictures: hundreds of axes would take minutes
     axes.set_axis_off()
-    axes.text(0.1, 0.25, title, va="center", fontsize=9)
+    axes.text(0.1, 0.25, title, va="center", fontsize=8)
     for row, cells in enumerate(rows):
         for column, (_, picture) in enumerate(cells):
-            left, top = 0.1 + column * (side + 0.1), 0.4 + row * (side + room)
-            axes.text(left, top + 0.12, next(shown), va="center", fontsize=7, family=families, parse_math=False)
-            area = (left, left + side, top + room + side, top + room)
-            axes.imshow(colored(picture), extent=area, interpolation="nearest", aspect="auto")
-            axes.add_patch(Rectangle((left, top + room), side, side, fill=False, edgecolor="grey", linewidth=0.5))
-    axes.set(xlim=(0, max(width, 6.5)), ylim=(height, 0))
+            left, top = 0.1 + column * (side + 0.1), 0.4 + row * (side + caption_height)
+            axes.text(left, top + 0.12, captions.pop(), va="center", fontsize=7, family=families)
+            right, bottom = left + side, top + caption_height + side
+            colors = np.broadcast_to(picture.clip(0, 1), (*picture.shape[:2], 3))
+            axes.imshow(colors, extent=(left, right, bottom, bottom - side), interpolation="nearest", aspect="auto")
+            axes.add_patch(Rectangle((left, bottom - side), side, side, fill=False, edgecolor="grey", linewidth=0.5))
+    axes.set(xlim=(0, width), ylim=(height, 0))  # y grows downwards
     save(figure, path)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Whole or not at all."""
+    """Writes a PNG, whole or not at all."""
     unfinished = path.with_suffix(".unfinished")
     figure.savefig(unfinished, format="png", dpi=110)
     unfinished.replace(path)

@@ -27,7 +27,7 @@ from pretraining.pictures.vit_insides import (
 MOST = 64  # images in one picture
 ACROSS = 7  # components in a row
 VITS = KeelViTModel, KeelViTForImageClassification, KeelViTForMaskedImageModeling
-HIDDEN = 0.5  # the grey of a patch that is not seen
+HIDDEN = 0.5  # grey, in place of a hidden patch
 ATTENTION = {"cls": "what the class token looks at", "mean": "what the patches look at, in the mean"}
 PREDICTED = {
     "pixels": "their pixels predicted",
@@ -89,13 +89,10 @@ def read_images(paths: list[Path], config: PreTrainedConfig, processor: Any) -> 
 
 
 def masking(folder: Path, mask_ratio: float | None) -> tuple[int, float]:
-    """How the model's run hid patches: its `mask_size` and its `mask_ratio`.
-
-    Args:
-        mask_ratio: instead of the run's.
+    """`mask_size` and `mask_ratio` of the model's run; a given `mask_ratio` replaces the run's.
 
     Raises:
-        UserError: the ratio is none, or none is given and the model lies in no run of masked images.
+        UserError: the ratio is out of range, or none is given and the model lies in no run of masked images.
     """
     path = folder.absolute().parent / "config.yaml"
     try:
@@ -104,7 +101,7 @@ def masking(folder: Path, mask_ratio: float | None) -> tuple[int, float]:
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
         if mask_ratio is None:
             raise UserError(
-                f"{path} does not say how much of an image is hidden, as a run of masked images does: give "
+                f"{path} does not say how much of an image its run hides, as one of masked images does: give "
                 "--mask-ratio."
             ) from error
         size = 1
@@ -115,7 +112,7 @@ def masking(folder: Path, mask_ratio: float | None) -> tuple[int, float]:
 
 
 def shortened(name: str) -> str:
-    """A file's name, to stand above a picture."""
+    """A file's name, short enough for a caption."""
     return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
 
 
@@ -141,27 +138,31 @@ def draw_model(model: PreTrainedModel, out: Path) -> list[Path]:
 def draw_attention_over(
     model: PreTrainedModel, names: list[str], pixel_values: Tensor, pixels: Tensor, every_layer: bool, out: Path
 ) -> list[Path]:
-    """`attention.png`: the last layer's heads, and the rollout, over each image (B, C, S, S).
+    """`attention.png`: the last layer's heads, and the rollout, over each image.
 
-    With `every_layer` also `attention-N-NAME.png`: all layers over the N-th image.
+    Args:
+        pixel_values, pixels: (B, C, S, S), normalised for the model and from 0 to 1.
+        every_layer: draws also `attention-N-NAME.png`: all layers over the N-th image.
     """
     config = model.config
     even = (config.patch_size / config.image_size) ** 2
-    said = f"{ATTENTION[config.pooling]} (yellow: the most; {even:.1%} would be even)"
+    legend = f"{ATTENTION[config.pooling]} (yellow: the most; even: {even:.1%})"
     last, paths = [], [out / "attention.png"]
-    for number, name in enumerate(names):
+    for number, file in enumerate(names):
         image = picture(pixels[number])
         heads, rollouts = attention_over_patches(model, pixel_values[number : number + 1])
         rows = []
         for layer, (maps, rolled) in enumerate(zip(heads.numpy(), rollouts.numpy(), strict=True)):
-            titled = {f"head {head}": map_ for head, map_ in enumerate(maps)} | {"rollout": rolled}
-            cells = [(f"{title}: up to {map_.max():.1%}", overlaid(image, map_)) for title, map_ in titled.items()]
+            named = {f"head {head}": weights for head, weights in enumerate(maps)} | {"rollout": rolled}
+            cells = [
+                (f"{name}: up to {weights.max():.1%}", overlaid(image, weights)) for name, weights in named.items()
+            ]
             rows.append([(f"layer {layer}", image), *cells])
-        last.append([(shortened(name), image), *rows[-1][1:]])
+        last.append([(shortened(file), image), *rows[-1][1:]])
         if every_layer:
-            paths.append(out / f"attention-{number + 1}-{Path(name).stem}.png")
-            draw_gallery(rows, f"{shortened(name)}: {said}", paths[-1])
-    draw_gallery(last, f"last layer, and rollout through all: {said}", paths[0])
+            paths.append(out / f"attention-{number + 1}-{Path(file).stem}.png")
+            draw_gallery(rows, f"{shortened(file)}: {legend}", paths[-1])
+    draw_gallery(last, f"last layer, and rollout through all: {legend}", paths[0])
     return paths
 
 
@@ -173,11 +174,11 @@ def draw_reconstructions(
     masks: tuple[int, float],
     path: Path,
 ) -> None:
-    """Each image, what the model sees of it, and that with what it makes of the rest.
+    """Each image, its visible patches, and these with the model's prediction of the hidden ones.
 
     Args:
         pixel_values: (B, C, S, S), normalised by `statistics`: mean and std (C, 1, 1).
-        masks: as `masking` says.
+        masks: mask_size and mask_ratio.
     """
     config, (mean, std) = model.config, statistics
     side = config.image_size // config.patch_size
@@ -200,22 +201,22 @@ def draw_maps(
     """Draws what a checkpoint has learnt, and what it makes of images.
 
     Args:
-        every_layer: attention of all layers, beside that of the last.
-        mask_ratio: how much of an image is hidden from a model of masked images; None: as much as its run hid.
+        every_layer: draws the attention of all layers, beside that of the last.
+        mask_ratio: the share of the patches that is hidden from a model of masked images; None: the run's.
 
     Returns:
         The pictures: `positions.png` and `kernels.png`; with images `attention.png`, and `reconstructions.png` of a
         model of masked images.
 
     Raises:
-        UserError: the folder holds no ViT of ours or no image processor, an image cannot be read, or how much is to be
-            hidden is unknown, impossible, or asked of a model that hides nothing.
+        UserError: the folder holds no ViT of ours or no image processor, an image cannot be read, or `mask_ratio` is
+            unknown, out of range, or given for a model that hides nothing.
     """
     model = open_vit(folder)
     masked = isinstance(model, KeelViTForMaskedImageModeling)
     if mask_ratio is not None and not masked:
         raise UserError(f"--mask-ratio is for models of masked images, and {folder} has a {type(model).__name__}.")
-    if images:  # whatever is wrong with them is told before anything is drawn
+    if images:  # a mistake in them ends the program before anything is drawn
         masks = masking(folder, mask_ratio) if masked else None
         processor = open_processor(folder)
         pixel_values = read_images(images, model.config, processor)
@@ -233,23 +234,24 @@ def draw_maps(
 
 def main() -> None:
     parser = argparse.ArgumentParser(
+        prog="image_maps",
         description=__doc__,
-        epilog="Drawn are: positions.png, how alike the patches' positions are; kernels.png, the principal components "
-        "of the first layer; attention.png, where the last layer's heads look in each image, and the rollout through "
-        "all layers; reconstructions.png, what a model of masked images makes of what is hidden from it.",
+        epilog="positions.png shows how alike the patches' positions are. kernels.png shows the principal components "
+        "of the first layer. attention.png shows where the last layer's heads look in each image, and the rollout "
+        "through all layers. reconstructions.png shows what a model of masked images predicts of the hidden patches.",
     )
-    parser.add_argument("model", type=Path, help="runs/NAME/model, of a ViT")
+    parser.add_argument("model", type=Path, help="Folder of a ViT: runs/NAME/model.")
     parser.add_argument(
-        "images", type=Path, nargs="*", metavar="IMAGE", help=f"up to {MOST} files; none: positions and kernels alone"
+        "images", type=Path, nargs="*", metavar="IMAGE", help=f"Up to {MOST} image files; none: no attention is drawn."
     )
-    parser.add_argument("--out", type=Path, help="the pictures' folder; default: the run's")
+    parser.add_argument("--out", type=Path, help="Folder for the pictures; default: the run's.")
     parser.add_argument(
-        "--every-layer", action="store_true", help="draw every layer's attention too: attention-N-IMAGE.png"
+        "--every-layer", action="store_true", help="Draw the attention of every layer too, as attention-N-IMAGE.png."
     )
     parser.add_argument(
         "--mask-ratio",
         type=float,
-        help="share of the patches that a model of masked images does not see; default: its run's",
+        help="Share of the patches hidden from a model of masked images; default: its run's.",
     )
     options = parser.parse_args()
     with one_sentence_errors("image_maps"):

@@ -1,4 +1,4 @@
-"""What is inside a trained ViT, as arrays that can be drawn: positions, first kernels, attention, reconstructions.
+"""What a trained ViT has inside, as arrays that can be drawn: positions, first kernels, attention, reconstructions.
 
 B batch, L layers, A heads, T tokens, P patches, N components, C channels, S pixels of a side, H and W height and width
 in patches.
@@ -24,7 +24,7 @@ def position_similarities(model: Any) -> Tensor:
 
 
 def kernel_components(model: Any) -> tuple[Tensor, Tensor]:
-    """Principal components of the patches' kernels, the first of them (Dosovitskiy 2020, figure 7).
+    """The first principal components of the patches' kernels (Dosovitskiy 2020, figure 7).
 
     Returns:
         (N, C, size, size), orthonormal, the largest weight of each positive; and the share (N,) of the kernels'
@@ -40,9 +40,9 @@ def kernel_components(model: Any) -> tuple[Tensor, Tensor]:
 
 
 def rollout(layers: Tensor) -> Tensor:
-    """How much of each token reaches each other one through the layers up to here (Abnar 2020, 3).
+    """How much of each token reaches each other one through the layers so far (Abnar 2020, section 3).
 
-    The mean of the heads and, for the residual, the identity, half each; multiplied from the first layer on.
+    Each layer is half the mean of its heads and half the identity, which stands for the residual.
 
     Args:
         layers: attention weights (L, A, T, T), rows sum to 1.
@@ -59,13 +59,10 @@ def rollout(layers: Tensor) -> Tensor:
 
 
 def seen_patches(weights: Tensor, pooling: str) -> Tensor:
-    """What each patch gets of what the pooled vector is made from: weights (..., T, T) -> (..., H, W).
-
-    Of the class token's attention; without one, of the mean patch's.
-    """
-    seen = weights[..., 0, 1:] if pooling == "cls" else weights.mean(-2)
-    side = round(seen.shape[-1] ** 0.5)
-    return seen.unflatten(-1, (side, side))
+    """Attention to each patch by what is pooled, the class token or the mean of all: (..., T, T) -> (..., H, W)."""
+    weights = weights[..., 0, 1:] if pooling == "cls" else weights.mean(-2)  # (..., P)
+    side = round(weights.shape[-1] ** 0.5)
+    return weights.unflatten(-1, (side, side))
 
 
 def attention_over_patches(model: Any, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,14 +83,14 @@ def color_of_class(classes: Tensor, channels: int) -> Tensor:
 
 
 def over_pixels(patches: Tensor, size: int) -> Tensor:
-    """A value of each patch, at each of its pixels: (B, ..., H, W) -> (B, ..., S, S)."""
+    """A value of each patch, at each of its pixels: (..., H, W) -> (..., S, S)."""
     return patches.repeat_interleave(size, -2).repeat_interleave(size, -1)
 
 
 def reconstructed(model: Any, pixel_values: Tensor, hidden: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Images whose hidden patches are what the model predicts of them, from 0 to 1: (B, C, S, S).
+    """Images whose hidden patches are those that the model predicts, from 0 to 1: (B, C, S, S).
 
-    Normalised pixels are brought back by the mean and the std of the image's own patches, hidden ones too.
+    Where the model predicts normalised pixels, they get the mean and std of the image's patches, hidden ones too.
 
     Args:
         pixel_values: (B, C, S, S), as the model takes them.
@@ -101,15 +98,15 @@ def reconstructed(model: Any, pixel_values: Tensor, hidden: Tensor, mean: Tensor
         mean, std: (C, 1, 1), by which the processor normalised.
     """
     config = model.config
-    found = model(pixel_values, bool_masked_pos=hidden).reconstruction
+    predicted = model(pixel_values, bool_masked_pos=hidden).reconstruction
     side = config.image_size // config.patch_size
     if config.reconstruction_target == "mean_color":
-        colors = color_of_class(found.argmax(-1), config.num_channels)  # (B, P, C)
-        found = over_pixels(colors.transpose(1, 2).unflatten(2, (side, side)), config.patch_size)
+        colors = color_of_class(predicted.argmax(-1), config.num_channels)  # (B, P, C)
+        predicted = over_pixels(colors.transpose(1, 2).unflatten(2, (side, side)), config.patch_size)
     else:
         if config.reconstruction_target == "normalized_pixels":
-            own_mean, own_deviation = patch_statistics(pixel_values, config.patch_size)
-            found = found * own_deviation + own_mean
-        found = (found * std + mean).clamp(0, 1)
-    where = over_pixels(hidden.unflatten(1, (1, side, side)), config.patch_size)
-    return torch.where(where, found, pixel_values * std + mean)
+            patch_mean, patch_std = patch_statistics(pixel_values, config.patch_size)
+            predicted = predicted * patch_std + patch_mean
+        predicted = (predicted * std + mean).clamp(0, 1)
+    where = over_pixels(hidden.unflatten(1, (1, side, side)), config.patch_size)  # (B, 1, S, S)
+    return torch.where(where, predicted, pixel_values * std + mean)
