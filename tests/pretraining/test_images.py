@@ -604,14 +604,16 @@ def test_labels_that_are_none():
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(table)), "b.parquet")
     mistake("b.parquet:2 has label 2, but its classes are 0 to 1", files=["b.parquet"])
     mistake("c.parquet:2 has no label", files=[make_table("c.parquet", [0, 1], [1, None])])
-    mistake("holds float", "set label_column", files=[make_table("d.parquet", [0, 1], [0.5, 1.5], Value("float32"))])
+    mistake(
+        "holds float", "set data.label_column", files=[make_table("d.parquet", [0, 1], [0.5, 1.5], Value("float32"))]
+    )
 
 
 def test_columns_that_are_not_there_or_hold_no_images():
     table = make_table("a.parquet", [0, 1])
     mistake("a.parquet has no column 'imag' (did you mean 'image'?): set data.column to", files=[table], column="imag")
     mistake("no column 'labels' (did you mean 'label'?): set data.label_column", files=[table], label_column="labels")
-    mistake("a.parquet holds int64 in 'label', which is no image: set column to", files=[table], column="label")
+    mistake("a.parquet holds int64 in 'label', which is no image: set data.column to", files=[table], column="label")
     assert tables(table, label_column="labels", labelled=False).train.classes == []
 
 
@@ -626,12 +628,11 @@ def test_tables_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
         put(name, b"no table at all")
         mistake(f"{name} is no ", "write it anew", files=[name])
     put("a.zip", b"")
-    mistake("a.zip in data.files has an unknown extension", ".parquet, .arrow", files=["a.zip"])
+    mistake("a.zip in files has an unknown extension", ".parquet, .arrow", files=["a.zip"])
     empty = pa.table({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())})
     pq.write_table(empty, "e.parquet")
     mistake("e.parquet holds no images", files=["e.parquet"])
-    both = "a.parquet is in both data.files and data.validation_files"
-    mistake(both, files=["a.parquet"], validation_files=["a.parquet"])
+    mistake("a.parquet is in both files and validation_files", files=["a.parquet"], validation_files=["a.parquet"])
 
     def offline(*_, **__):
         raise ConnectionError("no\nnetwork")

@@ -1,4 +1,4 @@
-"""What each image of a source holds, found once in several processes and cached: its pixels too where there is room."""
+"""Hash, size and sums of each image of a source, and its pixels where there is room: read once and cached."""
 
 import shutil
 from dataclasses import dataclass
@@ -26,20 +26,20 @@ FULL = "full"  # a file that tells all processes that the pixels need too much r
 
 @dataclass(frozen=True)
 class Contents:
-    """What N encoded images hold."""
+    """What was read from the N encoded images of a source, C channels each."""
 
     hashes: np.ndarray
-    """(N,): 64 bits of the encoded image."""
+    """(N,): a hash of the encoded image, 64 bits."""
     sizes: np.ndarray
     """(N, 2): height and width; zeros where an image cannot be read."""
     sums: np.ndarray
-    """(N, C): of the pixels' values, by channel."""
+    """(N, C): the sum of the pixels' values."""
     squares: np.ndarray
-    """(N, C): of the pixels' squared values, by channel."""
+    """(N, C): the sum of their squares."""
     bad: list[tuple[str, str]]
     """Place and reason of each image that cannot be read."""
     pixels: Path | None
-    """The file of all pixels, one image after another; none: they need more room than they may take."""
+    """The file of all pixels, one image after another; None: they would take more room than they may."""
 
     @classmethod
     def load(cls, folder: Path, channels: int) -> "Contents":
@@ -52,12 +52,12 @@ class Contents:
 
 
 def examine(source: Source, channels: int, folder: Path, shard: range) -> dict[str, Any]:
-    """The arrays of a shard's images, the "bad" ones (row, reason) and the first "coloured" row.
+    """Of a shard's images the `ARRAYS`, the "bad" ones (row, reason) and the first "coloured" row.
 
-    Their pixels go to a file in `folder`, so that no more than one image is in memory, unless `FULL` is there.
+    Unless `FULL` is there, the pixels go to a file in `folder`, so that one image at a time is in memory.
     """
-    found: dict[str, list] = {name: [] for name in (*ARRAYS, "bad")}
-    kept = not (folder / FULL).exists()
+    lists: dict[str, list] = {name: [] for name in (*ARRAYS, "bad")}
+    room_left = not (folder / FULL).exists()
     with _pixels_of(shard, folder).open("wb") as file:
         for row, value in zip(shard, source.values(shard), strict=True):
             hashed, size, histogram = 0, (0, 0), np.zeros((channels, len(LEVELS)), dtype=np.int64)
@@ -67,19 +67,19 @@ def examine(source: Source, channels: int, folder: Path, shard: range) -> dict[s
             except Coloured:
                 return {"coloured": row}
             except (Unreadable, OSError) as error:
-                found["bad"].append((row, getattr(error, "strerror", None) or str(error)))
+                lists["bad"].append((row, getattr(error, "strerror", None) or str(error)))
             else:
                 hashed, size = hash_bytes(data), pixels.shape[:2]
                 levels = Image.fromarray(pixels if channels > 1 else pixels[..., 0]).histogram()
                 histogram = np.array(levels).reshape(channels, -1)
-                if kept:
+                if room_left:
                     pixels.tofile(file)
-            found["hashes"].append(hashed)
-            found["sizes"].append(size)
-            found["sums"].append(histogram @ LEVELS)
-            found["squares"].append(histogram @ LEVELS**2)
-    arrays: dict[str, Any] = {name: np.array(found[name], dtype=kind) for name, kind in ARRAYS.items()}
-    return arrays | {"bad": found["bad"], "coloured": None}
+            lists["hashes"].append(hashed)
+            lists["sizes"].append(size)
+            lists["sums"].append(histogram @ LEVELS)
+            lists["squares"].append(histogram @ LEVELS**2)
+    arrays: dict[str, Any] = {name: np.array(lists[name], dtype=kind) for name, kind in ARRAYS.items()}
+    return arrays | {"bad": lists["bad"], "coloured": None}
 
 
 def _pixels_of(shard: range, folder: Path) -> Path:
@@ -114,11 +114,11 @@ def examine_all(folder: Path, source: Source, channels: int, room: int, processe
 
 
 def find_contents(source: Source, channels: int, room: int, processes: int, cache: Path, is_builder: bool) -> Contents:
-    """What the images of a source hold, from the cache if it is there.
+    """The contents of a source's images, from the cache if they are there.
 
     Args:
-        room: bytes that the decoded pixels may take; if they need more, none are kept.
-        processes: how many read images; what they write is the same for any number.
+        room: bytes that the decoded pixels may take; if they need more, none are stored.
+        processes: number of processes that read images; it changes no result.
         cache, is_builder: as in `build_cached`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The images of a run: which of a source's are in which split, what is left out, and their pixels."""
+"""The images of a run: in which split each one is, which are left out, and their pixels."""
 
 import hashlib
 import json
@@ -21,45 +21,46 @@ from pretraining.errors import UserError
 
 
 def choose(labels: np.ndarray, hashes: np.ndarray, count: int) -> np.ndarray:
-    """Which of the images (N,) are the `count` to train on, bool (N,): as many of each class, while it has any.
+    """`count` of the images (N,) to train on, as many of each class while it has any: bool (N,).
 
-    The content alone decides, so they are the same in any order, and the first 100 are among the first 1,000.
+    A hash of the content decides, so that order does not matter and a smaller choice is part of a larger one.
     """
     drawn = draws.hash_key(draws.SUBSET, hashes)
     order = np.lexsort((drawn, labels))
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
-    turn = np.empty(len(labels), dtype=np.int64)
-    turn[order] = np.arange(len(labels)) - np.repeat(starts, sizes)  # 0 for the first of each class
+    rank = np.empty(len(labels), dtype=np.int64)  # within its class, from 0
+    rank[order] = np.arange(len(labels)) - np.repeat(starts, sizes)
     chosen = np.zeros(len(labels), dtype=bool)
-    chosen[np.lexsort((drawn, turn))[:count]] = True
+    chosen[np.lexsort((drawn, rank))[:count]] = True
     return chosen
 
 
 @lru_cache(maxsize=8)
 def _open(path: str) -> np.ndarray:
-    """The array in a file, which each process opens for itself; a plain view of the map is cut up ten times faster."""
+    """The array in a file, which each process opens for itself."""
+    # A plain array over the memory map is sliced ten times faster than the map itself.
     return np.asarray(open_array(Path(path), "uint8"))
 
 
 @dataclass(frozen=True)
 class Images:
-    """N images of a split; what is large lies on disk, so that a copy for another process is small."""
+    """N images of a split. The large parts stay on disk, so that a copy for another process is small."""
 
     name: str
     """A hash of the encoded images, their order, labels, classes and channels, the same on every machine."""
     labels: np.ndarray
-    """(N,) int64: the class of each, a number into `classes`; -100 where none is asked for."""
+    """(N,) int64: the class of each, a position in `classes`; -100 where no labels are learnt."""
     sizes: np.ndarray
-    """(N, 2) int64: height and width of each as it is seen, by its EXIF orientation."""
+    """(N, 2) int64: height and width of each, turned as its EXIF orientation says."""
     classes: list[str]
     channels: int
     source: Source
     rows: np.ndarray
     """(N,): the row of each in the source."""
     pixels: str | None
-    """The file of the decoded pixels; none: each image is decoded when it is asked for."""
+    """The file of the decoded pixels; None: each image is decoded when it is asked for."""
     starts: np.ndarray
-    """(N,): where the pixels of each begin in it."""
+    """(N,): the position in that file at which each image begins."""
 
     @classmethod
     def of(cls, source: Source, contents: Contents, rows: np.ndarray, channels: int) -> "Images":
@@ -77,14 +78,14 @@ class Images:
         return len(self.rows)
 
     def place(self, number: int) -> str:
-        """How messages name an image: its file, or its table and row."""
+        """The name of an image in messages: its file, or its table and row."""
         return self.source.place(int(self.rows[number]))
 
     def image(self, number: int) -> np.ndarray:
-        """An image's pixels, uint8 (height, width, channels), not to be written to.
+        """An image's pixels, read-only: uint8 (height, width, channels).
 
         Raises:
-            UserError: its file is no longer what it was when it was prepared.
+            UserError: the image has changed since it was prepared.
         """
         shape = (*self.sizes[number].tolist(), self.channels)
         if self.pixels:
@@ -98,7 +99,7 @@ class Images:
             reason = f"it is {pixels.shape[0]} x {pixels.shape[1]} and was {shape[0]} x {shape[1]}"
         except (Coloured, Unreadable, OSError) as error:
             reason = str(error) or "it has colours now"
-        raise UserError(f"{self.place(number)} has changed since it was prepared ({reason}): restart the run")
+        raise UserError(f"{self.place(number)} has changed since it was prepared ({reason}): restart the run.")
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,16 @@ class PreparedImages:
     train: Images
     validation: Images
     mean: np.ndarray
-    """(channels,) float64: of all pixels of all training images, from 0 to 1."""
+    """(channels,) float64: the mean of all training images' pixels, from 0 to 1."""
     std: np.ndarray
-    """(channels,) float64: their standard deviation; 1 where a channel never changes, so that one may divide by it."""
+    """(channels,) float64: the std of the same; 1 for a channel that never changes, so that one may divide by it."""
     lines: list[str]
-    """What was found."""
+    """What there is to tell about the splits."""
 
 
 def statistics(contents: Contents, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (channels,) of some images' pixels, from 0 to 1; whole numbers until the last."""
+    """Mean and std (channels,) of the pixels of some images, from 0 to 1."""
+    # Python's whole numbers keep the sums exact, whatever the order and number of the images.
     count = int(contents.sizes[rows].prod(axis=1, dtype=np.int64).sum())
     sums, squares = (array[rows].sum(axis=0).tolist() for array in (contents.sums, contents.squares))
     mean = np.array([total / (255 * count) for total in sums])
@@ -130,52 +132,50 @@ def _check_bad(contents: list[Contents], skipped: int) -> None:
         (place, reason), others = bad[0], f", nor can {len(bad) - 1:,} more" if len(bad) > 1 else ""
         raise UserError(
             f"{place} cannot be read ({reason}){others}: mend or delete {'them' if others else 'it'}, or set "
-            f"data.skip_bad_images to {len(bad)}"
+            f"data.skip_bad_images to {len(bad)}."
         )
 
 
-def _parted(
-    settings: ImageSettings, labels: np.ndarray, contents: Contents, held: Contents | None
+def _split(
+    settings: ImageSettings, labels: np.ndarray, contents: Contents, held_out: Contents | None
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """The rows to train on, those held out, and how many others there are for each reason to leave them out.
+    """The rows to train on, the held-out rows, and the number of other rows for each reason to leave them out.
 
-    Args:
-        labels: of the source's images (N,).
-        held: what the images hold that are named as held out.
+    `labels` (N,) and `contents` are the source's; `held_out` are the contents of held-out images that settings name.
     """
-    rows = np.flatnonzero(contents.sizes[:, 0])
+    rows = np.flatnonzero(contents.sizes[:, 0])  # those that could be read
     hashes, labels = contents.hashes[rows], labels[rows]
     first = first_equal(hashes)
     repeated = first != np.arange(len(rows))
     left_out = {"unreadable": len(contents.bad)}
-    if held:
-        held_rows = np.flatnonzero(held.sizes[:, 0])
-        aside = np.isin(hashes, held.hashes[held_rows])
-        left_out["also held out"] = int(aside.sum())
-        repeated &= ~aside
+    if held_out:
+        held_out_rows = np.flatnonzero(held_out.sizes[:, 0])
+        in_validation = np.isin(hashes, held_out.hashes[held_out_rows])
+        left_out["also held out"] = int(in_validation.sum())
+        repeated &= ~in_validation
     else:
-        aside = is_held_out(hashes, settings.validation_fraction) if len(rows) else np.zeros(0, dtype=bool)
-        held_rows = rows[aside & ~repeated]
+        in_validation = is_held_out(hashes, settings.validation_fraction) if len(rows) else np.zeros(0, dtype=bool)
+        held_out_rows = rows[in_validation & ~repeated]
     left_out["duplicates"] = int(repeated.sum())
     left_out["of these with another label"] = int((repeated & (labels != labels[first])).sum())
-    train = np.flatnonzero(~aside & ~repeated)
+    train = np.flatnonzero(~in_validation & ~repeated)
     if settings.examples > len(train):
         raise UserError(
             f"data.examples is {settings.examples:,}, but there are {len(train):,} images to train on: lower it, or "
-            "set it to 0 for all"
+            "set it to 0 for all."
         )
     if settings.examples:
         left_out["not drawn"] = len(train) - settings.examples
         train = train[choose(labels[train], hashes[train], settings.examples)]
-    return rows[train], held_rows, left_out
+    return rows[train], held_out_rows, left_out
 
 
-def _check(settings: ImageSettings, contents: list[Contents], train: np.ndarray, held: np.ndarray) -> None:
-    """Raises UserError where nothing is left of a split."""
+def _check(settings: ImageSettings, contents: list[Contents], train: np.ndarray, held_out: np.ndarray) -> None:
+    """Raises UserError where a split has no image."""
     total = sum(len(each.hashes) - len(each.bad) for each in contents)
     if not len(train):
         raise UserError(f"Not one image is left to train on, of {total:,} that can be read: name other held-out ones.")
-    if not len(held):
+    if not len(held_out):
         name = {"folder": "validation_folder", "files": "validation_files"}.get(settings.source, "validation_split")
         raise UserError(
             f"Nothing is held out for evaluation ({total:,} images in all): set data.validation_fraction"
@@ -197,34 +197,34 @@ def _describe(split: str, images: Images, left_out: dict[str, int]) -> str:
 def prepare_images(
     settings: ImageSettings, channels: int, labelled: bool, cache: Path, is_builder: bool
 ) -> PreparedImages:
-    """The images of a source in two splits, each read once and then cached, without those that repeat others.
+    """The images of a source in two splits, without duplicates; each is read once, and then cached.
 
-    Images are equal if their files are, byte for byte. A held-out split that is named stays as it is, so that scores
-    on it compare, and training images that are in it too are left out. Otherwise the hash of a file decides its side.
+    Images are equal if their files are, byte for byte. Held-out images that the settings name are all used, so that
+    scores on them compare, and training images equal to one of them are left out. If none are named, the hash of a file
+    decides its split.
 
     Args:
         channels: 3 (RGB) or 1 (grey).
         labelled: whether labels are learnt.
-        cache, is_builder: as in `build_cached`.
 
     Raises:
-        UserError: one sentence on what is wrong with the settings or the data, where, and what to do.
+        UserError: a mistake in the settings or the data.
     """
     if channels not in (1, 3):
-        raise UserError(f"model.num_channels is {channels}: images have 3 (RGB) or 1 (grey)")
-    source, held = load_sources(settings, labelled)
+        raise UserError(f"model.num_channels is {channels}: images have 3 (RGB) or 1 (grey).")
+    source, held_out = load_sources(settings, labelled)
     room, processes = settings.decoded_megabytes * 2**20, count_processes(settings.processes)
     contents = find_contents(source, channels, room, processes, cache, is_builder)
-    held_contents = find_contents(held, channels, room, processes, cache, is_builder) if held else None
-    both = [contents, held_contents] if held_contents else [contents]
+    held_out_contents = find_contents(held_out, channels, room, processes, cache, is_builder) if held_out else None
+    both = [contents, held_out_contents] if held_out_contents else [contents]
     _check_bad(both, settings.skip_bad_images)
-    rows, held_rows, left_out = _parted(settings, source.labels, contents, held_contents)
-    _check(settings, both, rows, held_rows)
+    rows, held_out_rows, left_out = _split(settings, source.labels, contents, held_out_contents)
+    _check(settings, both, rows, held_out_rows)
     train = Images.of(source, contents, rows, channels)
-    validation = Images.of(held or source, held_contents or contents, held_rows, channels)
+    validation = Images.of(held_out or source, held_out_contents or contents, held_out_rows, channels)
     lines = [
         _describe("train", train, left_out),
-        _describe("validation", validation, {"unreadable": len(held_contents.bad) if held_contents else 0}),
+        _describe("validation", validation, {"unreadable": len(held_out_contents.bad) if held_out_contents else 0}),
         *(f"unreadable and left out: {place} ({reason})" for each in both for place, reason in each.bad),
     ]
     return PreparedImages(train, validation, *statistics(contents, rows), lines)

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pretraining.errors import UserError, one_line
 
-# Those that Pillow always reads by itself and knows by how they begin, each with its extensions.
+# The formats, with their extensions, that Pillow reads without further libraries and knows by the first bytes.
 FORMATS = {
     "AVIF": (".avif",),
     "BMP": (".bmp",),
@@ -22,11 +22,11 @@ FORMATS = {
 
 
 class Unreadable(UserError):
-    """Why a file gives no image."""
+    """A file gives no image; the message says why."""
 
 
 class Coloured(UserError):
-    """An image has colours where one channel is asked for."""
+    """An image has colours, and one channel is asked for."""
 
 
 def _bytes(image: Image.Image) -> Image.Image:
@@ -56,16 +56,16 @@ def _channels(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def decode(data: bytes, channels: int) -> np.ndarray:
-    """The pixels of an image file: uint8 (height, width, channels); of an animation, its first image.
+    """The pixels of an image file, or of an animation's first image: uint8 (height, width, channels).
 
-    It stands as its EXIF orientation says, what is transparent lies on white, and 16 bits become 8.
+    The image is turned as its EXIF orientation says and laid over white where it is transparent; 16 bits become 8.
 
     Args:
         channels: 3 (RGB) or 1 (grey).
 
     Raises:
-        Unreadable: it is cut off, broken or unreasonably large, of no known format, or not of 8 or 16 bits.
-        Coloured: `channels` is 1 and its pixels are not all grey, however they are stored.
+        Unreadable: the file is cut off, broken, unreasonably large, of no known format, or not of 8 or 16 bits.
+        Coloured: `channels` is 1 and the pixels, however they are stored, are not all grey.
     """
     try:
         with Image.open(BytesIO(data), formats=list(FORMATS)) as image:
@@ -75,5 +75,5 @@ def decode(data: bytes, channels: int) -> np.ndarray:
         raise
     except UnidentifiedImageError as error:
         raise Unreadable("it is no image of a known format") from error
-    except Exception as error:  # each format of Pillow's has others
+    except Exception as error:  # each of Pillow's formats raises its own
         raise Unreadable(one_line(error)) from error

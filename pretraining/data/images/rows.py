@@ -1,4 +1,4 @@
-"""Images in order, encoded where they are: what every source of images becomes."""
+"""Images in order, left encoded where they lie: what every source of images becomes."""
 
 import os
 from bisect import bisect_right
@@ -19,8 +19,7 @@ from pretraining.errors import UserError
 
 UNLABELLED = -100
 IMAGE = {"bytes": Value("binary"), "path": Value("string")}  # as `datasets` stores images
-SHARD = 2**20  # bytes of encoded images that one process works on at a time, unless one alone has more
-IN_SHARD = 256  # images
+SHARD, IN_SHARD = 2**20, 256  # bytes and images on which one process works at a time; a larger image is alone
 
 
 @dataclass(frozen=True)
@@ -32,20 +31,20 @@ class Source:
     sizes: np.ndarray
     """(N,): bytes of each, or about as many."""
     labels: np.ndarray
-    """(N,): the class of each, a number into `classes`; -100 where none is asked for."""
+    """(N,): the class of each, a position in `classes`; -100 where no labels are learnt."""
     classes: list[str]
     parts: list[tuple[str, int]]
-    """The tables of the images, each with its number of rows; none: each image is a file."""
+    """The tables that hold the images, each with its number of rows; empty: each image is a file."""
     first: int
-    """How messages number a table's first row."""
+    """The number of a table's first row in messages."""
     key: list[Any]
-    """All that decides the images."""
+    """Everything on which the images depend."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def place(self, row: int) -> str:
-        """How messages name an image."""
+        """The name of an image in messages."""
         if not self.parts:
             return self.values(range(row, row + 1))[0]["path"]
         starts = [0, *accumulate(size for _, size in self.parts)]
@@ -57,38 +56,40 @@ class Source:
         return self.images[rows.start : rows.stop].column(0).to_pylist()
 
     def shards(self) -> list[range]:
-        """Runs of rows: what one process works on at a time."""
+        """Consecutive rows, on which one process works at a time."""
         shards, start, size = [], 0, 0
-        for row, more in enumerate(self.sizes.tolist()):
-            if row > start and (size + more > SHARD or row - start == IN_SHARD):
+        for row, row_size in enumerate(self.sizes.tolist()):
+            if row > start and (size + row_size > SHARD or row - start == IN_SHARD):
                 shards.append(range(start, row))
                 start, size = row, 0
-            size += more
+            size += row_size
         return [*shards, range(start, len(self))]
 
 
 def state_of(path: str, state: os.stat_result) -> list[str | int]:
-    """What changes when a file does, or the right to read it."""
+    """What changes when a file, or the right to read it, changes."""
     return [path, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
 def encoded(value: Any) -> bytes:
-    """The bytes of an image file that a value holds or names, empty where it does neither; an OSError of reading it."""
+    """The bytes of the image file that a value holds or names; empty where it does neither."""
     if isinstance(value, dict):
         value = value["path"] if value["bytes"] is None else value["bytes"]
     return Path(value).read_bytes() if isinstance(value, str) else value or b""
 
 
 def _classes(column: pa.ChunkedArray, feature: Any, place: Callable[[int], str]) -> tuple[np.ndarray, list[str]]:
-    """Labels (N,) and the names that they number: those that `datasets` knows, or the distinct values, sorted."""
+    """Labels (N,) and the names of the classes: those of a `ClassLabel`, or else the distinct values, sorted."""
     if column.null_count:
         row = pc.index(pc.is_null(column), True).as_py()
-        raise UserError(f"{place(row)} has no label: fill it, or delete the image")
+        raise UserError(f"{place(row)} has no label: fill it, or delete the image.")
     if isinstance(feature, ClassLabel):
         labels, names = column.to_numpy(), feature.names
         if len(outside := np.flatnonzero((labels < 0) | (labels >= len(names)))):
             row = int(outside[0])
-            raise UserError(f"{place(row)} has label {labels[row]}, but its classes are 0 to {len(names) - 1}: mend it")
+            raise UserError(
+                f"{place(row)} has label {labels[row]}, but its classes are 0 to {len(names) - 1}: mend it."
+            )
         return labels.astype(np.int64), names
     values = sorted(column.unique().to_pylist())
     numbers = pc.index_in(column, value_set=pa.array(values, column.type))
@@ -96,7 +97,7 @@ def _classes(column: pa.ChunkedArray, feature: Any, place: Callable[[int], str])
 
 
 def as_source(dataset: Dataset, columns: list[str], sizes: np.ndarray, *where: Any) -> Source:
-    """A data set as a source; `columns` are the image's and, if labels are learnt, the label's."""
+    """A data set as a source: the image's column, the label's if labels are learnt, and `parts`, `first` and `key`."""
     images = dataset.select_columns(columns[:1]).with_format("arrow")
     source = Source(images, sizes, np.full(len(dataset), UNLABELLED), [], *where)
     for column in columns[1:]:
@@ -106,11 +107,7 @@ def as_source(dataset: Dataset, columns: list[str], sizes: np.ndarray, *where: A
 
 
 def store_images(rows: Callable[[], Iterator[Row]], classes: list[str], code: str, key: list[Any]) -> Dataset:
-    """Rows of "image", "label" (a number into `classes`, if there are any) and "characters", the image's bytes.
-
-    Args:
-        code, key: all that they depend on, as in `store`.
-    """
+    """Stores rows of "image", "label" and "characters" (the number of bytes); `code` and `key` as in `store`."""
     label = ClassLabel(names=classes) if classes else Value("int64")
     features = Features({"image": IMAGE, "label": label, "characters": Value("int64")})
     return store(rows, features, "images", [__file__, code], key)

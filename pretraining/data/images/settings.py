@@ -1,4 +1,4 @@
-"""Which images a run is given, and how they are changed while it trains."""
+"""Settings of images: where they come from, and how they are changed while a run trains."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,39 +9,39 @@ from pretraining.errors import UserError
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """Where images come from, and which of them are kept."""
+    """Where images come from, and which of them are used."""
 
     source: str = "digits"
-    """`digits` (1,797 scanned digits that scikit-learn carries), `folder`, `files`, or the name of a Hub data set."""
+    """The source: `digits` (1,797 scanned digits of scikit-learn), `folder`, `files`, or the name of a Hub data set."""
     folder: str | None = None
-    """For `folder`: a folder with a folder of images for each class; where no labels are learnt, one of images."""
+    """The folder of data.source=folder: a folder of images for each class, or images if no labels are learnt."""
     validation_folder: str | None = None
-    """Held-out images, like `folder`; none named: `validation_fraction` is held out."""
+    """The folder of held-out images, like data.folder; null: data.validation_fraction of the images is held out."""
     files: list[str] = field(default_factory=list)
-    """For `files`: .parquet and .arrow files or globs."""
+    """The files of data.source=files: names or globs of .parquet and .arrow files."""
     validation_files: list[str] = field(default_factory=list)
-    """Held-out files or globs, like `files`."""
+    """The files of held-out images, named like data.files; empty: data.validation_fraction is held out."""
     column: str = "image"
-    """The column that holds the image, encoded or as the path of a file, for `files` and Hub data sets."""
+    """The column of files and Hub data sets that holds the image, encoded or as the path of a file."""
     label_column: str = "label"
-    """The column that holds the class: a number or a name."""
+    """The column of files and Hub data sets that holds the class, a number or a name."""
     subset: str | None = None
     """The Hub data set's configuration, as in `load_dataset(name, subset)`."""
     split: str = "train"
     """The Hub data set's training split."""
     validation_split: str | None = None
-    """The Hub data set's held-out split; none: `validation_fraction` of the images."""
+    """The Hub data set's held-out split; null: data.validation_fraction of the images is held out."""
     validation_fraction: float = 0.05
-    """Share of images held out, chosen by a hash of their content, where no held-out images are named; 0: none."""
+    """The share of the images that is held out if no held-out images are named, chosen by a hash of their content."""
     examples: int = 0
-    """Train on this many of the training images, drawn evenly over the classes; 0: on all."""
+    """The number of training images, drawn evenly over the classes; 0: all of them."""
     skip_bad_images: int = 0
-    """Images that may be unreadable and are left out, counted and listed; one more ends the run before it begins."""
+    """The number of unreadable images that are left out and listed; one more ends the run before it begins."""
     decoded_megabytes: int = 4096
-    """Images are kept decoded if all that are read for training, or as held out, take no more than this (all of them
-    where these are parted by `validation_fraction`); else they are decoded each time anew."""
+    """The room for decoded images of one source, training or held-out; if they need more, each image is decoded anew
+    each time it is used."""
     processes: int = 0
-    """Processes that read images; 0: cores divided by the training processes on this machine."""
+    """The number of processes that read images; 0: the cores divided by the training processes of this machine."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
@@ -60,25 +60,25 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How a training image is changed each time it is seen; every choice is drawn from (seed, epoch, index)."""
+    """How a training image is changed each time it is used; every choice is drawn from (seed, epoch, index)."""
 
     crop: Literal["none", "padded", "resized"] = "resized"
-    """What is cut out: the whole image; of its size, from an image padded all round (He 2015, 4.2); or an area of
-    `crop_scale` and a ratio of `crop_ratio`, resized (Szegedy 2014, 6)."""
+    """The part that is cut out: `none`, the whole image; `padded`, a part as large as the image, of the image with its
+    padding (He 2015, 4.2); `resized`, a part of another area and ratio, which is resized (Szegedy 2014, 6)."""
     crop_padding: float = 0.125
-    """Of `padded`: what is added on each side, as a share of the image's own side."""
+    """The padding of objective.crop=padded on each side, as a share of the image's side."""
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
-    """Of `resized`: the least and the largest share of the image's area."""
+    """The area of objective.crop=resized: the least and the largest share of the image's area."""
     crop_ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])
-    """Of `resized`: the least and the largest width over height."""
+    """The ratio of objective.crop=resized: the least and the largest width divided by height."""
     flip: float = 0.5
-    """Share of the images mirrored left to right."""
+    """The share of the images that is mirrored, left to right."""
     randaugment_layers: int = 0
-    """Operations one after another on each image (RandAugment, Cubuk 2019); 0: none."""
+    """The number of RandAugment's operations on each image, one after another (Cubuk 2019); 0: none."""
     randaugment_magnitude: float = 10.0
-    """Their strength, 0 to 30."""
+    """The magnitude of RandAugment's operations, 0 to 30."""
     erasing: float = 0.0
-    """Share of the images of which a rectangle becomes noise (Zhong 2017)."""
+    """The share of the images in which noise replaces a rectangle (Zhong 2017)."""
 
     def __post_init__(self) -> None:
         between("objective.crop_padding", self.crop_padding, 0, 1)
@@ -94,14 +94,14 @@ class AugmentSettings:
 
 @dataclass(frozen=True)
 class MixingSettings(AugmentSettings):
-    """How, besides, another training image is mixed in."""
+    """How a training image is changed, and how another one is mixed into it."""
 
     mixup: float = 0.0
-    """Alpha of the Beta distribution of the weight with which another image is mixed in (Zhang 2017); 0: none is."""
+    """The alpha of the Beta distribution of Mixup's weights (Zhang 2017); 0: no image is blended with another."""
     cutmix: float = 0.0
-    """Alpha of the Beta distribution of the area that another image takes (Yun 2019); 0: none is."""
+    """The alpha of the Beta distribution of CutMix's areas (Yun 2019); 0: no image gets a rectangle of another."""
     mixing: float = 1.0
-    """Share of the images that get a partner, where `mixup` or `cutmix` is on; if both are, each has half of them."""
+    """The share of the images that is mixed; if objective.mixup and objective.cutmix are both on, each gets half."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,8 +19,8 @@ def _load_digits(labelled: bool) -> Source:
     from sklearn.datasets import load_digits  # a second to import
 
     def rows() -> Iterator[Row]:
-        found = load_digits()
-        for pixels, label in zip(found.images, found.target.tolist(), strict=True):
+        digits = load_digits()
+        for pixels, label in zip(digits.images, digits.target.tolist(), strict=True):
             grey = np.rint(pixels * (255 / 16)).astype(np.uint8)
             data = b"P5 %d %d 255\n" % grey.shape[::-1] + grey.tobytes()  # PGM: the bytes are the pixels
             yield {"image": {"bytes": data, "path": None}, "label": label, "characters": len(data)}
@@ -31,21 +31,22 @@ def _load_digits(labelled: bool) -> Source:
     return as_source(dataset, ["image", "label"] if labelled else ["image"], sizes, [("digits", len(dataset))], 0, key)
 
 
-def _same_classes(source: Source, held: Source) -> Source:
-    """The held-out images with the numbers of the training classes."""
+def _same_classes(source: Source, held_out: Source) -> Source:
+    """The held-out images, their labels numbered as the training classes are."""
     number_of = {name: number for number, name in enumerate(source.classes)}
-    for label in np.unique(held.labels).tolist():
-        if (name := held.classes[label]) not in number_of:
-            row = int(np.flatnonzero(held.labels == label)[0])
+    for label in np.unique(held_out.labels).tolist():
+        if (name := held_out.classes[label]) not in number_of:
+            row = int(np.flatnonzero(held_out.labels == label)[0])
             raise UserError(
-                f"{held.place(row)} is of class {name!r}, which no training image can be of"
-                f"{nearest(name, number_of)}: give it one of the {len(number_of)} training classes, or take it away"
+                f"{held_out.place(row)} is of class {name!r}, which no training image can be of"
+                f"{nearest(name, number_of)}: give it one of the {len(number_of)} training classes, or take it away."
             )
-    numbers = np.array([number_of.get(name, UNLABELLED) for name in held.classes])
-    return replace(held, labels=numbers[held.labels], classes=source.classes)
+    numbers = np.array([number_of.get(name, UNLABELLED) for name in held_out.classes])
+    return replace(held_out, labels=numbers[held_out.labels], classes=source.classes)
 
 
 def _load(settings: ImageSettings, labelled: bool) -> tuple[Source, Source | None]:
+    """The images of a source, and the held-out ones that the settings name, each with classes of their own."""
     columns = columns_of(settings, labelled)
     if settings.source == "digits":
         return _load_digits(labelled), None
@@ -54,35 +55,34 @@ def _load(settings: ImageSettings, labelled: bool) -> tuple[Source, Source | Non
         folder = find_folder(settings.folder, "folder")
         if not settings.validation_folder:
             return load_folder(folder, labelled), None
-        held_folder = find_folder(settings.validation_folder, "validation_folder")
-        check_apart(folder, held_folder)
-        return load_folder(folder, labelled), load_folder(held_folder, labelled)
+        validation_folder = find_folder(settings.validation_folder, "validation_folder")
+        check_apart(folder, validation_folder)
+        return load_folder(folder, labelled), load_folder(validation_folder, labelled)
     if settings.source == "files":
         files = find(settings.files, "files", KNOWN)
-        held = find(settings.validation_files, "validation_files", KNOWN)
-        readers.check_apart(files, held, "files")
-        return load_files(files, columns), load_files(held, columns) if held else None
-    held_split = settings.validation_split
+        validation_files = find(settings.validation_files, "validation_files", KNOWN)
+        readers.check_apart(files, validation_files, "files")
+        return load_files(files, columns), load_files(validation_files, columns) if validation_files else None
     train = load_hub(settings, columns, settings.split)
-    return train, load_hub(settings, columns, held_split) if held_split else None
+    return train, load_hub(settings, columns, settings.validation_split) if settings.validation_split else None
 
 
 def load_sources(settings: ImageSettings, labelled: bool) -> tuple[Source, Source | None]:
-    """The images of a source, and those that the settings name as held out, if they name any; of both, equal classes.
+    """The images of a source, and the held-out ones if the settings name any, with the same classes.
 
     Args:
         labelled: whether labels are learnt; else none is read.
 
     Raises:
-        UserError: one sentence on what is wrong with the settings or the data, where, and what to do.
+        UserError: a mistake in the settings or the data.
     """
-    source, held = _load(settings, labelled)
+    source, held_out = _load(settings, labelled)
     if not labelled:
-        return source, held
+        return source, held_out
     used = np.unique(source.labels)
     if len(used) < 2:
         raise UserError(
             f"all {len(source):,} training images are of the class {source.classes[int(used[0])]!r}: there must be two "
-            "classes, or none if the objective learns no labels"
+            "classes, or none if the objective learns no labels."
         )
-    return source, _same_classes(source, held) if held else None
+    return source, _same_classes(source, held_out) if held_out else None

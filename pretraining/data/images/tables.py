@@ -19,11 +19,12 @@ from pretraining.data.stored import store
 from pretraining.errors import UserError, one_line
 
 KNOWN = (".parquet", ".arrow")
-ASSUMED = 2**16  # bytes of an image in a file that a table names
+ASSUMED = 2**16  # bytes; the size of an image file that a table only names
 
 
 def columns_of(settings: ImageSettings, labelled: bool) -> Columns:
-    return {settings.column: "column"} | ({settings.label_column: "label_column"} if labelled else {})
+    """The image's column and, if labels are learnt, the label's, each with the setting that names it."""
+    return {settings.column: "data.column"} | ({settings.label_column: "data.label_column"} if labelled else {})
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -38,28 +39,28 @@ def _check(features: Features, columns: Columns, place: str) -> None:
     plain = pa.types.is_binary(image) or pa.types.is_large_binary(image) or _is_text(image)
     if not plain and not set(IMAGE) <= names:
         raise UserError(
-            f"{place} holds {image} in {next(iter(columns))!r}, which is no image: set column to one of encoded images "
-            f"(bytes, or the paths of files) among {', '.join(features)}"
+            f"{place} holds {image} in {next(iter(columns))!r}, which is no image: set data.column to one of encoded "
+            f"images (bytes, or the paths of files) among {', '.join(features)}."
         )
     for kind in label:
         if not (pa.types.is_integer(kind) or _is_text(kind) or pa.types.is_boolean(kind)):
             raise UserError(
-                f"{place} holds {kind} in {list(columns)[1]!r}, which is no class: set label_column to one of whole "
-                f"numbers or names among {', '.join(features)}"
+                f"{place} holds {kind} in {list(columns)[1]!r}, which is no class: set data.label_column to one of "
+                f"whole numbers or names among {', '.join(features)}."
             )
 
 
 def _sizes(column: pa.ChunkedArray) -> np.ndarray:
-    """Bytes of the images in a column (N,); those in files count as `ASSUMED`."""
+    """Bytes of each image in a column (N,); `ASSUMED` for an image that is a file."""
     if _is_text(column.type):
         return np.full(len(column), ASSUMED)
     content = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-    # Where all images are files, the type of the bytes may be null.
+    # If all images are files, the type of the bytes may be null, which has no length.
     return pc.fill_null(pc.binary_length(content.cast(pa.large_binary())), ASSUMED).to_numpy()
 
 
 def _open(path: str) -> tuple[Features, Dataset | None]:
-    """A table's features, and its rows if they can be memory-mapped."""
+    """A table's features, and its rows if they can be memory-mapped (Arrow, not parquet)."""
     try:
         if extension(path) == ".parquet":
             return Features.from_arrow_schema(pq.read_schema(path)), None
@@ -67,11 +68,11 @@ def _open(path: str) -> tuple[Features, Dataset | None]:
         return dataset.features, dataset
     except (OSError, ValueError, pa.ArrowException) as error:
         kind = "parquet file" if extension(path) == ".parquet" else "Arrow stream of `datasets`"
-        raise UserError(f"{path} is no {kind} that can be read ({one_line(error)}): write it anew") from error
+        raise UserError(f"{path} is no {kind} that can be read ({one_line(error)}): write it anew.") from error
 
 
 def _stored(path: str, columns: Columns, features: Features) -> Dataset:
-    """The rows of a parquet file, which cannot be memory-mapped, in an Arrow file in the cache of `datasets`."""
+    """The rows of a parquet file, copied to an Arrow file in the cache of `datasets`, which can be memory-mapped."""
 
     def rows() -> Iterator[Row]:
         for _, row in TABLES[".parquet"](path, columns):
@@ -80,12 +81,12 @@ def _stored(path: str, columns: Columns, features: Features) -> Dataset:
             yield row | {"characters": len(content or b"")}
 
     image = next(iter(columns))
-    kept = Features({column: features[column] for column in columns} | {"characters": Value("int64")})
-    return store(rows, kept, "images", [__file__, readers.__file__], readers.state([path]), columns)
+    stored_features = Features({column: features[column] for column in columns} | {"characters": Value("int64")})
+    return store(rows, stored_features, "images", [__file__, readers.__file__], readers.state([path]), columns)
 
 
-def state_of_named(column: pa.ChunkedArray) -> str:
-    """A hash of the state of all files that a column of images names instead of holding them."""
+def state_of_files(column: pa.ChunkedArray) -> str:
+    """A hash of the state of all files that a column of images names."""
     digest = hashlib.sha256()
     for chunk in column.chunks:
         if pa.types.is_struct(chunk.type):
@@ -95,8 +96,8 @@ def state_of_named(column: pa.ChunkedArray) -> str:
         else:  # bytes alone
             continue
         for path in paths.to_pylist():
-            there = path is not None and os.path.exists(path)
-            digest.update(json.dumps(state_of(path, os.stat(path)) if there else [path]).encode())
+            exists = path is not None and os.path.exists(path)
+            digest.update(json.dumps(state_of(path, os.stat(path)) if exists else [path]).encode())
     return digest.hexdigest()
 
 
@@ -109,7 +110,7 @@ def load_files(files: list[str], columns: Columns) -> Source:
             if features[column] != expected[column]:
                 raise UserError(
                     f"{path} holds {features[column]} in {column!r} but {first} {expected[column]}: make them "
-                    f"alike, or set {setting} to another column"
+                    f"alike, or set {setting} to another column."
                 )
     datasets = [
         (_stored(path, columns, features) if dataset is None else dataset).select_columns(list(columns))
@@ -117,11 +118,11 @@ def load_files(files: list[str], columns: Columns) -> Source:
     ]
     for path, dataset in zip(files, datasets, strict=True):
         if not len(dataset):
-            raise UserError(f"{path} holds no images: fill it, or leave it out")
+            raise UserError(f"{path} holds no images: fill it, or leave it out.")
     parts = [(path, len(dataset)) for path, dataset in zip(files, datasets, strict=True)]
     dataset, image = concatenate_datasets(datasets), next(iter(columns))
     sizes = _sizes(dataset.data.column(image))
-    key = [os.getcwd(), readers.state(files), image, state_of_named(dataset.data.column(image))]
+    key = [os.getcwd(), readers.state(files), image, state_of_files(dataset.data.column(image))]
     return as_source(dataset, list(columns), sizes, parts, 1, key)
 
 
@@ -130,7 +131,7 @@ def load_hub(settings: ImageSettings, columns: Columns, split: str) -> Source:
     dataset, place = readers.load_hub(settings.source, settings.subset, split, columns, others)
     _check(dataset.features, columns, place)
     if not len(dataset):
-        raise UserError(f"{place} holds no images: name another")
+        raise UserError(f"{place} holds no images: name another.")
     sizes = _sizes(dataset.data.column(settings.column))
     parts = [(f"{settings.source}:{split}", len(dataset))]
     return as_source(dataset, list(columns), sizes, parts, 0, [dataset._fingerprint, settings.column])
