@@ -10,36 +10,37 @@ import pytest
 import torch
 import transformers
 from compare import DECODER, equal
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 import modeling
 
 AUTO = [(auto, config) for config in modeling.CONFIGS.values() for auto in config().auto_map if auto != "AutoConfig"]
 
-# The stranger: opens a checkpoint under every Auto class, says what had to be made up, and saves it again.
+# The stranger: opens checkpoints under every Auto class, says what had to be made up, and saves them again. One process
+# for all of them, for its imports take longest.
 STRANGER = """
-import sys, torch, transformers
+import json, sys, torch, transformers
 
-checkpoint, again, *autos = sys.argv[1:]
-inputs = torch.load("inputs.pt")
-seen = {}
-for auto in autos:
-    model, info = getattr(transformers, auto).from_pretrained(
-        checkpoint, trust_remote_code=True, output_loading_info=True
-    )
-    given = {name: x[:, None] if "MultipleChoice" in auto else x for name, x in inputs.items()}
-    with torch.no_grad():
-        outputs = model.eval()(**given, output_hidden_states=True)
-    outputs = {name: x for name, x in outputs.items() if name not in ("cache", "past_key_values")}
-    if model.can_generate():
-        outputs["generated"] = model.generate(inputs["input_ids"], max_new_tokens=5)
-    seen[auto] = {"class": type(model).__name__, "info": info, "outputs": outputs}
-    model.save_pretrained(f"{again}/{auto}")
-    seen[auto]["opened again"] = type(
-        getattr(transformers, auto).from_pretrained(f"{again}/{auto}", trust_remote_code=True)
-    ).__name__
+for folder, autos in json.loads(sys.argv[1]).items():
+    inputs = torch.load(f"{folder}/inputs.pt")
+    seen = {}
+    for auto in autos:
+        model, info = getattr(transformers, auto).from_pretrained(
+            f"{folder}/checkpoint", trust_remote_code=True, output_loading_info=True
+        )
+        given = {name: x[:, None] if "MultipleChoice" in auto else x for name, x in inputs.items()}
+        with torch.no_grad():
+            outputs = model.eval()(**given, output_hidden_states=True)
+        outputs = {name: x for name, x in outputs.items() if name not in ("cache", "past_key_values")}
+        if model.can_generate():
+            outputs["generated"] = model.generate(inputs["input_ids"], max_new_tokens=5)
+        seen[auto] = {"class": type(model).__name__, "info": info, "outputs": outputs}
+        model.save_pretrained(f"{folder}/again/{auto}")
+        seen[auto]["opened again"] = type(
+            getattr(transformers, auto).from_pretrained(f"{folder}/again/{auto}", trust_remote_code=True)
+        ).__name__
+    torch.save(seen, f"{folder}/seen.pt")
 assert "modeling" not in sys.modules
-torch.save(seen, "seen.pt")
 """
 
 
@@ -85,49 +86,61 @@ SAME = {  # by Auto class: its outputs, and what the pretrained model calls them
 }
 
 
-@pytest.mark.parametrize(
-    "pretrained, fields, inputs",
-    [
-        ("KeelBertForPreTraining", {}, {"input_ids": torch.arange(2, 18).view(2, 8)}),
-        (
-            "KeelSeq2SeqForConditionalGeneration",
-            {},
-            {"input_ids": torch.arange(2, 18).view(2, 8), "decoder_input_ids": torch.arange(2, 18).view(2, 8)},
-        ),
-        ("KeelViTForMaskedImageModeling", {}, IMAGES),
-        ("KeelViTForMaskedImageModeling", DECODER | {"position_embedding_type": "sincos2d"}, IMAGES),
-    ],
-)
-def test_a_stranger_opens_it(pretrained, fields, inputs, tiny, tmp_path):
-    model = tiny(pretrained, **fields).float()
-    model.save_pretrained(tmp_path / "checkpoint")
-    with torch.no_grad():
-        expected = dict(model(**inputs, output_hidden_states=True))
-        if model.can_generate():
-            expected["generated"] = model.generate(inputs["input_ids"], max_new_tokens=5)
+TOKENS = torch.arange(2, 18).view(2, 8)
+CHECKPOINTS = {
+    "bert": ("KeelBertForPreTraining", {}, {"input_ids": TOKENS}),
+    "seq2seq": ("KeelSeq2SeqForConditionalGeneration", {}, {"input_ids": TOKENS, "decoder_input_ids": TOKENS}),
+    "simmim": ("KeelViTForMaskedImageModeling", {}, IMAGES),
+    "mae": ("KeelViTForMaskedImageModeling", DECODER | {"position_embedding_type": "sincos2d"}, IMAGES),
+}
 
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    torch.save(inputs, elsewhere / "inputs.pt")
-    autos = [auto for auto, config in AUTO if config is model.config_class]
-    caches = {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+
+def autos_of(model: PreTrainedModel) -> list[str]:
+    return [auto for auto, config in AUTO if config is model.config_class]
+
+
+@pytest.fixture(scope="module")
+def models(tiny) -> dict[str, PreTrainedModel]:
+    return {name: tiny(pretrained, **fields).float() for name, (pretrained, fields, _) in CHECKPOINTS.items()}
+
+
+@pytest.fixture(scope="module")
+def opened(models: dict[str, PreTrainedModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each checkpoint, with what a process saw that has nothing of ours."""
+    root = tmp_path_factory.mktemp("strangers")
+    for name, model in models.items():
+        model.save_pretrained(root / name / "checkpoint")
+        torch.save(CHECKPOINTS[name][2], root / name / "inputs.pt")
+    autos = {str(root / name): autos_of(model) for name, model in models.items()}
+    (root / "elsewhere").mkdir()
+    caches = {"HF_HOME": str(root / "home"), "HF_MODULES_CACHE": str(root / "modules")}
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(tmp_path / "checkpoint"), str(tmp_path / "again"), *autos],
-        cwd=elsewhere,
+        [sys.executable, "-c", STRANGER, json.dumps(autos)],
+        cwd=root / "elsewhere",
         env={**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **caches},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    seen = torch.load(elsewhere / "seen.pt", weights_only=False)
-    for auto in autos:
+    return root
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_stranger_opens_it(name: str, models: dict[str, PreTrainedModel], opened: Path):
+    model, inputs = models[name], CHECKPOINTS[name][2]
+    with torch.no_grad():
+        expected = dict(model(**inputs, output_hidden_states=True))
+        if model.can_generate():
+            expected["generated"] = model.generate(inputs["input_ids"], max_new_tokens=5)
+    seen = torch.load(opened / name / "seen.pt", weights_only=False)
+    for auto in autos_of(model):
         result = seen[auto]
         assert result["class"] == result["opened again"] == model_of(auto, model.config_class).__name__
         assert set(result["info"]["missing_keys"]) == NEW_HEADS.get(auto, set())
         assert not result["info"]["unexpected_keys"] and not result["info"]["mismatched_keys"]
         states = {name: x for name, x in expected.items() if name.endswith("hidden_states")}
         equal({name: result["outputs"][name] for name in states}, states)
-        for name, original in SAME.get(auto, {}).items():
-            equal(result["outputs"][name], expected[original])
-        saved = json.loads((tmp_path / "again" / auto / "config.json").read_text())
+        for output, original in SAME.get(auto, {}).items():
+            equal(result["outputs"][output], expected[original])
+        saved = json.loads((opened / name / "again" / auto / "config.json").read_text())
         assert saved["auto_map"] == model.config.auto_map
