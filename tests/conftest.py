@@ -1,9 +1,12 @@
 """Options and fixtures of the whole suite."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once: no test asks the network
 
 import pytest
 import torch

@@ -1,13 +1,14 @@
 """Run the tests under the oldest, the locked and the newest versions that pyproject.toml allows, and under others.
 
     python -m tests.versions [lowest locked newest NAME==VERSION ...] [--tests tests/modeling ...] [--environments DIR]
+    python -m tests.versions [SET ...] --install [--environments DIR]
     python -m tests.versions --lock
 
 `lowest` installs every requirement at the lower end of its range, `newest` at the newest release that it allows,
 `locked` what constraints.txt says. `transformers==5.25.0` installs that release over `newest`, whatever the range says:
 what it breaks is told by name. Each set has a virtual environment of its own, made once and kept in DIR. A table for
-people, the names of what failed, and one line of JSON; the exit status is 1 where anything failed. `--lock` writes
-constraints.txt anew, from `newest`.
+people, the names of what failed, and one line of JSON; the exit status is 1 where anything failed. `--install` makes
+the environments and tests nothing. `--lock` writes constraints.txt anew, from `newest`.
 """
 
 import argparse
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", metavar="SET", help="lowest, locked, newest or NAME==VERSION; default: 3")
     parser.add_argument("--tests", nargs="+", default=["tests/modeling"], help="what pytest runs")
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "versions", metavar="DIR")
+    parser.add_argument("--install", action="store_true", help="make the environments, and end")
     parser.add_argument("--lock", action="store_true", help="write constraints.txt from newest, and end")
     options = parser.parse_args()
     chosen = options.sets or ["lowest", "locked", "newest"]
@@ -126,6 +128,10 @@ def main() -> None:
     options.environments.mkdir(parents=True, exist_ok=True)
     if options.lock:
         write_lock(options.environments.resolve())
+        return
+    if options.install:
+        for name in chosen:
+            environment(name, options.environments.resolve())
         return
     results: dict[str, dict[str, Any]] = {}
     for name in chosen:

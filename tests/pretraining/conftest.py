@@ -1,13 +1,19 @@
 """A small real corpus (Python's own help topics), and settings for runs of seconds."""
 
+import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import datasets
+import docstring_parser
 import pyarrow as pa
 import pytest
+from accelerate.state import AcceleratorState
 from datasets import Dataset
+from filelock import FileLock
+from runs import FIXED, WIDTHS
 
 from pretraining.cli import parse
 from pretraining.data.text.documents import Documents
@@ -15,6 +21,22 @@ from pretraining.data.text.sources import FEATURES, as_documents
 from pretraining.objectives import make_objective as objective_of
 from pretraining.objectives.base import Objective
 from pretraining.settings import Settings
+
+# Every start reads the docstrings of the same settings classes, which is half of the time that it takes to parse.
+docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> None:
+    """What an earlier test's run has told Accelerate, its precision for one, holds for no other run."""
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all of pytest-xdist's workers have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture
@@ -27,11 +49,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(shared: Path) -> Path:
     """A folder of .txt files, one document each."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for name, text in sorted(topics.items()):
-        (folder / f"{name.replace('/', '_')}.txt").write_text(text, encoding="utf-8")
+    folder = shared / "corpus"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            for name, text in sorted(topics.items()):
+                (folder / f"{name.replace('/', '_')}.txt").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -47,8 +72,9 @@ def make_documents() -> Callable[[list[str]], Documents]:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def cache(shared: Path) -> Path:
+    """Of prepared data and trained tokenizers."""
+    return shared / "cache"
 
 
 @pytest.fixture(scope="session")
@@ -60,22 +86,16 @@ def arguments(corpus: Path, cache: Path) -> list[str]:
         f'--data.files=["{corpus}/*.txt"]',
         "--data.validation_fraction=0.1",
         "--tokenizer.vocab_size=1500",
-        "--model.hidden_size=32",
+        *WIDTHS,
         "--model.num_hidden_layers=2",
-        "--model.num_attention_heads=2",
-        "--model.intermediate_size=64",
         "--model.max_position_embeddings=64",
         "--objective.sequence_length=64",
         "--train.rows_per_step=32",
         "--train.micro_batch=32",
-        "--train.precision=fp32",
-        "--train.kernel=sdpa",
-        "--train.linear=torch",
+        *FIXED,
         "--optim.learning_rate=1e-3",
         "--optim.warmup=2",
         "--evaluation.examples=64",
-        "--log.every=1",
-        "--log.trackers=[]",
     ]
 
 
@@ -89,20 +109,14 @@ def digits(cache: Path) -> list[str]:
         "--model.image_size=8",
         "--model.patch_size=4",
         "--model.num_channels=1",
-        "--model.hidden_size=32",
+        *WIDTHS,
         "--model.num_hidden_layers=2",
-        "--model.num_attention_heads=2",
-        "--model.intermediate_size=64",
         "--train.rows_per_step=32",
         "--train.micro_batch=32",
-        "--train.precision=fp32",
-        "--train.kernel=sdpa",
-        "--train.linear=torch",
+        *FIXED,
         "--train.threads=1",
         "--optim.warmup=0",
         "--evaluation.examples=32",
-        "--log.every=1",
-        "--log.trackers=[]",
         "--checkpoint.every=1",
     ]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from mistakes import one_sentence, refused
+from runs import lines, newest, run_here, weights
 from safetensors.torch import load_file
-from test_train import lines, newest, run_here, weights
 
 from pretrain import main
 from pretraining import checkpoint, files, log, train

@@ -6,15 +6,14 @@ A run starts from the checkpoint and learns at rate 0, so that what it reports a
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from runs import FIXED, WIDTHS, write_numbers
 
 from pretrain import main
 from pretraining.onednn import has_onednn_linear
 
-NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 WAYS = {
     "bf16, gradient checkpointing, moving average": [
         *("--train.precision=bf16", "--train.gradient_checkpointing=true", "--optim.ema=0.9"),
@@ -27,18 +26,8 @@ WAYS = {
 }
 # Rounding moves what is counted by an example or two of 40, or by a point of BLEU of a model that knows its task.
 EXACT, ROUNDED = {"rel": 1e-4, "abs": 1e-6}, {"rel": 0.05, "abs": 0.06}
-FIXED = ["--train.precision=fp32", "--train.kernel=sdpa", "--train.linear=torch", "--train.threads=1"]
-FIXED += ["--train.micro_batch=8", "--train.rows_per_step=8", "--log.trackers=[]", "--evaluation.examples=40"]
-TINY = ["--model.hidden_size=32", "--model.num_attention_heads=2", "--model.intermediate_size=64"]
-
-
-def pairs(path: Path) -> str:
-    """Numbers in words and in digits, one pair a line: a task that is learned in seconds."""
-    random = np.random.default_rng(0)
-    numbers = [random.integers(10, size=random.integers(1, 7)) for _ in range(900)]
-    lines = ("\t".join((" ".join(NUMBERS[d] for d in n), "".join(map(str, n)))) for n in numbers)
-    path.write_text("\n".join(lines) + "\n")
-    return f'--data.files=["{path}"]'
+SHARED = [*FIXED, "--train.threads=1", "--train.micro_batch=8", "--train.rows_per_step=8", "--evaluation.examples=40"]
+SHARED += ["--log.every=50"]
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +36,21 @@ def checkpoints(corpus: Path, cache: Path, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("checkpoints")
     text = ["--data.source=files", f'--data.files=["{corpus}/[a-c]*.txt"]', "--data.validation_fraction=0.2"]
     writing = ["--model.family=seq2seq", "--objective.sequence_length=32", "--objective.beams=2"]
-    layers = [*TINY, "--model.encoder_layers=1", "--model.decoder_layers=1", "--model.max_position_embeddings=64"]
+    layers = [*WIDTHS, "--model.encoder_layers=1", "--model.decoder_layers=1", "--model.max_position_embeddings=64"]
     images = ["--model.family=vit", "--objective.flip=0"]
-    small = [*TINY, "--model.image_size=8", "--model.patch_size=2", "--model.num_channels=1"]
+    small = [*WIDTHS, "--model.image_size=8", "--model.patch_size=2", "--model.num_channels=1"]
     tasks = {
         "sentence_pairs": (
             [*text, "--objective.sequence_length=32"],
-            [*TINY, "--model.num_hidden_layers=2", "--model.max_position_embeddings=32", "--tokenizer.vocab_size=900"],
+            [
+                *WIDTHS,
+                "--model.num_hidden_layers=2",
+                "--model.max_position_embeddings=32",
+                "--tokenizer.vocab_size=900",
+            ],
         ),
         "translation": (
-            [*writing, "--data.source=files", pairs(folder / "numbers.tsv")],
+            [*writing, "--data.source=files", write_numbers(folder / "numbers.tsv", longest=6)],
             [*layers, "--tokenizer.vocab_size=320", "--train.steps=250", "--optim.optimizer=muon"],
         ),
         "denoising": ([*writing, *text], [*layers, "--tokenizer.vocab_size=900"]),
@@ -68,7 +62,7 @@ def checkpoints(corpus: Path, cache: Path, tmp_path_factory: pytest.TempPathFact
     def checkpoint(objective: str) -> tuple[list[str], Path]:
         if objective not in trained:
             told, first = tasks[objective]
-            told = [*FIXED, f"--cache={cache}", f"--runs={folder}", f"--objective.name={objective}", *told]
+            told = [*SHARED, f"--cache={cache}", f"--runs={folder}", f"--objective.name={objective}", *told]
             learning = ["--train.steps=20", "--optim.learning_rate=1e-2", "--model.hidden_dropout_prob=0"]
             AcceleratorState._reset_state(True)
             main([*told, *learning, *first, f"--name={objective}"])

@@ -8,12 +8,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from runs import FIXED, WIDTHS, run_here
 from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTForImageClassification, pipeline
 
 import modeling
 from modeling import KeelViTForImageClassification, KeelViTForMaskedImageModeling
 from modeling.convert import to_native
-from pretrain import main
 from pretraining.batches import Steps
 from pretraining.cli import parse
 from pretraining.data.packing import IGNORED
@@ -28,21 +28,15 @@ SIZE = [
     "--model.image_size=12",
     "--model.patch_size=3",
     "--model.num_channels=1",
-    "--model.hidden_size=32",
+    *WIDTHS,
     "--model.num_hidden_layers=2",
-    "--model.num_attention_heads=2",
-    "--model.intermediate_size=64",
     "--train.rows_per_step=32",
     "--train.micro_batch=32",
-    "--train.precision=fp32",
-    "--train.kernel=sdpa",
-    "--train.linear=torch",
-    "--train.threads=1",  # what a probe chooses is another run's business
+    *FIXED,
+    "--train.threads=1",
     "--optim.learning_rate=1e-3",
     "--optim.warmup=2",
     "--evaluation.examples=64",
-    "--log.every=1",
-    "--log.trackers=[]",
 ]
 RECIPE = [
     "--objective.crop=resized",
@@ -199,8 +193,7 @@ def test_features_of_pixels_are_judged_by_probe_and_neighbours(cache: Path):
 
 
 def run(tmp_path: Path, cache: Path, name: str, *more: str) -> Path:
-    main([*SIZE, f"--runs={tmp_path}", f"--cache={cache}", f"--name={name}", *more])
-    return tmp_path / name
+    return run_here([*SIZE, f"--cache={cache}"], tmp_path, name, *more)
 
 
 def test_a_run_leaves_a_classifier_that_opens_anywhere(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -252,9 +245,16 @@ def test_masked_images_then_classes_then_larger_ones(cache: Path, tmp_path: Path
     assert AutoImageProcessor.from_pretrained(third / "model").size["height"] == 24
 
 
+@pytest.fixture(scope="module")
+def classifier(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("runs"), cache, "classes", "--train.steps=1")
+
+
 @pytest.mark.parametrize("kind", ["simmim", "mae"])
-def test_masked_images_start_from_a_classifier(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str):
-    first = run(tmp_path, cache, "classes", "--train.steps=1")
+def test_masked_images_start_from_a_classifier(
+    classifier: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str
+):
+    first = classifier
     capsys.readouterr()
     more = [*MASKED, *(DECODER if kind == "mae" else [])]
     run(tmp_path, cache, "masked", "--train.steps=1", f"--init_from={first}/model", *more)

@@ -90,7 +90,7 @@ def test_a_worker_that_is_killed_is_one_sentence():
 
 
 def test_a_run_that_is_killed_leaves_no_worker():
-    program = "from test_prepare import *; list(in_order(wait, [range(1), range(1, 2)], 2, '', ''))"
+    program = "from test_prepared import *; list(in_order(wait, [range(1), range(1, 2)], 2, '', ''))"
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     run = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import pytest
 import torch
 from filelock import FileLock
 from mistakes import one_sentence, refused
+from runs import ROOT, ended, fork, is_running, lines, newest, run_here, torchrun, wait, weights
 from safetensors.torch import load_file
-from test_train import command, environment, lines, newest, run_here, weights
 
 from pretraining import train
 from pretraining.checkpoint import choose
@@ -27,11 +26,6 @@ from pretraining.signals import Signals
 def finished(digits: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
     return run_here(digits, tmp_path_factory.mktemp("runs"), "first", "--train.steps=2")
-
-
-def curves(folder: Path) -> list[dict]:
-    """The lines of metrics.jsonl but for the clock's."""
-    return [{name: line[name] for name in line if not name.endswith("_per_second")} for line in lines(folder)]
 
 
 def state_of(folder: Path) -> dict:
@@ -114,7 +108,7 @@ def test_the_same_command_again_goes_on_from_its_own_newest_checkpoint(
     capsys.readouterr()
     again = run_here(digits, tmp_path, "again", *run)
     assert f"resumed from {again}/checkpoints/step-4, which has come of {named}" in capsys.readouterr().out
-    assert curves(again) == curves(whole)
+    assert lines(again) == lines(whole)
     assert all(torch.equal(a, b) for a, b in zip(weights(again).values(), weights(whole).values(), strict=True))
     with one_sentence("step-4", "is no complete checkpoint"):  # what it did not begin from is another matter
         choose(again, str(tmp_path / "first/checkpoints/step-4"))
@@ -236,11 +230,6 @@ def end_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "train_step", interrupted)
 
 
-def start(run: list[str]) -> subprocess.Popen:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(run, env=environment(), stdout=pipe, stderr=pipe, text=True)
-
-
 SIGNALLED = ["--train.steps=150", "--checkpoint.every=1000", "--evaluation.every=1000", "--log.every=7"]
 SIGNALLED += ["--model.hidden_dropout_prob=0.1", "--optim.ema=0.9"]
 
@@ -254,20 +243,20 @@ def test_a_signal_saves_at_the_steps_end(
     unbroken: Path, digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """No checkpoint was due; resumed, weights, optimizer, average and curves equal those of the unbroken run."""
-    run = [*digits, *SIGNALLED, f"--runs={tmp_path}", "--name=run"]
-    process = start(command(run))
-    while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
+    run = [*digits, *SIGNALLED]
+    process = fork(lambda: run_here(run, tmp_path, "run"), tmp_path / "output")
+    while is_running(process) and not (tmp_path / "run/metrics.jsonl").exists():
         time.sleep(0.01)
     time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    said, errors = process.communicate(timeout=120)
-    assert process.returncode == 143, errors
+    os.kill(process, signal.SIGTERM)
+    codes, said = wait(process), (tmp_path / "output").read_text()
+    assert codes == [143], said
     step = state_of(tmp_path / "run")["step"]
-    assert 0 < step < 150 and f"step {step}: told to end, and saved" in said and "Traceback" not in errors
+    assert 0 < step < 150 and f"step {step}: told to end, and saved" in said and "Traceback" not in said
     assert (tmp_path / "run/curves.png").exists() == (step >= 7)
-    run_here(digits, tmp_path, "run", *SIGNALLED)
+    run_here(run, tmp_path, "run")
     assert f"resumed from {tmp_path}/run/checkpoints/step-{step}" in capsys.readouterr().out
-    assert curves(tmp_path / "run") == curves(unbroken)
+    assert lines(tmp_path / "run") == lines(unbroken)
     for name in ("model.safetensors", "optimizer.bin", "average.safetensors"):
         assert (newest(tmp_path / "run") / name).read_bytes() == (newest(unbroken) / name).read_bytes(), name
 
@@ -275,17 +264,16 @@ def test_a_signal_saves_at_the_steps_end(
 def test_all_processes_end_with_the_same_step(digits: list[str], tmp_path: Path):
     """One of two is signalled: none is left waiting, and the launcher's signals to all are no second wish."""
     run = [*digits, *SIGNALLED, "--train.micro_batch=16", f"--runs={tmp_path}", "--name=run"]
-    process = start(command(run, processes=2))
+    process = torchrun(ROOT / "pretrain.py", *run)
     while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
         time.sleep(0.01)
     time.sleep(0.5)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = {rank(int(child)): int(child) for child in children}
     os.kill(ranks[1], signal.SIGTERM)
-    said, errors = process.communicate(timeout=120)
-    state = state_of(tmp_path / "run")
-    assert said.count(f"step {state['step']}: told to end, and saved") == 1, errors
-    assert 0 < state["step"] < 150 and process.returncode != 0 and "exitcode  : 143" in errors
+    done, state = ended(process), state_of(tmp_path / "run")
+    assert done.stdout.count(f"step {state['step']}: told to end, and saved") == 1, done.stderr
+    assert 0 < state["step"] < 150 and done.returncode != 0 and "exitcode  : 143" in done.stderr
 
 
 def rank(process: int) -> int:

@@ -9,6 +9,7 @@ import pytest
 import sacrebleu
 import torch
 from accelerate import Accelerator
+from runs import FIXED, NUMBERS, WIDTHS, lines, write_numbers
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertTokenizer, GenerationConfig, MarianMTModel
 
@@ -25,29 +26,22 @@ from pretraining.objectives.base import Objective
 from pretraining.pictures import attention_maps
 from pretraining.pictures.charts import fonts_for
 
-NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The setting that names a TSV file of numbers in words and in digits."""
+    return write_numbers(tmp_path_factory.mktemp("pairs") / "numbers.tsv", longest=8)
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Numbers in words and in digits: a TSV file of 900 pairs."""
-    path = tmp_path_factory.mktemp("pairs") / "numbers.tsv"
-    random = np.random.default_rng(0)
-    numbers = [random.integers(10, size=random.integers(1, 9)) for _ in range(900)]
-    lines = ("\t".join((" ".join(NUMBERS[d] for d in n), "".join(map(str, n)))) for n in numbers)
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def arguments(pairs: Path, cache: Path, corpus: Path):
+def arguments(pairs: str, cache: Path, corpus: Path):
     """Command-line arguments of a tiny run of one of the objectives, or of translation with separate vocabularies."""
 
     def make(kind: str) -> list[str]:
         text = [f'--data.files=["{corpus}/*.txt"]', "--data.validation_fraction=0.1"]
         data = {
-            "translation": [f'--data.files=["{pairs}"]', "--tokenizer.vocab_size=320"],
-            "separate": [f'--data.files=["{pairs}"]', "--tokenizer.vocab_size=266", "--tokenizer.separate=true"],
+            "translation": [pairs, "--tokenizer.vocab_size=320"],
+            "separate": [pairs, "--tokenizer.vocab_size=266", "--tokenizer.separate=true"],
             "denoising": [*text, "--tokenizer.vocab_size=1500"],
         }
         return [
@@ -56,25 +50,19 @@ def arguments(pairs: Path, cache: Path, corpus: Path):
             f"--objective.name={'denoising' if kind == 'denoising' else 'translation'}",
             "--data.source=files",
             *data[kind],
-            "--model.hidden_size=32",
+            *WIDTHS,
             "--model.encoder_layers=1",
             "--model.decoder_layers=1",
-            "--model.num_attention_heads=2",
-            "--model.intermediate_size=64",
             "--model.max_position_embeddings=64",
             "--objective.sequence_length=32",
             "--objective.row_length=64",
             "--train.rows_per_step=8",
             "--train.micro_batch=8",
-            "--train.precision=fp32",
-            "--train.kernel=sdpa",
-            "--train.linear=torch",
+            *FIXED,
             "--train.threads=1",
             "--optim.learning_rate=1e-3",
             "--optim.warmup=2",
             "--evaluation.examples=40",
-            "--log.every=1",
-            "--log.trackers=[]",
         ]
 
     return make
@@ -333,11 +321,6 @@ def test_one_text_has_one_vocabulary(arguments, tmp_path: Path, capsys: pytest.C
         assert "tokenizer.separate is for pairs" in capsys.readouterr().err
 
 
-def lines_of(folder: Path) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in found]
-
-
 @pytest.mark.parametrize("name", ["translation", "separate", "denoising"])
 def test_a_run_resumes_to_the_same_bits_and_is_the_same_however_it_is_cut(name: str, arguments, tmp_path: Path):
     """Across the border of an epoch, dropout and smoothing on, the mean of the last checkpoints exported."""
@@ -357,12 +340,12 @@ def test_a_run_resumes_to_the_same_bits_and_is_the_same_however_it_is_cut(name: 
         path = f"checkpoints/step-8/{file}"
         assert (whole / path).read_bytes() == (tmp_path / "part" / path).read_bytes(), file
     assert (whole / "results.json").read_text() == (tmp_path / "part/results.json").read_text()
-    assert [line for line in lines_of(whole) if line["step"] > 4] == lines_of(tmp_path / "part")
+    assert [line for line in lines(whole) if line["step"] > 4] == lines(tmp_path / "part")
 
     exact = ["--model.hidden_dropout_prob=0", "--train.steps=3", "--checkpoint.export=last"]
     main([*run, *exact, "--name=one"])
     main([*run, *exact, "--name=four", "--train.micro_batch=7"])
-    for one, other in zip(lines_of(tmp_path / "one"), lines_of(tmp_path / "four"), strict=True):
+    for one, other in zip(lines(tmp_path / "one"), lines(tmp_path / "four"), strict=True):
         assert {k: v for k, v in one.items() if "loss" in k} == pytest.approx(
             {k: v for k, v in other.items() if "loss" in k}, rel=1e-4
         )
@@ -377,7 +360,7 @@ def test_the_mean_of_checkpoints_is_exported(arguments, tmp_path: Path):
         assert torch.allclose(weight, (parts[0][name] + parts[1][name]) / 2, atol=1e-7), name
 
 
-def test_translation_goes_on_from_denoising(arguments, tmp_path: Path, pairs: Path):
+def test_translation_goes_on_from_denoising(arguments, tmp_path: Path):
     """The same architecture and tokenizer; its first evaluation is that of the weights it starts from."""
     main([*arguments("denoising"), "--train.steps=2", f"--runs={tmp_path}", "--name=first"])
     more = ["--train.steps=2", f"--runs={tmp_path}", "--name=second", f"--init_from={tmp_path}/first/model"]
@@ -387,7 +370,7 @@ def test_translation_goes_on_from_denoising(arguments, tmp_path: Path, pairs: Pa
     main([*[part for part in without if "vocab_size" not in part], *more])
     first, second = (json.loads((tmp_path / name / "model/config.json").read_text()) for name in ("first", "second"))
     assert first["vocab_size"] == second["vocab_size"] == 1500
-    assert lines_of(tmp_path / "second")[0]["step"] == 0
+    assert lines(tmp_path / "second")[0]["step"] == 0
 
 
 def learn(arguments: list[str], runs: Path) -> Path:
@@ -432,7 +415,7 @@ def test_each_side_may_have_a_vocabulary_of_its_own(arguments, tmp_path: Path):
     for path in ("tokenizer.json", "target/tokenizer.json"):
         assert (tmp_path / "second/model" / path).read_bytes() == (folder / "model" / path).read_bytes()
     known = json.loads((folder / "results.json").read_text())["eval_loss"]
-    assert lines_of(tmp_path / "second")[0]["eval_loss"] == pytest.approx(known, rel=1e-4)
+    assert lines(tmp_path / "second")[0]["eval_loss"] == pytest.approx(known, rel=1e-4)
 
 
 def test_whoever_opens_it_writes_as_it_was_judged(trained: Path):

@@ -3,10 +3,9 @@
 import json
 import math
 import os
+import runpy
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,48 +14,13 @@ import pytest
 import torch
 import yaml
 from mistakes import refused
+from runs import begin, ended, fork, fork_ranks, is_running, lines, newest, pretrain, run_here, wait, weights
 from safetensors.torch import load_file
 
 from pretrain import main
 from pretraining.autotune import AUTOTUNED
 
-ROOT = Path(__file__).parents[2]
 FILES = {"config.yaml", "curves.png", "metrics.jsonl", "reference.safetensors", "results.json"}
-TIMES = {"seconds", "tokens_per_second", "mfu"}
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Ours, with no trace of a launcher, on one thread: the processes of a test must not depend on the machine."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return {**kept, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", **more}
-
-
-def command(arguments: list[str], processes: int = 1) -> list[str]:
-    if processes == 1:
-        return [sys.executable, str(ROOT / "pretrain.py"), *arguments]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    return [sys.executable, *launcher, str(ROOT / "pretrain.py"), *arguments]
-
-
-def pretrain(arguments: list[str], processes: int = 1) -> subprocess.CompletedProcess:
-    run = command(["--train.threads=1", *arguments], processes)
-    return subprocess.run(run, capture_output=True, text=True, env=environment(), timeout=300, check=False)
-
-
-def lines(folder: Path) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in found]
-
-
-def newest(folder: Path) -> Path:
-    return max(folder.glob("checkpoints/step-*"), key=lambda path: int(path.name[5:]))
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -80,23 +44,22 @@ def test_a_run_leaves_everything_behind(reference: Path):
 
 
 @pytest.mark.parametrize("when", ["soon", "late"])
-def test_a_killed_run_resumes_to_the_same_bits(when: str, reference: Path, arguments: list[str], tmp_path: Path):
+def test_a_killed_run_resumes_to_the_same_bits(
+    when: str, reference: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
     """Killed at an arbitrary moment, dropout on: weights, optimizer and curves equal those of the unbroken run."""
-    run = [*arguments, *RESUMABLE, f"--runs={tmp_path}", "--name=broken"]
+    run = [*arguments, *RESUMABLE]
     folder = tmp_path / "broken"
-    process = subprocess.Popen(
-        command(["--train.threads=1", *run]), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = fork(lambda: run_here(run, tmp_path, "broken"), tmp_path / "output")
     wanted = 5 if when == "soon" else 10
-    while process.poll() is None and not (folder / f"checkpoints/step-{wanted}/state.json").exists():
+    while is_running(process) and not (folder / f"checkpoints/step-{wanted}/state.json").exists():
         time.sleep(0.01)
     time.sleep(0.15)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    assert wait(process) == [-signal.SIGKILL]
     assert not (folder / "model").exists(), "the run was over before it was killed"
-    done = pretrain([*run, "--train.micro_batch=16"])
-    assert done.returncode == 0, done.stderr
-    assert "resumed from" in done.stdout
+    run_here(run, tmp_path, "broken", "--train.micro_batch=16")
+    assert "resumed from" in capsys.readouterr().out
     assert lines(folder) == lines(reference)
     one, other = newest(folder), newest(reference)
     for name in ("model.safetensors", "optimizer.bin"):
@@ -104,16 +67,19 @@ def test_a_killed_run_resumes_to_the_same_bits(when: str, reference: Path, argum
     assert all(torch.equal(a, b) for a, b in zip(weights(folder).values(), weights(reference).values(), strict=True))
 
 
-def test_a_step_is_the_same_however_it_is_cut(arguments: list[str], tmp_path: Path):
+def test_a_step_is_the_same_however_it_is_cut(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
     """1 x 32 = 4 x 8 = 2 processes x 4 x 4, whose parts have unequal numbers of targets; fp32, dropout off."""
-    exact = ["--model.hidden_dropout_prob=0", "--model.attention_probs_dropout_prob=0", "--train.steps=6"]
-    for name, micro_batch, processes in (("one", 32, 1), ("four", 8, 1), ("two", 4, 2)):
-        run = [*arguments, *exact, f"--train.micro_batch={micro_batch}", f"--runs={tmp_path}", f"--name={name}"]
-        if processes == 2:
-            run += ["--log.trackers=['wandb']", "--log.wandb=offline"]
-        done = pretrain(run, processes)
-        assert done.returncode == 0, done.stderr
-        assert "the model is in" in done.stdout and (tmp_path / name / "reference.safetensors").exists()
+    run = [*arguments, "--model.hidden_dropout_prob=0", "--model.attention_probs_dropout_prob=0", "--train.steps=6"]
+    tracked = ["--train.micro_batch=4", "--log.trackers=['wandb']", "--log.wandb=offline"]
+    said = {}
+    for name, micro_batch in (("one", 32), ("four", 8)):
+        run_here(run, tmp_path, name, f"--train.micro_batch={micro_batch}")
+        said[name] = capsys.readouterr().out
+    ranks = fork_ranks(lambda: run_here(run, tmp_path, "two", *tracked), tmp_path / "output")
+    assert wait(*ranks) == [0, 0], (tmp_path / "output-1").read_text()
+    said["two"] = (tmp_path / "output-0").read_text()
+    for name in said:
+        assert "the model is in" in said[name] and (tmp_path / name / "reference.safetensors").exists()
     for name in ("four", "two"):
         for one, other in zip(lines(tmp_path / "one"), lines(tmp_path / name), strict=True):
             assert one == pytest.approx(other, rel=1e-4, abs=1e-7)
@@ -148,8 +114,7 @@ def test_a_damaged_checkpoint_is_named(
 def test_a_finished_run_resumed_changes_nothing(reference: Path, arguments: list[str]):
     before = {path.name: path.read_bytes() for path in (reference / "model").iterdir()}
     curves = lines(reference)
-    done = pretrain([*arguments, *RESUMABLE, f"--runs={reference.parent}", "--name=whole"])
-    assert done.returncode == 0, done.stderr
+    run_here([*arguments, *RESUMABLE], reference.parent, "whole")
     assert lines(reference) == curves
     assert {path.name: path.read_bytes() for path in (reference / "model").iterdir()} == before
 
@@ -163,7 +128,9 @@ def test_a_step_that_is_not_finite_updates_nothing(arguments: list[str], tmp_pat
     assert saved and all(torch.isfinite(tensor).all() for tensor in saved.values())
 
 
-def test_the_probe_reads_back_bit_by_bit_where_nothing_of_ours_is(reference: Path, tmp_path: Path):
+def test_the_probe_reads_back_bit_by_bit_where_nothing_of_ours_is(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     program = """
 import sys, torch
 from safetensors.torch import load_file
@@ -181,14 +148,9 @@ fill = pipeline("fill-mask", folder, trust_remote_code=True)
 assert len(fill("The [MASK] statement is used for repeated execution.")) == 5
 assert "pretraining" not in sys.modules and not any(name.startswith("modeling") for name in sys.modules)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(reference / "model"), str(reference / "reference.safetensors")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment(HF_MODULES_CACHE=str(tmp_path), PYTHONPATH=""),
-        check=False,
-    )
+    monkeypatch.chdir(tmp_path)
+    folders = (reference / "model", reference / "reference.safetensors")
+    done = ended(begin("-c", program, *folders, HF_MODULES_CACHE=str(tmp_path), PYTHONPATH=""))
     assert done.returncode == 0, done.stderr
 
 
@@ -226,11 +188,6 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def run_here(arguments: list[str], folder: Path, name: str, *more: str) -> Path:
-    main([*arguments, "--train.threads=1", f"--runs={folder}", f"--name={name}", *more])
-    return folder / name
-
-
 def test_rotation_keeps_the_newest_and_the_best(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
     """A rate far too high makes a later evaluation worse than an earlier one."""
     more = ["--train.steps=6", "--checkpoint.every=1", "--checkpoint.keep=2", "--evaluation.every=1"]
@@ -249,9 +206,7 @@ def test_rotation_keeps_the_newest_and_the_best(arguments: list[str], tmp_path: 
 def test_bf16_trains_to_nearly_the_same_loss(arguments: list[str], tmp_path: Path):
     losses = {}
     for precision in ("fp32", "bf16"):
-        more = ["--train.steps=5", f"--train.precision={precision}", f"--runs={tmp_path}", f"--name={precision}"]
-        done = pretrain([*arguments, *more])
-        assert done.returncode == 0, done.stderr
+        run_here(arguments, tmp_path, precision, "--train.steps=5", f"--train.precision={precision}")
         losses[precision] = [line["loss"] for line in lines(tmp_path / precision) if "loss" in line]
         assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / precision).values())
     assert losses["bf16"] != losses["fp32"]
@@ -350,27 +305,31 @@ def test_what_is_auto_is_settled_once(arguments: list[str], tmp_path: Path, caps
     torch.set_num_threads(1)
 
 
-def test_a_bad_step_can_be_replayed(arguments: list[str], tmp_path: Path):
+def test_a_bad_step_can_be_replayed(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     run = [*arguments, "--train.steps=20", "--optim.warmup=0", "--optim.learning_rate=1e30", "--train.micro_batch=8"]
-    done = pretrain([*run, "--train.max_grad_norm=0", f"--runs={tmp_path}", "--name=wild"])
-    command = done.stderr.strip().rsplit("python -m ", 1)[1]
+    run += ["--train.max_grad_norm=0", "--train.threads=1", f"--runs={tmp_path}", "--name=wild"]
+    command = refused(run, capsys).strip().rsplit("python -m ", 1)[1]
     (folder,) = (tmp_path / "wild").glob("bad-step-*")
     assert command == f"pretraining.bad_step {folder}"
-    again = subprocess.run(
-        [sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert again.returncode == 1, again.stderr
-    said = again.stdout.splitlines()
+    module, *options = command.split()
+    monkeypatch.setattr(sys, "argv", [module, *options])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert end.value.code == 1
+    replayed = capsys.readouterr().out
+    said = replayed.splitlines()
     assert len([line for line in said if line.startswith("process 0, micro-batch")]) == 4
-    assert "weights that are not finite: none" in said[0] and "the first output that is not finite" in again.stdout
+    assert "weights that are not finite: none" in said[0] and "the first output that is not finite" in replayed
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
 def test_other_trackers(tracker: str, arguments: list[str], tmp_path: Path):
     pytest.importorskip(tracker)
     more = ["--train.steps=2", f"--log.trackers=['{tracker}']", f"--runs={tmp_path}", "--name=tracked"]
-    run = command([*arguments, *more])
-    done = subprocess.run(run, capture_output=True, text=True, env=environment(TRACKIO_DIR=str(tmp_path / "trackio")))
+    done = pretrain([*arguments, *more], TRACKIO_DIR=str(tmp_path / "trackio"))
     assert done.returncode == 0, done.stderr
     pattern = "tracked/**/events.out.tfevents*" if tracker == "tensorboard" else "trackio/**/*"
     assert list(tmp_path.glob(pattern))

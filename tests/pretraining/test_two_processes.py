@@ -1,18 +1,13 @@
-"""Every objective on two processes: the losses of one process, and runs that resume to the same bits.
-
-Run by torchrun, this file is one of the processes: it does the runs that a JSON file lists, one after another, for
-importing torch and transformers takes longer than any of them.
-"""
+"""Every objective on two processes: the losses of one process, and runs that resume to the same bits."""
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from runs import NUMBERS, ended, fork_ranks, lines, torchrun, wait
 from safetensors.torch import load_file
 
 from modeling.base import KeelPreTrainedModel
@@ -21,10 +16,6 @@ from pretraining.cli import parse
 from pretraining.objectives import OBJECTIVES
 from pretraining.objectives import make_objective as objective_of
 from pretraining.objectives.base import Objective
-
-ROOT = Path(__file__).parents[2]
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-TIMES = {"seconds", "tokens_per_second", "images_per_second", "mfu"}
 
 SHARED = [
     "--model.hidden_size=16",
@@ -88,11 +79,14 @@ CASES = [*RESUMED, *((kind, 1) for kind in KINDS if kind not in OBJECTIVES)]
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text of twelve documents and 24 pairs: a run passes the end of an epoch, whose last step has fewer rows."""
     folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    sentences = [[WORDS[d] for d in random.integers(10, size=8)] for _ in range(36)]
+    digits = [random.integers(10, size=8) for _ in range(36)]
+    sentences = [[NUMBERS[d] for d in eight] for eight in digits]
     texts = [" ".join(words).capitalize() + "." for words in sentences]
     (folder / "text.txt").write_text("".join(" ".join(texts[i::12]) + "\n" for i in range(12)))
-    pairs = [(" ".join(words[:3]), " ".join(str(WORDS.index(word)) for word in words[:3])) for words in sentences[:24]]
-    lines = [("words", "digits", "points"), *((*pair, "0-0 1-1 2-2") for pair in pairs)]
+    pairs = [
+        (" ".join(words[:3]), " ".join(str(NUMBERS.index(word)) for word in words[:3])) for words in sentences[:24]
+    ]
+    lines = [("words", "digits", "points"), *((*pair, "0-0 1-1 2-2") for pair in pairs[:24])]
     (folder / "pairs.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
     return folder
 
@@ -108,18 +102,16 @@ def arguments_of(kind: str, rows: int, data: Path, processes: int) -> list[str]:
     return [*arguments, "--evaluation.examples=5", f"--train.micro_batch={2 // processes}", "--optim.ema=0.9", phases]
 
 
-def torchrun(program: Path, argument: Path) -> subprocess.CompletedProcess:
-    """A program on two processes, which meet wherever there is a free port."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment = {**kept, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", str(program), str(argument)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+class Launch(NamedTuple):
+    """How the processes have ended, and what they said."""
+
+    codes: list[int]
+    said: str
 
 
 @pytest.fixture(scope="module")
-def launch(data: Path) -> subprocess.CompletedProcess:
-    """All cases on two processes, and again from the checkpoint in the middle."""
+def launch(data: Path) -> Launch:
+    """All cases on two processes, and again from the checkpoint in the middle: one run after another."""
     runs = []
     for kind, rows in CASES:
         arguments = arguments_of(kind, rows, data, processes=2)
@@ -127,25 +119,25 @@ def launch(data: Path) -> subprocess.CompletedProcess:
         if (kind, rows) in RESUMED:
             middle = f"{data}/2/{kind}-{rows}/checkpoints/step-2"
             runs.append([*arguments, f"--name={kind}-{rows}-resumed", f"--resume={middle}"])
-    (data / "runs.json").write_text(json.dumps(runs))
-    return torchrun(Path(__file__), data / "runs.json")
+
+    def do_all() -> None:
+        for arguments in runs:
+            main(arguments)
+
+    codes = wait(*fork_ranks(do_all, data / "output"))
+    return Launch(codes, "".join((data / f"output-{rank}").read_text() for rank in range(2)))
 
 
-def lines_of(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
-
-
-def test_all_runs_end(launch: subprocess.CompletedProcess):
-    assert launch.returncode == 0, launch.stderr
+def test_all_runs_end(launch: Launch):
+    assert launch.codes == [0, 0], launch.said
 
 
 @pytest.mark.parametrize(("kind", "rows"), CASES)
-def test_two_processes_learn_what_one_does(kind: str, rows: int, launch: subprocess.CompletedProcess, data: Path):
+def test_two_processes_learn_what_one_does(kind: str, rows: int, launch: Launch, data: Path):
     main(arguments_of(kind, rows, data, processes=1))
     one, two = (data / processes / f"{kind}-{rows}" for processes in "12")
-    assert (two / "results.json").exists(), launch.stderr
-    for line, other in zip(lines_of(one), lines_of(two), strict=True):
+    assert (two / "results.json").exists(), launch.said
+    for line, other in zip(lines(one), lines(two), strict=True):
         assert all(map(math.isfinite, other.values()))
         assert line == pytest.approx(other, rel=1e-4, abs=1e-6)
     judged, others = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
@@ -154,10 +146,10 @@ def test_two_processes_learn_what_one_does(kind: str, rows: int, launch: subproc
 
 
 @pytest.mark.parametrize(("kind", "rows"), RESUMED)
-def test_two_processes_resume_to_the_same_bits(kind: str, rows: int, launch: subprocess.CompletedProcess, data: Path):
+def test_two_processes_resume_to_the_same_bits(kind: str, rows: int, launch: Launch, data: Path):
     whole, resumed = data / f"2/{kind}-{rows}", data / f"2/{kind}-{rows}-resumed"
-    assert (resumed / "results.json").exists(), launch.stderr
-    assert [line for line in lines_of(whole) if line["step"] > 2] == lines_of(resumed)
+    assert (resumed / "results.json").exists(), launch.said
+    assert [line for line in lines(whole) if line["step"] > 2] == lines(resumed)
     for name in ("model/model.safetensors", "checkpoints/step-4/optimizer.bin"):
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
     before = load_file(whole / "checkpoints/step-2/model.safetensors")
@@ -214,12 +206,7 @@ main(Path(sys.argv[1]).read_text().splitlines())
 def test_what_fails_on_one_process_is_told_and_ends_all(data: Path, tmp_path: Path):
     (tmp_path / "program.py").write_text(ALONE)
     (tmp_path / "arguments").write_text("\n".join([*arguments_of("sentence_pairs", 3, data, 2), "--name=alone"]))
-    done = torchrun(tmp_path / "program.py", tmp_path / "arguments")
+    done = ended(torchrun(tmp_path / "program.py", tmp_path / "arguments"))
     assert done.returncode == 1, "it ended well"
     told = done.stderr.splitlines()
     assert "[rank1]: Traceback (most recent call last):" in told and "[rank1]: ValueError: one process fails" in told
-
-
-if __name__ == "__main__":
-    for arguments in json.loads(Path(sys.argv[1]).read_text()):
-        main(arguments)
