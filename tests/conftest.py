@@ -59,8 +59,9 @@ def pytest_configure(config):
             config.addinivalue_line("markers", f"{mark}: transformers' own")
 
 
-# The files that take longest, by the processes that they start: begun first, or the last of them would run alone.
-LONGEST = ("test_two_processes", "test_train", "test_resume", "test_evaluation", "test_seq2seq", "test_dates")
+# The files that take longest, by the runs that they make: begun first, or the last of them would run alone.
+LONGEST = ["test_two_processes", "test_train", "test_seq2seq", "test_evaluation", "test_resume", "test_convert"]
+LONGEST += ["test_image_objectives", "test_checkpoint", "test_init_from", "test_dates"]
 
 
 def pytest_collection_modifyitems(items):

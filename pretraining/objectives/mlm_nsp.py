@@ -58,7 +58,9 @@ class SentencePairExamples(TokenExamples):
                 "or objective.next_sentence to none."
             )
         cache, short_rate = Path(self.run.cache).expanduser(), self.settings.short_sequence_rate
-        self.corpus = prepare_corpus(self.run.data, self.run.tokenizer, self.chunk_length, short_rate, cache, is_builder)
+        self.corpus = prepare_corpus(
+            self.run.data, self.run.tokenizer, self.chunk_length, short_rate, cache, is_builder
+        )
         self.tokenizer = self.corpus.tokenizer
         require_tokens(self.tokenizer, ("cls_token", "sep_token", "mask_token", "pad_token"))
         self.special = np.zeros(len(self.tokenizer), dtype=bool)

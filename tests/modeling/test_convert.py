@@ -44,11 +44,11 @@ TINY = {
     "Marian": marian(16, 4, 24, "silu", **PAIR, forced_eos_token_id=None),
     "ViT": KEEL_TINY["ViT"] | {"encoder_stride": 4},
 }
-# The base sizes but for the depth: a block more is the same again.
+# The base sizes but for depth and vocabulary: a block more, or a word more, is the same again.
 BASE = {
-    "Bert": {"num_hidden_layers": 3},
+    "Bert": {"num_hidden_layers": 3, "vocab_size": 5000},
     "Marian": marian(512, 8, 2048, "relu", encoder_layers=2, decoder_layers=2)
-    | {"vocab_size": 37000, "pad_token_id": 36999, "decoder_start_token_id": 36999},
+    | {"vocab_size": 5000, "pad_token_id": 4999, "decoder_start_token_id": 4999},
     "ViT": {"num_hidden_layers": 3},
 }
 

@@ -13,7 +13,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from filelock import FileLock
-from runs import FIXED, WIDTHS
+from runs import FIXED, WIDTHS, learn_numbers, write_numbers
 
 from pretraining.cli import parse
 from pretraining.data.text.documents import Documents
@@ -119,6 +119,54 @@ def digits(cache: Path) -> list[str]:
         "--evaluation.examples=32",
         "--checkpoint.every=1",
     ]
+
+
+@pytest.fixture(scope="session")
+def seq2seq_arguments(shared: Path, cache: Path, corpus: Path) -> Callable[[str], list[str]]:
+    """Command-line arguments of a tiny run of one of the objectives, or of translation with separate vocabularies."""
+    path = shared / "numbers.tsv"
+    with FileLock(f"{path}.lock"):
+        pairs = write_numbers(path)
+
+    def make(kind: str) -> list[str]:
+        text = [f'--data.files=["{corpus}/*.txt"]', "--data.validation_fraction=0.1"]
+        data = {
+            "translation": [pairs, "--tokenizer.vocab_size=320"],
+            "separate": [pairs, "--tokenizer.vocab_size=266", "--tokenizer.separate=true"],
+            "denoising": [*text, "--tokenizer.vocab_size=1500"],
+        }
+        return [
+            f"--cache={cache}",
+            "--model.family=seq2seq",
+            f"--objective.name={'denoising' if kind == 'denoising' else 'translation'}",
+            "--data.source=files",
+            *data[kind],
+            *WIDTHS,
+            "--model.encoder_layers=1",
+            "--model.decoder_layers=1",
+            "--model.max_position_embeddings=64",
+            "--objective.sequence_length=32",
+            "--objective.row_length=64",
+            "--train.rows_per_step=8",
+            "--train.micro_batch=8",
+            *FIXED,
+            "--train.threads=1",
+            "--optim.learning_rate=1e-3",
+            "--optim.warmup=2",
+            "--evaluation.examples=40",
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def translator(shared: Path, seq2seq_arguments: Callable[[str], list[str]]) -> Path:
+    """A run that has learnt to read numbers, trained by the first worker that asks for it."""
+    folder = shared / "numbers"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "model").exists():
+            learn_numbers(seq2seq_arguments("translation"), shared)
+    return folder
 
 
 @pytest.fixture(scope="session")

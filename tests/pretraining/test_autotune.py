@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from pretraining.train import plan_epoch
 
 from pretraining import autotune as module
 from pretraining.autotune import (
@@ -27,7 +28,6 @@ from pretraining.autotune import (
 from pretraining.checkpoint import State
 from pretraining.cli import parse
 from pretraining.onednn import has_onednn_linear
-from pretraining.train import plan_epoch
 
 GIVEN = ["--train.steps=1", "--train.precision=auto", "--train.kernel=auto", "--train.linear=auto"]
 
@@ -77,7 +77,7 @@ def tune(make_objective, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
 
     def tune(*more: str) -> tuple[dict, str]:
         objective = make_objective(*(f"--train.{name}=auto" for name in AUTOTUNED), *more)
-        model = objective.build_model(objective.run.model)
+        model = objective.head.build_model(objective.run.model)
         return autotune(objective.run, model, objective, plan_epoch(objective, objective.run, State()), PartialState())
 
     yield tune
@@ -279,7 +279,7 @@ def test_flops_are_those_of_the_matrix_products(make_objective):
     """Against the count by hand (Kaplan 2020, 2.1): 6 for each weight a token meets, and the attention's scores."""
     objective = make_objective("--model.attention_probs_dropout_prob=0", "--objective.short_sequence_rate=0")
     plan = plan_epoch(objective, objective.run, State())
-    model = objective.build_model(objective.run.model)
+    model = objective.head.build_model(objective.run.model)
     trial = Trial(model, objective, plan, 1, torch.device("cpu"))
     batch = trial.batch(1)
     tokens, width = 64, 32

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from runs import FIXED, WIDTHS, write_numbers
+from runs import FIXED, WIDTHS, run_here
 
-from pretrain import main
 from pretraining.onednn import has_onednn_linear
 
 WAYS = {
@@ -31,53 +29,39 @@ SHARED += ["--log.every=50"]
 
 
 @pytest.fixture(scope="module")
-def checkpoints(corpus: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory):
-    """`checkpoints(objective)`: what such a run is told but for its model, and the model that one left."""
-    folder = tmp_path_factory.mktemp("checkpoints")
+def checkpoints(corpus: Path, cache: Path, seq2seq_arguments, translator: Path, tmp_path_factory):
+    """`checkpoints(objective)`: the arguments of such a run but for its model's, and a model that one has trained."""
     text = ["--data.source=files", f'--data.files=["{corpus}/[a-c]*.txt"]', "--data.validation_fraction=0.2"]
-    writing = ["--model.family=seq2seq", "--objective.sequence_length=32", "--objective.beams=2"]
+    text += ["--objective.sequence_length=32"]
     layers = [*WIDTHS, "--model.encoder_layers=1", "--model.decoder_layers=1", "--model.max_position_embeddings=64"]
+    encoder = [*WIDTHS, "--model.num_hidden_layers=2"]
     images = ["--model.family=vit", "--objective.flip=0"]
-    small = [*WIDTHS, "--model.image_size=8", "--model.patch_size=2", "--model.num_channels=1"]
+    small = [*encoder, "--model.image_size=8", "--model.patch_size=2", "--model.num_channels=1"]
+    vocabulary = "--tokenizer.vocab_size=900"
     tasks = {
-        "sentence_pairs": (
-            [*text, "--objective.sequence_length=32"],
-            [
-                *WIDTHS,
-                "--model.num_hidden_layers=2",
-                "--model.max_position_embeddings=32",
-                "--tokenizer.vocab_size=900",
-            ],
-        ),
-        "translation": (
-            [*writing, "--data.source=files", write_numbers(folder / "numbers.tsv", longest=6)],
-            [*layers, "--tokenizer.vocab_size=320", "--train.steps=250", "--optim.optimizer=muon"],
-        ),
-        "denoising": ([*writing, *text], [*layers, "--tokenizer.vocab_size=900"]),
-        "classification": (images, [*small, "--model.num_hidden_layers=2"]),
-        "masked_images": ([*images, "--objective.probe_examples=60"], [*small, "--model.num_hidden_layers=2"]),
+        "sentence_pairs": (text, [*encoder, "--model.max_position_embeddings=32", vocabulary]),
+        "denoising": (["--model.family=seq2seq", "--objective.beams=2", *text], [*layers, vocabulary]),
+        "classification": (images, small),
+        "masked_images": ([*images, "--objective.probe_examples=60"], small),
     }
-    trained: dict[str, tuple[list[str], Path]] = {}
 
     def checkpoint(objective: str) -> tuple[list[str], Path]:
-        if objective not in trained:
-            told, first = tasks[objective]
-            told = [*SHARED, f"--cache={cache}", f"--runs={folder}", f"--objective.name={objective}", *told]
-            learning = ["--train.steps=20", "--optim.learning_rate=1e-2", "--model.hidden_dropout_prob=0"]
-            AcceleratorState._reset_state(True)
-            main([*told, *learning, *first, f"--name={objective}"])
-            trained[objective] = told, folder / objective / "model"
-        return trained[objective]
+        if objective == "translation":
+            given = [part for part in seq2seq_arguments(objective) if not part.startswith(("--model.", "--tokenizer."))]
+            return [*given, "--model.family=seq2seq", "--objective.beams=2", "--log.every=50"], translator / "model"
+        given, architecture = tasks[objective]
+        given = [*SHARED, f"--cache={cache}", f"--objective.name={objective}", *given]
+        learning = ["--train.steps=20", "--optim.learning_rate=1e-2", "--model.hidden_dropout_prob=0"]
+        folder = run_here([*given, *learning, *architecture], tmp_path_factory.mktemp("runs"), objective)
+        return given, folder / "model"
 
     return checkpoint
 
 
-def measured(told: list[str], model: Path, name: str, *way: str) -> dict[str, dict]:
+def measured(arguments: list[str], model: Path, runs: Path, name: str, *way: str) -> dict[str, dict]:
     """The metrics of a run that starts from `model` and leaves it as it is: before its step, and at its end."""
-    AcceleratorState._reset_state(True)  # another precision is another state
     still = ["--train.steps=1", "--optim.learning_rate=0", "--optim.weight_decay=0", f"--init_from={model}"]
-    main([*told, *still, f"--name={name}", *way])
-    folder = model.parents[1] / name
+    folder = run_here([*arguments, *still], runs, name, *way)
     first, *_ = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     results = json.loads((folder / "results.json").read_text())
     return {
@@ -87,16 +71,16 @@ def measured(told: list[str], model: Path, name: str, *way: str) -> dict[str, di
 
 
 @pytest.mark.parametrize("objective", ["sentence_pairs", "translation", "denoising", "classification", "masked_images"])
-def test_metrics_do_not_depend_on_how_they_are_computed(checkpoints, objective: str, monkeypatch):
+def test_metrics_do_not_depend_on_how_they_are_computed(checkpoints, objective: str, tmp_path: Path, monkeypatch):
     """The graph is captured and run without compiling a kernel, which takes minutes on CPU."""
     compile_model = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda model: compile_model(model, backend="eager"))
-    told, model = checkpoints(objective)
-    plain = measured(told, model, f"{objective}-plain")
+    arguments, model = checkpoints(objective)
+    plain = measured(arguments, model, tmp_path, "plain")
     if objective == "translation":
         assert plain["at the end"]["eval_exact_match"] > 0.5  # or texts would be noise that nothing moves
     for number, (way, options) in enumerate(WAYS.items()):
-        found = measured(told, model, f"{objective}-{number}", *options)
+        found = measured(arguments, model, tmp_path, f"way-{number}", *options)
         for when, expected in plain.items():
             assert found[when].keys() == expected.keys()
             for name, value in expected.items():

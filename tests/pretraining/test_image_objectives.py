@@ -1,6 +1,7 @@
 """What a ViT is shown, what it is asked, and what is left of a run; on scikit-learn's digits."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -220,12 +221,14 @@ def test_a_run_leaves_a_classifier_that_opens_anywhere(cache: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["classes", "mae"])
-def test_a_run_cut_in_two_reaches_the_same_weights(cache: Path, tmp_path: Path, kind: str):
+def test_a_run_cut_in_two_reaches_the_same_weights(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str
+):
     options = [*KINDS[kind], "--model.drop_path_rate=0.2", "--checkpoint.every=3", "--optim.schedule=constant"]
     whole = run(tmp_path, cache, "whole", "--train.steps=6", *options)
-    first = run(tmp_path, cache, "first", "--train.steps=3", *options)
-    second = run(tmp_path, cache, "first", "--train.steps=6", *options)
-    assert first == second
+    shutil.copytree(whole / "checkpoints/step-3", tmp_path / "cut/checkpoints/step-3")
+    second = run(tmp_path, cache, "cut", "--train.steps=6", *options)
+    assert f"resumed from {second}/checkpoints/step-3" in capsys.readouterr().out
     one, other = ((folder / "model" / "model.safetensors").read_bytes() for folder in (whole, second))
     assert one == other
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from runs import lines, run_here
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import modeling
 from modeling import KeelBertConfig, KeelBertForPreTraining
 from modeling.convert import from_native, to_native
-from pretrain import main
 from pretraining.cli import parse
 from pretraining.data.settings import TokenizerSettings
 from pretraining.data.tokenizer import build_tokenizer, regular_ids, word_starts
@@ -64,15 +64,9 @@ def checkpoint(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.Temp
 def run(arguments: list[str], tmp_path: Path):
     def start(init_from: Path | str, *more: str, name: str = "run") -> Path:
         base = [argument for argument in arguments if not argument.startswith("--model.")]
-        base += ["--train.threads=1", "--train.steps=2", f"--runs={tmp_path}", f"--name={name}"]
-        main([*base, f"--init_from={init_from}", *more])
-        return tmp_path / name
+        return run_here([*base, "--train.steps=2"], tmp_path, name, f"--init_from={init_from}", *more)
 
     return start
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @torch.no_grad()
@@ -94,7 +88,10 @@ def held_out_loss(model: PreTrainedModel, objective) -> dict[str, float]:
 
 
 def test_a_native_bert_goes_on_and_goes_back(run, checkpoint, make_objective, tmp_path: Path, capsys):
-    """The loss before is transformers' own, the tokenizer the same file; converted back, transformers opens it."""
+    """The loss before is transformers' own, the tokenizer the same file; converted back, transformers opens it.
+
+    It resumes, and does not from another vocabulary.
+    """
     native = checkpoint()
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 0, "eval_mlm_loss": 9.0}\n')  # of a start that was killed
@@ -116,6 +113,9 @@ def test_a_native_bert_goes_on_and_goes_back(run, checkpoint, make_objective, tm
     run(native)
     assert f"resumed from {folder}" in capsys.readouterr().out
     assert lines(folder) == curves
+    with pytest.raises(SystemExit):
+        run(checkpoint(vocab_size=1528))
+    assert "was trained with model.vocab_size=1500, now it is 1528" in capsys.readouterr().err
 
 
 LACKS = {
@@ -326,10 +326,3 @@ def test_a_unigram_tokenizer_takes_no_new_words(corpus: Path, tmp_path: Path, ma
     build_tokenizer(TokenizerSettings(kind="unigram", vocab_size=900), topics, tmp_path).save_pretrained(tmp_path / "t")
     with pytest.raises(ValueError, match=r"new_words .* need a WordPiece or BPE tokenizer, and .* is Unigram"):
         build_tokenizer(TokenizerSettings(path=str(tmp_path / "t"), new_words=1), topics, tmp_path)
-
-
-def test_another_vocabulary_does_not_resume(run, checkpoint, capsys: pytest.CaptureFixture):
-    run(checkpoint())
-    with pytest.raises(SystemExit):
-        run(checkpoint(vocab_size=1528))
-    assert "was trained with model.vocab_size=1500, now it is 1528" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 import torch
 from accelerate import Accelerator
-from runs import FIXED, NUMBERS, WIDTHS, lines, write_numbers
+from runs import NUMBERS, learn_numbers, lines
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertTokenizer, GenerationConfig, MarianMTModel
 
@@ -28,44 +28,8 @@ from pretraining.pictures.charts import fonts_for
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The setting that names a TSV file of numbers in words and in digits."""
-    return write_numbers(tmp_path_factory.mktemp("pairs") / "numbers.tsv", longest=8)
-
-
-@pytest.fixture(scope="module")
-def arguments(pairs: str, cache: Path, corpus: Path):
-    """Command-line arguments of a tiny run of one of the objectives, or of translation with separate vocabularies."""
-
-    def make(kind: str) -> list[str]:
-        text = [f'--data.files=["{corpus}/*.txt"]', "--data.validation_fraction=0.1"]
-        data = {
-            "translation": [pairs, "--tokenizer.vocab_size=320"],
-            "separate": [pairs, "--tokenizer.vocab_size=266", "--tokenizer.separate=true"],
-            "denoising": [*text, "--tokenizer.vocab_size=1500"],
-        }
-        return [
-            f"--cache={cache}",
-            "--model.family=seq2seq",
-            f"--objective.name={'denoising' if kind == 'denoising' else 'translation'}",
-            "--data.source=files",
-            *data[kind],
-            *WIDTHS,
-            "--model.encoder_layers=1",
-            "--model.decoder_layers=1",
-            "--model.max_position_embeddings=64",
-            "--objective.sequence_length=32",
-            "--objective.row_length=64",
-            "--train.rows_per_step=8",
-            "--train.micro_batch=8",
-            *FIXED,
-            "--train.threads=1",
-            "--optim.learning_rate=1e-3",
-            "--optim.warmup=2",
-            "--evaluation.examples=40",
-        ]
-
-    return make
+def arguments(seq2seq_arguments):
+    return seq2seq_arguments
 
 
 @pytest.fixture(scope="module", params=["translation", "separate", "denoising"])
@@ -341,6 +305,10 @@ def test_a_run_resumes_to_the_same_bits_and_is_the_same_however_it_is_cut(name: 
         assert (whole / path).read_bytes() == (tmp_path / "part" / path).read_bytes(), file
     assert (whole / "results.json").read_text() == (tmp_path / "part/results.json").read_text()
     assert [line for line in lines(whole) if line["step"] > 4] == lines(tmp_path / "part")
+    parts = [load_file(whole / f"checkpoints/step-{step}/model.safetensors") for step in (4, 6, 8)]
+    model = KeelSeq2SeqForConditionalGeneration.from_pretrained(whole / "model")
+    for parameter, weight in model.named_parameters():
+        assert torch.allclose(weight, sum(part[parameter] for part in parts) / 3, atol=1e-7), parameter
 
     exact = ["--model.hidden_dropout_prob=0", "--train.steps=3", "--checkpoint.export=last"]
     main([*run, *exact, "--name=one"])
@@ -349,15 +317,6 @@ def test_a_run_resumes_to_the_same_bits_and_is_the_same_however_it_is_cut(name: 
         assert {k: v for k, v in one.items() if "loss" in k} == pytest.approx(
             {k: v for k, v in other.items() if "loss" in k}, rel=1e-4
         )
-
-
-def test_the_mean_of_checkpoints_is_exported(arguments, tmp_path: Path):
-    run = [*arguments("translation"), "--train.steps=6", "--checkpoint.every=2", "--checkpoint.keep=2"]
-    main([*run, "--checkpoint.export=average", f"--runs={tmp_path}", "--name=mean"])
-    parts = [load_file(tmp_path / f"mean/checkpoints/step-{step}/model.safetensors") for step in (4, 6)]
-    model = KeelSeq2SeqForConditionalGeneration.from_pretrained(tmp_path / "mean/model")
-    for name, weight in model.named_parameters():
-        assert torch.allclose(weight, (parts[0][name] + parts[1][name]) / 2, atol=1e-7), name
 
 
 def test_translation_goes_on_from_denoising(arguments, tmp_path: Path):
@@ -373,23 +332,9 @@ def test_translation_goes_on_from_denoising(arguments, tmp_path: Path):
     assert lines(tmp_path / "second")[0]["step"] == 0
 
 
-def learn(arguments: list[str], runs: Path) -> Path:
-    """A run that has learnt to read numbers: held-out ones come out digit by digit, far above what guessing gives."""
-    more = ["--train.steps=250", "--optim.optimizer=muon", "--optim.learning_rate=1e-2", "--objective.beams=2"]
-    main([*arguments, *more, "--model.hidden_dropout_prob=0", f"--runs={runs}", "--log.every=50"])
-    results = json.loads((runs / "run/results.json").read_text())
-    assert results["eval_exact_match"] > 0.5, results
-    return runs / "run"
-
-
-@pytest.fixture(scope="module")
-def trained(arguments, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return learn(arguments("translation"), tmp_path_factory.mktemp("runs"))
-
-
 def test_each_side_may_have_a_vocabulary_of_its_own(arguments, tmp_path: Path):
     """Learnt, opened with both tokenizers, drawn, and gone on from: the tokenizers stay, and what was known."""
-    folder = learn(arguments("separate"), tmp_path)
+    folder = learn_numbers(arguments("separate"), tmp_path)
     model = KeelSeq2SeqForConditionalGeneration.from_pretrained(folder / "model").eval()
     source, target = (AutoTokenizer.from_pretrained(folder / path) for path in ("model", "model/target"))
     assert len(source) == len(target) == model.config.vocab_size and source.pad_token_id == target.pad_token_id
@@ -418,10 +363,10 @@ def test_each_side_may_have_a_vocabulary_of_its_own(arguments, tmp_path: Path):
     assert lines(tmp_path / "second")[0]["eval_loss"] == pytest.approx(known, rel=1e-4)
 
 
-def test_whoever_opens_it_writes_as_it_was_judged(trained: Path):
+def test_whoever_opens_it_writes_as_it_was_judged(translator: Path):
     """Beams and length are the checkpoint's own; no space comes before the first word."""
-    model = AutoModelForSeq2SeqLM.from_pretrained(trained / "model")
-    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    model = AutoModelForSeq2SeqLM.from_pretrained(translator / "model")
+    tokenizer = AutoTokenizer.from_pretrained(translator / "model")
     assert (model.generation_config.num_beams, model.generation_config.max_length) == (2, 33)
     written = tokenizer.decode(
         model.generate(**tokenizer("seven eight", return_tensors="pt"))[0], skip_special_tokens=True
@@ -430,11 +375,11 @@ def test_whoever_opens_it_writes_as_it_was_judged(trained: Path):
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-def test_keel_transformers_and_ctranslate2_write_the_same(beams: int, trained: Path, tmp_path: Path):
+def test_keel_transformers_and_ctranslate2_write_the_same(beams: int, translator: Path, tmp_path: Path):
     """From one checkpoint: by our own search, by transformers' on the native Marian, and by CTranslate2 on that."""
     ctranslate2 = pytest.importorskip("ctranslate2")
-    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
-    model = KeelSeq2SeqForConditionalGeneration.from_pretrained(trained / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(translator / "model")
+    model = KeelSeq2SeqForConditionalGeneration.from_pretrained(translator / "model").eval()
     native = to_native(model)
     native.save_pretrained(tmp_path / "native")
     tokenizer.save_pretrained(tmp_path / "native")
@@ -518,13 +463,14 @@ def test_alignments_of_packed_pairs_are_those_of_each_alone(arguments, tmp_path:
     assert (batch["alignment_labels"] != IGNORED).any()
 
 
-def test_attention_maps_are_drawn_from_a_checkpoint(arguments, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_attention_maps_are_drawn_from_a_checkpoint(
+    translator: Path, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Every panel shows what the model looked at: rows that add up to 1, over the tokens that stand beside them."""
-    main([*arguments("translation"), "--train.steps=2", f"--runs={tmp_path}", "--name=drawn"])
     seen: list[tuple] = []
     draw = attention_maps.draw_attention
     monkeypatch.setattr(attention_maps, "draw_attention", lambda *all: (seen.append(all), draw(*all)))
-    _, paths = attention_maps.draw_maps(tmp_path / "drawn/model", "seven eight nine", tmp_path)
+    _, paths = attention_maps.draw_maps(translator / "model", "seven eight nine", tmp_path)
     assert [path.name for path in paths] == [f"attention-{name}.png" for name in ("encoder", "decoder", "cross")]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     for layers, queries, keys, *_ in seen:

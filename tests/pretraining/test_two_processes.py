@@ -2,12 +2,13 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from runs import NUMBERS, ended, fork_ranks, lines, torchrun, wait
+from runs import NUMBERS, fork_ranks, lines, wait
 from safetensors.torch import load_file
 
 from modeling.base import KeelPreTrainedModel
@@ -16,6 +17,7 @@ from pretraining.cli import parse
 from pretraining.objectives import OBJECTIVES
 from pretraining.objectives import make_objective as objective_of
 from pretraining.objectives.base import Objective
+from pretraining.objectives.mlm_nsp import SentencePairExamples
 
 SHARED = [
     "--model.hidden_size=16",
@@ -96,7 +98,7 @@ def arguments_of(kind: str, rows: int, data: Path, processes: int) -> list[str]:
     arguments = [*SHARED, *(argument.replace("{data}", str(data)) for argument in KINDS[kind])]
     arguments += [f"--cache={data}/cache-{processes}", f"--runs={data}/{processes}", f"--name={kind}-{rows}"]
     arguments += [f"--train.rows_per_step={rows}"]
-    if rows == 1:  # fewer held-out examples than processes; and what the processes tune themselves
+    if rows == 1:  # fewer held-out examples than processes; and what the processes settle themselves
         return [*arguments, "--evaluation.examples=1", "--train.micro_batch=auto"]
     phases = "--train.phases=[{until: 0.25, train.rows_per_step: 1}]"
     return [*arguments, "--evaluation.examples=5", f"--train.micro_batch={2 // processes}", "--optim.ema=0.9", phases]
@@ -188,25 +190,16 @@ def test_rows_without_examples_give_every_weight_a_gradient_of_zero(objective: O
         assert weight.grad is not None and not weight.grad.any(), name
 
 
-ALONE = """
-import os, sys
-from pathlib import Path
-from pretrain import main
-from pretraining.objectives.mlm_nsp import SentencePairExamples
-
-def examples(self, *args):
-    raise ValueError("one process fails")
-
-if os.environ["RANK"] == "1":
-    SentencePairExamples.examples = examples
-main(Path(sys.argv[1]).read_text().splitlines())
-"""
-
-
 def test_what_fails_on_one_process_is_told_and_ends_all(data: Path, tmp_path: Path):
-    (tmp_path / "program.py").write_text(ALONE)
-    (tmp_path / "arguments").write_text("\n".join([*arguments_of("sentence_pairs", 3, data, 2), "--name=alone"]))
-    done = ended(torchrun(tmp_path / "program.py", tmp_path / "arguments"))
-    assert done.returncode == 1, "it ended well"
-    told = done.stderr.splitlines()
+    def examples(*_):
+        raise ValueError("one process fails")
+
+    def fail_alone() -> None:
+        if os.environ["RANK"] == "1":
+            SentencePairExamples.examples = examples  # of this fork
+        main([*arguments_of("sentence_pairs", 3, data, 2), "--name=alone"])
+
+    codes = wait(*fork_ranks(fail_alone, tmp_path / "output"))
+    assert codes[1] == 1 and codes[0] != 0, "it ended well"
+    told = (tmp_path / "output-1").read_text().splitlines()
     assert "[rank1]: Traceback (most recent call last):" in told and "[rank1]: ValueError: one process fails" in told
