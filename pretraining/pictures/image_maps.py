@@ -37,11 +37,7 @@ PREDICTED = {
 
 
 def open_vit(folder: Path) -> PreTrainedModel:
-    """The checkpoint under the class that wrote it, with the eager kernel.
-
-    Raises:
-        UserError: there is no such folder, or no ViT of ours in it.
-    """
+    """The checkpoint under the class that wrote it; a UserError where a folder holds no ViT of ours."""
     model = open_one_of(VITS, "ViT", folder)
     channels = model.config.num_channels
     if channels not in (1, 3):
@@ -49,23 +45,12 @@ def open_vit(folder: Path) -> PreTrainedModel:
     return model
 
 
-def open_processor(folder: Path) -> Any:
-    """The checkpoint's image processor; UserError where none lies beside the model."""
-    try:
-        return AutoImageProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no image processor can be read from {folder} ({one_line(error)}): put the preprocessor_config.json that "
-            "the model was trained with there."
-        ) from error
-
-
-def read_images(paths: list[Path], config: PreTrainedConfig, processor: Any) -> Tensor:
-    """Images as the model takes them: (B, C, S, S).
+def read_images(paths: list[Path], folder: Path, config: PreTrainedConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Images as the checkpoint in a folder takes them (B, C, S, S), and its processor's mean and std (C, 1, 1).
 
     Raises:
-        UserError: a file cannot be read, or has colours that the model does not see; they are too many; or the
-            processor is not the model's.
+        UserError: there are too many images, one cannot be read or has colours that the model does not see, or the
+            folder holds no image processor, or another model's.
     """
     if len(paths) > MOST:
         raise UserError(f"{len(paths)} images are too many for one picture: give at most {MOST}.")
@@ -78,18 +63,29 @@ def read_images(paths: list[Path], config: PreTrainedConfig, processor: Any) -> 
         except (Unreadable, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{path} cannot be read as an image: {reason}.") from error
-    pixel_values = processor(images=images, input_data_format="channels_last", return_tensors="pt").pixel_values
-    wanted = (config.num_channels, config.image_size, config.image_size)
-    if tuple(pixel_values.shape[1:]) != wanted:
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"the image processor makes {tuple(pixel_values.shape[1:])} of an image, and the model takes {wanted}: "
+            f"no image processor can be read from {folder} ({one_line(error)}): put the preprocessor_config.json that "
+            "the model was trained with there."
+        ) from error
+    pixel_values = processor(images=images, input_data_format="channels_last", return_tensors="pt").pixel_values
+    shape = (config.num_channels, config.image_size, config.image_size)
+    if tuple(pixel_values.shape[1:]) != shape:
+        raise UserError(
+            f"the image processor makes {tuple(pixel_values.shape[1:])} of an image, and the model takes {shape}: "
             "put the preprocessor_config.json that it was trained with beside it."
         )
-    return pixel_values
+    mean, std = torch.tensor([processor.image_mean, processor.image_std])[..., None, None]
+    return pixel_values, mean, std
 
 
-def masking(folder: Path, mask_ratio: float | None) -> tuple[int, float]:
-    """`mask_size` and `mask_ratio` of the model's run; a given `mask_ratio` replaces the run's.
+def hidden_by_run(folder: Path, mask_ratio: float | None, images: int, side: int) -> Tensor:
+    """Patches that are hidden in squares as large as in the model's run: (B, P), `side` of them in a row.
+
+    Args:
+        mask_ratio: the share that is hidden; None: the run's.
 
     Raises:
         UserError: the ratio is out of range, or none is given and the model lies in no run of masked images.
@@ -108,12 +104,12 @@ def masking(folder: Path, mask_ratio: float | None) -> tuple[int, float]:
     ratio = ratio if mask_ratio is None else mask_ratio
     if not 0 < ratio < 1:
         raise UserError(f"--mask-ratio is {ratio}: it must be above 0 and below 1.")
-    return size, ratio
+    return torch.tensor(masked_patches(0, 0, np.arange(images), side, size, ratio))
 
 
-def shortened(name: str) -> str:
-    """A file's name, short enough for a caption."""
-    return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
+def caption(path: Path) -> str:
+    """A file's name, shortened to stand above a picture."""
+    return path.name if len(path.name) <= 24 else f"{path.name[:12]}…{path.name[-11:]}"
 
 
 def picture(pixels: Tensor) -> np.ndarray:
@@ -136,7 +132,7 @@ def draw_model(model: PreTrainedModel, out: Path) -> list[Path]:
 
 
 def draw_attention_over(
-    model: PreTrainedModel, names: list[str], pixel_values: Tensor, pixels: Tensor, every_layer: bool, out: Path
+    model: PreTrainedModel, files: list[Path], pixel_values: Tensor, pixels: Tensor, every_layer: bool, out: Path
 ) -> list[Path]:
     """`attention.png`: the last layer's heads, and the rollout, over each image.
 
@@ -148,7 +144,7 @@ def draw_attention_over(
     even = (config.patch_size / config.image_size) ** 2
     legend = f"{ATTENTION[config.pooling]} (yellow: the most; even: {even:.1%})"
     last, paths = [], [out / "attention.png"]
-    for number, file in enumerate(names):
+    for number, file in enumerate(files):
         image = picture(pixels[number])
         heads, rollouts = attention_over_patches(model, pixel_values[number : number + 1])
         rows = []
@@ -158,37 +154,26 @@ def draw_attention_over(
                 (f"{name}: up to {weights.max():.1%}", overlaid(image, weights)) for name, weights in named.items()
             ]
             rows.append([(f"layer {layer}", image), *cells])
-        last.append([(shortened(file), image), *rows[-1][1:]])
+        last.append([(caption(file), image), *rows[-1][1:]])
         if every_layer:
-            paths.append(out / f"attention-{number + 1}-{Path(file).stem}.png")
-            draw_gallery(rows, f"{shortened(file)}: {legend}", paths[-1])
+            paths.append(out / f"attention-{number + 1}-{file.stem}.png")
+            draw_gallery(rows, f"{caption(file)}: {legend}", paths[-1])
     draw_gallery(last, f"last layer, and rollout through all: {legend}", paths[0])
     return paths
 
 
 def draw_reconstructions(
-    model: PreTrainedModel,
-    names: list[str],
-    pixel_values: Tensor,
-    statistics: tuple[Tensor, Tensor],
-    masks: tuple[int, float],
-    path: Path,
+    model: Any, files: list[Path], pixel_values: Tensor, mean: Tensor, std: Tensor, hidden: Tensor, path: Path
 ) -> None:
-    """Each image, its visible patches, and these with the model's prediction of the hidden ones.
-
-    Args:
-        pixel_values: (B, C, S, S), normalised by `statistics`: mean and std (C, 1, 1).
-        masks: mask_size and mask_ratio.
-    """
-    config, (mean, std) = model.config, statistics
+    """Each image, its visible patches, and these with the model's prediction of the `hidden` ones (B, P)."""
+    config = model.config
     side = config.image_size // config.patch_size
-    hidden = torch.tensor(masked_patches(0, 0, np.arange(len(names)), side, *masks))  # (B, P)
-    pixels = pixel_values * std + mean
-    seen = pixels.masked_fill(over_pixels(hidden.unflatten(1, (1, side, side)), config.patch_size), HIDDEN)
+    pixels = pixel_values * std + mean  # (B, C, S, S)
+    visible = pixels.masked_fill(over_pixels(hidden.unflatten(1, (1, side, side)), config.patch_size), HIDDEN)
     predicted = reconstructed(model, pixel_values, hidden, mean, std)
     rows = [
-        [(shortened(name), picture(whole)), ("seen", picture(part)), ("predicted", picture(guess))]
-        for name, whole, part, guess in zip(names, pixels, seen, predicted, strict=True)
+        [(caption(file), picture(whole)), ("seen", picture(part)), ("predicted", picture(guess))]
+        for file, whole, part, guess in zip(files, pixels, visible, predicted, strict=True)
     ]
     title = f"{hidden.float().mean():.0%} of the patches are hidden; {PREDICTED[config.reconstruction_target]}"
     draw_gallery(rows, title, path)
@@ -217,18 +202,16 @@ def draw_maps(
     if mask_ratio is not None and not masked:
         raise UserError(f"--mask-ratio is for models of masked images, and {folder} has a {type(model).__name__}.")
     if images:  # a mistake in them ends the program before anything is drawn
-        masks = masking(folder, mask_ratio) if masked else None
-        processor = open_processor(folder)
-        pixel_values = read_images(images, model.config, processor)
+        side = model.config.image_size // model.config.patch_size
+        hidden = hidden_by_run(folder, mask_ratio, len(images), side) if masked else None
+        pixel_values, mean, std = read_images(images, folder, model.config)
     out.mkdir(parents=True, exist_ok=True)
     paths = draw_model(model, out)
     if images:
-        names = [path.name for path in images]
-        mean, std = torch.tensor([processor.image_mean, processor.image_std])[..., None, None]
-        paths += draw_attention_over(model, names, pixel_values, pixel_values * std + mean, every_layer, out)
-        if masks is not None:
+        paths += draw_attention_over(model, images, pixel_values, pixel_values * std + mean, every_layer, out)
+        if hidden is not None:
             paths.append(out / "reconstructions.png")
-            draw_reconstructions(model, names, pixel_values, (mean, std), masks, paths[-1])
+            draw_reconstructions(model, images, pixel_values, mean, std, hidden, paths[-1])
     return paths
 
 
@@ -251,7 +234,7 @@ def main() -> None:
     parser.add_argument(
         "--mask-ratio",
         type=float,
-        help="Share of the patches hidden from a model of masked images; default: its run's.",
+        help="Share of the patches hidden from a model of masked images; default: the run's.",
     )
     options = parser.parse_args()
     with one_sentence_errors("image_maps"):
