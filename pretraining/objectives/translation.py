@@ -78,10 +78,14 @@ class TranslationExamples(Seq2SeqExamples):
         for tokenizer in (source, target):
             require_end(tokenizer)
 
+    @property
+    def aligned(self) -> bool:
+        """Whether an example bears word alignments to learn."""
+        return self.run.model.alignment_layer is not None  # type: ignore[attr-defined]
+
     def check_alignments(self) -> None:
         """Raises UserError where word alignments are to be learnt and there are none, or none can be seen."""
         model = self.run.model
-        self.aligned = model.alignment_layer is not None
         if not self.aligned:
             return
         if not len(self.data["train"].points):

@@ -14,11 +14,9 @@ from transformers import PreTrainedModel
 
 import pretrain
 from pretraining.autotune import synchronize
-from pretraining.batches import Batch
-from pretraining.objectives import OBJECTIVES
 from pretraining.optim import learning_rate
 from pretraining.settings import OptimSettings, Settings
-from tests.benchmarks.updates import update_peer
+from tests.benchmarks.updates import Inputs, update_peer
 
 
 class Trained(NamedTuple):
@@ -43,7 +41,7 @@ def train_ours(arguments: list[str], settings: Settings, kind: type[PreTrainedMo
     """The product's run; its exported model, a `kind`."""
     pretrain.main(arguments)
     lines = [json.loads(line) for line in (settings.folder / "metrics.jsonl").read_text().splitlines()]
-    unit = OBJECTIVES[settings.objective.name].unit
+    unit = settings.objective.unit
     last = [line for line in lines if unit in line][-1]
     chosen = yaml.safe_load((settings.folder / "config.yaml").read_text())["train"]
     how = f"{chosen['precision']}, {chosen['kernel']} attention, {chosen['linear']} linear"
@@ -53,8 +51,8 @@ def train_ours(arguments: list[str], settings: Settings, kind: type[PreTrainedMo
 
 def train_peer(
     make: Callable[[], PreTrainedModel],
-    batches: Callable[[], Iterator[Batch]],
-    count: Callable[[Batch], int],
+    batches: Callable[[], Iterator[Inputs]],
+    count: Callable[[Inputs], int],
     seed: int,
     options: argparse.Namespace,
     smoothing: float = 0.0,

@@ -26,17 +26,17 @@ from transformers import BertForMaskedLM, DataCollatorForLanguageModeling, PreTr
 
 from modeling import KeelBertForMaskedLM, KeelBertForPreTraining
 from modeling.convert import to_native
-from pretraining.batches import Batch
 from pretraining.data import draws
 from pretraining.data.packing import IGNORED, Example
 from pretraining.data.text.documents import Documents, load_text
 from pretraining.data.text.filters import filter_text
 from pretraining.data.text.masking import mask_tokens
-from pretraining.objectives.mlm_nsp import SentencePairs
+from pretraining.objectives import make_objective
+from pretraining.objectives.base import Objective
 from pretraining.settings import Settings
 from tests.benchmarks.minutes import Trained, train_ours, train_peer
 from tests.benchmarks.rounds import print_table
-from tests.benchmarks.updates import padded
+from tests.benchmarks.updates import Inputs, padded
 
 BATCH = 32  # blocks of the peer's step, and examples of the evaluator's
 EXAMPLES = 1024  # of each form that the evaluator asks, unless told otherwise
@@ -55,7 +55,7 @@ def blocks(documents: Documents, tokenizer: PreTrainedTokenizerBase, length: int
     return joined[: len(joined) // length * length].reshape(-1, length)
 
 
-def batches(data: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Batch]:
+def batches(data: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Inputs]:
     """The peer's, epoch after epoch, shuffled and masked anew."""
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     random = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def batches(data: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
             yield dict(collate(features))
 
 
-def train_native(settings: Settings, objective: SentencePairs, options: argparse.Namespace) -> Trained:
+def train_native(settings: Settings, objective: Objective, options: argparse.Namespace) -> Trained:
     """The peer."""
     tokenizer, seed = objective.examples.tokenizer, settings.seed
     data = blocks(documents_of(settings)["train"], tokenizer, settings.objective.sequence_length)
@@ -89,7 +89,7 @@ def some(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, most)).astype(int)
 
 
-def held_out(settings: Settings, objective: SentencePairs, most: int) -> dict[str, list[Example]]:
+def held_out(settings: Settings, objective: Objective, most: int) -> dict[str, list[Example]]:
     """The same held-out text in three forms, at most `most` examples each, their masks drawn once."""
     tokenizer, length = objective.examples.tokenizer, settings.objective.sequence_length
     joined = blocks(documents_of(settings)["validation"], tokenizer, length)
@@ -123,7 +123,7 @@ def held_out(settings: Settings, objective: SentencePairs, most: int) -> dict[st
 
 
 @torch.no_grad()
-def ask(model: nn.Module, objective: SentencePairs, examples: list[Example], target: str) -> dict[str, float]:
+def ask(model: nn.Module, objective: Objective, examples: list[Example], target: str) -> dict[str, float]:
     """Share of right answers, mean loss and number of targets: `labels`, or `next_sentence_label`."""
     model.eval()
     right, loss, count = 0, 0.0, 0
@@ -141,7 +141,7 @@ def ask(model: nn.Module, objective: SentencePairs, examples: list[Example], tar
     return {"accuracy": right / count, "loss": loss / count, "targets": count}
 
 
-def ask_pairs(settings: Settings, objective: SentencePairs, most: int) -> dict[str, float]:
+def ask_pairs(settings: Settings, objective: Objective, most: int) -> dict[str, float]:
     """Whether B follows A, in our exported model, over several epochs' draws.
 
     The standard error takes the pairs for independent; they are drawn anew from the same chunks.
@@ -181,7 +181,7 @@ def tell(trained: dict[str, Trained], found: dict[str, dict[str, dict[str, float
 
 def compare(arguments: list[str], settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Trains and asks: all that was found."""
-    objective = SentencePairs(settings)
+    objective = make_objective(settings)
     objective.examples.prepare(is_builder=True)
     most = options.evaluation_examples or EXAMPLES
     examples = held_out(settings, objective, most)
@@ -190,7 +190,7 @@ def compare(arguments: list[str], settings: Settings, options: argparse.Namespac
     if options.only != "peer":
         ours = train_ours(arguments, settings, KeelBertForMaskedLM)
         trained["ours"] = ours._replace(model=to_native(ours.model))
-        if objective.pairs:
+        if objective.examples.pairs:
             nsp = ask_pairs(settings, objective, most)
     if options.only != "ours":
         trained["peer"] = train_native(settings, objective, options)

@@ -26,20 +26,20 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrain
 
 from modeling import KeelSeq2SeqForConditionalGeneration
 from modeling.convert import to_native
-from pretraining.batches import Batch
 from pretraining.data.packing import IGNORED, Example
 from pretraining.data.pairs.corpus import load_pairs
-from pretraining.objectives.translation import Translation
+from pretraining.objectives import make_objective
+from pretraining.objectives.base import Objective
 from pretraining.settings import Settings
 from tests.benchmarks.minutes import Trained, train_ours, train_peer
 from tests.benchmarks.rounds import print_table
-from tests.benchmarks.updates import padded_pairs
+from tests.benchmarks.updates import Inputs, padded_pairs
 
 BATCH = 64  # pairs of the peer's step, and of the evaluator's
 SCORES = {"bleu": BLEU(), "bleu_lowercase": BLEU(lowercase=True, tokenize="13a"), "chrf": CHRF()}
 
 
-def batches(objective: Translation, seed: int) -> Iterator[Batch]:
+def batches(objective: Objective, seed: int) -> Iterator[Inputs]:
     """The peer's, epoch after epoch, shuffled anew."""
     random = np.random.default_rng(seed)
     while True:
@@ -48,11 +48,11 @@ def batches(objective: Translation, seed: int) -> Iterator[Batch]:
             yield padded_pairs(objective, objective.examples.examples("train", 0, order[first : first + BATCH]))
 
 
-def real_tokens(batch: Batch) -> int:
+def real_tokens(batch: Inputs) -> int:
     return int(batch["attention_mask"].sum() + (batch["labels"] != IGNORED).sum())
 
 
-def train_native(settings: Settings, objective: Translation, options: argparse.Namespace) -> Trained:
+def train_native(settings: Settings, objective: Objective, options: argparse.Namespace) -> Trained:
     """The peer."""
     config: Any = to_native(objective.head.build_model(settings.model)).config
     config.dropout, config.init_std = options.peer_dropout, MarianConfig().init_std
@@ -72,7 +72,7 @@ def read_test(settings: Settings, files: list[str]) -> list[tuple[str, str]]:
     return [pair for shard in pairs.shards() for pair in pairs.sides(shard)]
 
 
-def as_examples(objective: Translation, pairs: list[tuple[str, str]]) -> list[Example]:
+def as_examples(objective: Objective, pairs: list[tuple[str, str]]) -> list[Example]:
     """Texts as tokens, with their end token."""
     texts = zip(objective.examples.tokenizers.values(), zip(*pairs, strict=True), strict=True)
     sides = [tokenizer(list(side))["input_ids"] for tokenizer, side in texts]
@@ -80,7 +80,7 @@ def as_examples(objective: Translation, pairs: list[tuple[str, str]]) -> list[Ex
 
 
 @torch.no_grad()
-def ask(model: PreTrainedModel, objective: Translation, examples: list[Example]) -> float:
+def ask(model: PreTrainedModel, objective: Objective, examples: list[Example]) -> float:
     """The mean loss of a target token."""
     total, count = 0.0, 0
     for first in range(0, len(examples), BATCH):
@@ -92,7 +92,7 @@ def ask(model: PreTrainedModel, objective: Translation, examples: list[Example])
 
 
 @torch.no_grad()
-def translate(model: Any, objective: Translation, examples: list[Example]) -> list[str]:
+def translate(model: Any, objective: Objective, examples: list[Example]) -> list[str]:
     """What the model writes for the examples' sources; the same options for every model."""
     tokenizer, options = objective.examples.tokenizers["labels"], objective.examples.settings
     model.generation_config = GenerationConfig(
@@ -137,7 +137,7 @@ def tell(trained: dict[str, Trained], found: dict[str, dict[str, float]]) -> dic
 
 def compare(arguments: list[str], settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Trains and asks: all that was found."""
-    objective = Translation(settings)
+    objective = make_objective(settings)
     objective.examples.prepare(is_builder=True)
     pairs = read_test(settings, options.test_data)[: options.evaluation_examples]
     test = as_examples(objective, pairs)

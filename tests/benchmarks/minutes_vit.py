@@ -16,30 +16,34 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from modeling import KeelViTForImageClassification
-from pretraining.batches import Batch
-from pretraining.objectives.classification import TOP, Classification
+from pretraining.objectives import make_objective
+from pretraining.objectives.base import Objective
+from pretraining.objectives.classification import TOP
 from pretraining.settings import Settings
 from tests.benchmarks.minutes import Trained, train_ours, train_peer
 from tests.benchmarks.rounds import print_table
+from tests.benchmarks.updates import Inputs
 
 BATCH = 64
 
 
-def batches(objective: Classification, seed: int) -> Iterator[Batch]:
+def batches(objective: Objective, seed: int) -> Iterator[Inputs]:
     """The peer's, epoch after epoch, shuffled anew."""
     random, epoch = np.random.default_rng(seed), 0
     while True:
         order = random.permutation(objective.examples.index("train", epoch))
         for first in range(0, len(order), BATCH):
             examples = objective.examples.examples("train", epoch, order[first : first + BATCH])
-            yield objective.head.to_model_inputs(objective.examples.collate([[example] for example in examples], 1))
+            yield objective.head.to_model_inputs(
+                objective.examples.collate([[example] for example in examples], 1).tensors
+            )
         epoch += 1
 
 
 def train_native(settings: Settings, options: argparse.Namespace) -> Trained:
     """The peer."""
     plain = {"crop": "padded", "flip": 0.5, "randaugment_layers": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
-    objective = Classification(settings.changed({f"objective.{name}": value for name, value in plain.items()}))
+    objective = make_objective(settings.changed({f"objective.{name}": value for name, value in plain.items()}))
     objective.examples.prepare(is_builder=True)
     ours: Any = objective.head.build_model(settings.model).config
     config = ViTConfig(
@@ -60,16 +64,19 @@ def train_native(settings: Settings, options: argparse.Namespace) -> Trained:
 
 
 @torch.no_grad()
-def ask(model: PreTrainedModel, objective: Classification, index: np.ndarray) -> dict[str, float]:
+def ask(model: PreTrainedModel, objective: Objective, index: np.ndarray) -> dict[str, float]:
     """Shares of held-out images `index` whose class is a model's first guess, or among its first five."""
     labels = torch.from_numpy(objective.examples.data["validation"].labels[index])
-    best = objective.logits(model, index).topk(min(TOP, len(objective.examples.classes))).indices == labels[:, None]
+    best = (
+        objective.scoring.logits(model, index).topk(min(TOP, len(objective.examples.classes))).indices
+        == labels[:, None]
+    )
     return {"accuracy": float(best[:, 0].float().mean()), "top5_accuracy": float(best.any(1).float().mean())}
 
 
 def compare(arguments: list[str], settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Trains and asks: all that was found."""
-    objective = Classification(settings)
+    objective = make_objective(settings)
     for line in objective.examples.prepare(is_builder=True):
         print(line)
     index = objective.examples.index("validation", 0)[: options.evaluation_examples]

@@ -29,7 +29,7 @@ from pretraining.data.settings import TokenizerSettings
 from pretraining.data.text.documents import Documents, load_text
 from pretraining.data.text.settings import TextSettings
 from pretraining.data.tokenizer import build_tokenizer
-from pretraining.objectives.mlm_nsp import SentencePairs
+from pretraining.objectives import make_objective
 
 STRETCH = 200  # words
 MIB = 1024  # kB, which /proc counts in
@@ -109,7 +109,7 @@ def prepare(files: str, cache: str, processes: str, tokenizer: str) -> None:
             "--objective.next_sentence=none",  # NSP asks for more documents than some test may give
         ]
     )
-    objective = SentencePairs(settings)
+    objective = make_objective(settings)
     started, spent = time.perf_counter(), sum(os.times()[:4])
     lines = objective.examples.prepare(is_builder=True)
     seconds, spent = time.perf_counter() - started, sum(os.times()[:4]) - spent

@@ -14,15 +14,15 @@ from transformers import PreTrainedModel
 
 from modeling.convert import to_native
 from pretraining.autotune import AUTOTUNED, autotune, synchronize
-from pretraining.batches import Batch, Steps
+from pretraining.batches import Steps
 from pretraining.cli import parse
 from pretraining.data.packing import IGNORED
 from pretraining.data.plan import Plan, make_plan
-from pretraining.objectives import Objective
+from pretraining.objectives.base import Batch, Objective
 from pretraining.onednn import choose_linear
 from pretraining.optim import make_optimizer
 from pretraining.settings import Settings
-from tests.benchmarks.updates import update, update_peer
+from tests.benchmarks.updates import Inputs, update, update_peer
 
 RATE = 1e-4
 SECONDS = 2.0  # of the probe of one way of the peer's
@@ -61,11 +61,11 @@ class Family:
     dynamic: bool | None = None
     """Whether transformers' model is compiled for all shapes at once; None: torch decides."""
 
-    usual: list[Batch]
+    usual: list[Inputs]
     """transformers' batches as its examples make them,"""
-    best: list[Batch]
+    best: list[Inputs]
     """as it is fastest on them,"""
-    compiled: list[Batch]
+    compiled: list[Inputs]
     """and so where it is compiled."""
     count: int
     """Tokens of a round, padding not counted; of images, these."""
@@ -95,7 +95,10 @@ class Family:
         found = plan(lambda step: starts[step + 1] - starts[step])
         self.steps = Steps(self.objective.examples, "train", 0, found, 2**31, 0, 1)
         packed = (self.steps.batch(found.step(step), 0.0) for step in range(found.steps))
-        self.packed = [self.objective.head.to_model_inputs(send_to_device(batch, self.device)) for batch in packed]
+        to_inputs = self.objective.head.to_model_inputs
+        self.packed = [
+            Batch(to_inputs(send_to_device(batch.tensors, self.device)), batch.targets, batch.units) for batch in packed
+        ]
         return found
 
     def contestants(self, threads: int) -> dict[str, Contestant]:
@@ -130,12 +133,12 @@ class Family:
 
         def run() -> None:
             for step, batch in enumerate(self.packed):
-                update(model, optimizer, [batch], self.objective, train.precision, train.max_grad_norm, 0, step)
+                update(model, optimizer, [batch], train.precision, train.max_grad_norm, 0, step)
 
         how = f"{train.precision}, {train.kernel} attention, {train.linear} linear" + ", compiled" * train.compile
         return Contestant(how, train.precision, model, run)
 
-    def peer(self, batches: list[Batch], precision: str, attention: str, compiled: bool, fused: bool) -> Contestant:
+    def peer(self, batches: list[Inputs], precision: str, attention: str, compiled: bool, fused: bool) -> Contestant:
         """transformers' own, with our initial weights."""
         model = to_native(self.model()).train()
         model.set_attn_implementation(attention)
@@ -197,7 +200,7 @@ class Family:
         model = contestants.get("ours_fp32", contestants["ours"]).model.eval()
         native = to_native(model)
         ours, theirs, counts = np.zeros((3, len(self.losses)))
-        one = dict.fromkeys(self.objective.targets, 1)
+        one = dict.fromkeys(self.packed[0].targets, 1)
         for batch in self.packed:
             out = model(**batch, num_items_in_batch=one)
             ours += [float(out[name]) for name in self.losses]

@@ -8,7 +8,7 @@ from accelerate.utils import send_to_device
 from modeling import KeelBertConfig
 from pretraining.data import draws
 from pretraining.data.packing import IGNORED
-from pretraining.objectives.mlm_nsp import SentencePairs
+from pretraining.objectives import make_objective
 from tests.benchmarks.step import Family, make_settings
 from tests.benchmarks.updates import padded
 
@@ -63,7 +63,7 @@ class Bert(Family):
             f"--objective.short_sequence_rate={SHORT}",
         ]
         settings = make_settings("bert", SIZES[size], options, own, more)
-        objective = SentencePairs(settings)
+        objective = make_objective(settings)
         super().__init__(options, settings, objective)
         objective.examples.prepare(is_builder=True)
         # Python's documentation gives no 30,522 word pieces: the rest are names that the text has not.

@@ -8,12 +8,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from modeling import KeelSeq2SeqConfig
-from pretraining.batches import Batch
 from pretraining.data.pairs.prepared import PreparedPairs
-from pretraining.objectives.translation import Translation
 from pretraining.settings import Settings
 from tests.benchmarks.step import Family, make_settings
-from tests.benchmarks.updates import padded_pairs
+from tests.benchmarks.updates import Inputs, padded_pairs
 
 # Tokens of a source, its end token included: exp(normal), cut; of a target: so many times its source's.
 MEAN, DEVIATION, SHORTEST, LONGEST = 2.95, 0.6, 4, 80
@@ -63,7 +61,7 @@ def buckets(lengths: np.ndarray, count: int) -> list[np.ndarray]:
     return np.split(order, np.searchsorted(tokens, tokens[-1] * np.arange(1, count) / count))
 
 
-class RandomPairs(Translation):
+class RandomPairs(TranslationExamples):
     """Translation of pairs of these lengths (N, 2), whose tokens are drawn."""
 
     def __init__(self, settings: Settings, lengths: np.ndarray, random: np.random.Generator):
@@ -85,7 +83,7 @@ class RandomPairs(Translation):
         )
         self.data = {"train": pairs, "validation": pairs}
         self.repeated: dict[str, dict[str, int]] = {"train": {}, "validation": {}}
-        self.open()
+        self.index_examples()
 
 
 class Seq2Seq(Family):
@@ -110,7 +108,8 @@ class Seq2Seq(Family):
         every = buckets(pool, updates)
         taken = [every[updates * (2 * step + 1) // (2 * steps)] for step in range(steps)]
         lengths = pool[np.concatenate(taken)]
-        objective = RandomPairs(settings, lengths, random)
+        examples = RandomPairs(settings, lengths, random)
+        objective = Objective(examples, Seq2SeqHead(examples), Seq2SeqScoring(examples))
         super().__init__(options, settings, objective)
 
         index = np.arange(len(lengths))
@@ -129,15 +128,15 @@ class Seq2Seq(Family):
         self.padding = {"padding": usual, "padding_best": best, "padding_packed": 1 - plan.fill}
         source, target = lengths.mean(0)
         rows = len(plan.offsets) - 1
+        room = " + ".join(map(str, objective.examples.row_lengths))
         self.about = (
             f"Seq2seq {size}, vocabulary {config.vocab_size:,}, dropout {options.dropout:g}, {len(index):,} pairs in "
             f"{steps} updates, {source:.1f} tokens in a source and {target:.1f} in a target: {options.examples} pairs "
             f"padded to their longest are {usual:.1%} padding, batches of {self.count / steps:,.0f} tokens alike in "
-            f"length {best:.1%}, {rows / steps:.1f} packed rows of {' + '.join(map(str, objective.examples.row_lengths))} "
-            f"{1 - plan.fill:.1%}"
+            f"length {best:.1%}, {rows / steps:.1f} packed rows of {room} {1 - plan.fill:.1%}"
         )
 
-    def padded(self, batches: list[np.ndarray]) -> list[Batch]:
+    def padded(self, batches: list[np.ndarray]) -> list[Inputs]:
         """Pairs as transformers takes them, on the device."""
         found = [padded_pairs(self.objective, self.objective.examples.examples("train", 0, batch)) for batch in batches]
         return send_to_device(found, self.device)

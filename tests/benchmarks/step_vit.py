@@ -7,7 +7,7 @@ from accelerate.utils import send_to_device
 
 from modeling import KeelViTConfig
 from pretraining.data import draws
-from pretraining.objectives.classification import Classification
+from pretraining.objectives import make_objective
 from tests.benchmarks.step import Family, make_settings
 
 SIZES = {
@@ -42,7 +42,7 @@ class ViT(Family):
     def __init__(self, options: Namespace, more: list[str]):
         own = ["--objective.crop=none", "--objective.flip=0"]
         settings = make_settings("vit", SIZES[options.size], options, own, more)
-        objective = Classification(settings)
+        objective = make_objective(settings)
         super().__init__(options, settings, objective)
         objective.examples.prepare(is_builder=True)
         every = objective.examples.index("train", 0)

@@ -10,11 +10,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
-from pretraining.batches import Batch
 from pretraining.data.packing import IGNORED, Example, pack_tokens
 from pretraining.launch import DTYPES
-from pretraining.objectives import Objective
+from pretraining.objectives.base import Batch, Objective
 from pretraining.step import seed_of
+
+Inputs = dict[str, Tensor]
+"""A model's arguments."""
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -25,7 +27,6 @@ def update(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     micro_batches: list[Batch],
-    objective: Objective,
     precision: str,
     max_grad_norm: float,
     seed: int,
@@ -34,16 +35,15 @@ def update(
     """What `pretraining.step.train_step` does in one process, with nothing around it: the step's loss.
 
     Args:
-        micro_batches: finished, as the model takes them.
+        micro_batches: their tensors are the model's inputs.
     """
     device = model.device
-    found = [objective.count_targets(batch) for batch in micro_batches]
-    counts = {name: sum(each[name] for each in found) for name in objective.targets}
+    counts = {name: sum(batch.targets[name] for batch in micro_batches) for name in micro_batches[0].targets}
     total = torch.zeros((), device=device)
     for i, batch in enumerate(micro_batches):
         torch.manual_seed(seed_of(seed, step, 0, i))
         with autocast(device, precision):
-            loss = model(**send_to_device(batch, device), num_items_in_batch=counts).loss
+            loss = model(**send_to_device(batch.tensors, device), num_items_in_batch=counts).loss
         loss.backward()
         total += loss.detach()
     clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -53,7 +53,7 @@ def update(
 
 
 def update_peer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, precision: str, smoothing: float = 0.0
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Inputs, precision: str, smoothing: float = 0.0
 ) -> None:
     """Forward, backward, clipping to norm 1 and AdamW, as transformers' examples and its Trainer do them.
 
@@ -68,7 +68,7 @@ def update_peer(
     optimizer.zero_grad()
 
 
-def smoothed(model: Any, batch: Batch, smoothing: float) -> Tensor:
+def smoothed(model: Any, batch: Inputs, smoothing: float) -> Tensor:
     """The loss of a native seq2seq model, which has none with smoothing of its own."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
@@ -76,13 +76,13 @@ def smoothed(model: Any, batch: Batch, smoothing: float) -> Tensor:
     return cross_entropy(logits.flatten(0, -2), batch["labels"].flatten(), label_smoothing=smoothing)
 
 
-def padded(objective: Objective, examples: list[Example], length: int | None = None) -> Batch:
+def padded(objective: Objective, examples: list[Example], length: int | None = None) -> Inputs:
     """Examples as transformers' BERT takes them, one a row: (B, T).
 
     Args:
         length: T; None: the longest example's.
     """
-    batch = objective.examples.collate([[example] for example in examples], 1)
+    batch = objective.examples.collate([[example] for example in examples], 1).tensors
     length = length or max(len(example["input_ids"]) for example in examples)
     mask = (batch["sequence_ids"] != 0).long()
     tokens = {name: batch[name] for name in ("input_ids", "token_type_ids", "labels")}
@@ -91,7 +91,7 @@ def padded(objective: Objective, examples: list[Example], length: int | None = N
     return rows | pairs
 
 
-def padded_pairs(objective: Objective, examples: list[Example]) -> Batch:
+def padded_pairs(objective: Objective, examples: list[Example]) -> Inputs:
     """Pairs as transformers' Marian takes them, one a row, both sides as long as their longest: (B, S), (B, T)."""
     pad, rows = objective.examples.tokenizer.pad_token_id, [[example] for example in examples]
     source, target = (max(len(example[side]) for example in examples) for side in ("input_ids", "labels"))

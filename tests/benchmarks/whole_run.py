@@ -15,15 +15,17 @@ import tempfile
 import time
 
 import torch
-from pretraining.train import plan_epoch, train
 
 from pretraining.batches import Steps
 from pretraining.checkpoint import State
 from pretraining.cli import parse
 from pretraining.launch import make_accelerator
-from pretraining.objectives import OBJECTIVES
+from pretraining.loop import train
+from pretraining.objectives import make_objective
+from pretraining.objectives.base import Batch
 from pretraining.onednn import choose_linear
 from pretraining.optim import learning_rate, make_optimizer
+from pretraining.run import Phase
 from pretraining.settings import Settings
 from tests.benchmarks.rounds import cell, print_table, ratios, spread
 from tests.benchmarks.updates import update
@@ -31,9 +33,9 @@ from tests.benchmarks.updates import update
 
 def whole(settings: Settings) -> tuple[float, list[float]]:
     """Tokens/s and losses of a run, by its own metrics.jsonl; the first step, which warms up, is left out."""
-    train(settings)
+    train(settings, make_objective(settings))
     lines = [json.loads(line) for line in (settings.folder / "metrics.jsonl").read_text().splitlines()]
-    unit = OBJECTIVES[settings.objective.name].unit
+    unit = settings.objective.unit
     steps = [line for line in lines if unit in line]
     first, last = steps[0], steps[-1]
     rate = (last[unit] - first[unit]) / (last["seconds"] - first["seconds"])
@@ -43,19 +45,22 @@ def whole(settings: Settings) -> tuple[float, list[float]]:
 def bare(settings: Settings, steps: int) -> tuple[float, list[float]]:
     """Tokens/s and losses of the same updates with nothing around them."""
     make_accelerator(settings)
-    train = settings.train
-    objective = objective_of(settings)
+    options = settings.train
+    objective = make_objective(settings)
     objective.examples.prepare(is_builder=True)
-    plan = plan_epoch(objective, settings, State())
-    assert isinstance(train.micro_batch, int)
-    data = Steps(objective.examples, "train", 0, plan, train.micro_batch, 0, 1)
+    plan = Phase(settings, objective, end=1.0).plan_epoch(State())
+    assert isinstance(options.micro_batch, int)
+    data = Steps(objective.examples, "train", 0, plan, options.micro_batch, 0, 1)
     made = [data[step, 0.0] for step in range(steps)]
-    counts = [sum(map(objective.count, micro_batches)) for micro_batches in made]
-    batches = [[objective.head.to_model_inputs(batch) for batch in micro_batches] for micro_batches in made]
+    counts = [sum(batch.units for batch in micro_batches) for micro_batches in made]
+    batches = [
+        [Batch(objective.head.to_model_inputs(batch.tensors), batch.targets, batch.units) for batch in micro_batches]
+        for micro_batches in made
+    ]
     torch.manual_seed(settings.seed)
     model = objective.head.build_model(settings.model).train()
-    model.set_attn_implementation(train.kernel)
-    choose_linear(model, train.linear)
+    model.set_attn_implementation(options.kernel)
+    choose_linear(model, options.linear)
     optimizer = make_optimizer(model, settings.optim)
     losses, started = [], 0.0
     for step, micro_batches in enumerate(batches):
@@ -64,8 +69,8 @@ def bare(settings: Settings, steps: int) -> tuple[float, list[float]]:
         rate = learning_rate(settings.optim, settings.model.hidden_size, step + 1, step / steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        norm = train.max_grad_norm
-        loss = update(model, optimizer, micro_batches, objective, train.precision, norm, settings.seed, step)
+        norm = options.max_grad_norm
+        loss = update(model, optimizer, micro_batches, options.precision, norm, settings.seed, step)
         losses.append(loss.item())
     return sum(counts[1:]) / (time.perf_counter() - started), losses
 
@@ -102,7 +107,7 @@ def main() -> None:
             slow.append(one)
             fast.append(other)
             difference = max(difference, *(abs(a - b) for a, b in zip(losses, expected, strict=True)))
-    shares, unit = ratios(slow, fast), OBJECTIVES[settings.objective.name].unit
+    shares, unit = ratios(slow, fast), settings.objective.unit
     print_table(
         ["", "median (quartiles)"],
         [f"pretrain.py, {unit}/s", cell(slow, ",.0f")],

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
-from pretraining.train import plan_epoch
 
 from pretraining import autotune as module
 from pretraining.autotune import (
@@ -27,9 +26,16 @@ from pretraining.autotune import (
 )
 from pretraining.checkpoint import State
 from pretraining.cli import parse
+from pretraining.data.plan import Plan
+from pretraining.objectives.base import Objective
 from pretraining.onednn import has_onednn_linear
+from pretraining.run import Phase
 
 GIVEN = ["--train.steps=1", "--train.precision=auto", "--train.kernel=auto", "--train.linear=auto"]
+
+
+def plan_of(objective: Objective) -> Plan:
+    return Phase(objective.examples.run, objective, end=1.0).plan_epoch(State())
 
 
 def tried(device: str, *more: str) -> set[tuple[str, ...]]:
@@ -77,8 +83,8 @@ def tune(make_objective, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
 
     def tune(*more: str) -> tuple[dict, str]:
         objective = make_objective(*(f"--train.{name}=auto" for name in AUTOTUNED), *more)
-        model = objective.head.build_model(objective.run.model)
-        return autotune(objective.run, model, objective, plan_epoch(objective, objective.run, State()), PartialState())
+        model = objective.head.build_model(objective.examples.run.model)
+        return autotune(objective.examples.run, model, objective, plan_of(objective), PartialState())
 
     yield tune
     torch.set_num_threads(threads)
@@ -278,12 +284,13 @@ def test_a_peak_is_measured_by_the_products_of_the_linear_layers(monkeypatch: py
 def test_flops_are_those_of_the_matrix_products(make_objective):
     """Against the count by hand (Kaplan 2020, 2.1): 6 for each weight a token meets, and the attention's scores."""
     objective = make_objective("--model.attention_probs_dropout_prob=0", "--objective.short_sequence_rate=0")
-    plan = plan_epoch(objective, objective.run, State())
-    model = objective.head.build_model(objective.run.model)
+    plan = plan_of(objective)
+    model = objective.head.build_model(objective.examples.run.model)
     trial = Trial(model, objective, plan, 1, torch.device("cpu"))
     batch = trial.batch(1)
     tokens, width = 64, 32
-    read = len(batch["logits_to_keep"]) + plan.sequences_per_row
+    masked = batch.targets["labels"]
+    read = masked + plan.sequences_per_row
     layers = 2 * tokens * 4 * width**2 + (tokens + read) * 2 * width * 64 + 2 * 2 * tokens * tokens * width
-    heads = len(batch["logits_to_keep"]) * (width**2 + width * 1500) + plan.sequences_per_row * (width**2 + 2 * width)
-    assert trial.flops() * objective.count(batch) == pytest.approx(6 * (layers + heads), rel=0.02)
+    heads = masked * (width**2 + width * 1500) + plan.sequences_per_row * (width**2 + 2 * width)
+    assert trial.flops() * batch.units == pytest.approx(6 * (layers + heads), rel=0.02)
