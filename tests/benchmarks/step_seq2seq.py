@@ -9,6 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling import KeelSeq2SeqConfig
 from pretraining.data.pairs.prepared import PreparedPairs
+from pretraining.objectives.base import Objective
+from pretraining.objectives.seq2seq import Seq2SeqHead, Seq2SeqScoring
+from pretraining.objectives.translation import TranslationExamples
 from pretraining.settings import Settings
 from tests.benchmarks.step import Family, make_settings
 from tests.benchmarks.updates import Inputs, padded_pairs
