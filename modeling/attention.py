@@ -112,8 +112,8 @@ class MultiHeadAttention(nn.Module):
 
         The attention weights (B, H, T, S) are None unless the kernel is `eager`.
         """
-        q = self.split_heads(self.query(x))
         k, v = self.keys_and_values(x, memory, cache)
+        q = self.split_heads(self.query(x))
         implementation = self.config._attn_implementation  # `eager`: our own function, any other: transformers' table
         kernel: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, scaled_dot_product_attention)
         rate = self.dropout if self.training else 0.0
