@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, EncoderDecoderCache, PreTrainedConfig
 from transformers.masking_utils import flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -68,6 +67,9 @@ def varlen_attention(
         )
     if dropout:
         raise ValueError("attn_implementation varlen has no dropout: set attention_probs_dropout_prob to 0.")
+    # Imported where it is used: torch's compiler comes with it, which takes longer than all the rest of a start.
+    from torch.nn.attention.varlen import varlen_attn
+
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # (B, H, T, D/H) -> (B*T, H, D/H)
     lengths = query.shape[2], key.shape[2]
     window = (-1, 0) if module.is_causal else (-1, -1)  # keys before and after the query; -1: all of the segment

@@ -274,7 +274,7 @@ def by_segments(q, k, v, bounds, _, longest, __, scale, window_size):
 
 
 def test_rows_tell_a_maskless_kernel_where_examples_begin(objective, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("modeling.attention.varlen_attn", by_segments)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_segments)
     config = objective.examples.run.model
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     model = objective.head.build_model(config).double()
