@@ -172,8 +172,8 @@ def draw_reconstructions(
     visible = pixels.masked_fill(over_pixels(hidden.unflatten(1, (1, side, side)), config.patch_size), HIDDEN)
     predicted = reconstructed(model, pixel_values, hidden, mean, std)
     rows = [
-        [(caption(file), picture(whole)), ("seen", picture(part)), ("predicted", picture(guess))]
-        for file, whole, part, guess in zip(files, pixels, visible, predicted, strict=True)
+        [(caption(file), picture(whole)), ("seen", picture(part)), ("predicted", picture(filled))]
+        for file, whole, part, filled in zip(files, pixels, visible, predicted, strict=True)
     ]
     title = f"{hidden.float().mean():.0%} of the patches are hidden; {PREDICTED[config.reconstruction_target]}"
     draw_gallery(rows, title, path)

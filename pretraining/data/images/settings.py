@@ -38,8 +38,8 @@ class ImageSettings:
     skip_bad_images: int = 0
     """The number of unreadable images that are left out and listed; one more ends the run before it begins."""
     decoded_megabytes: int = 4096
-    """The room for decoded images of one source, training or held-out; if they need more, each image is decoded anew
-    each time it is used."""
+    """The room in megabytes for the decoded images of a source, training or held-out; if they need more, each image is
+    decoded anew each time it is used."""
     processes: int = 0
     """The number of processes that read images; 0: the cores divided by the training processes of this machine."""
 
