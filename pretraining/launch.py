@@ -54,7 +54,8 @@ def set_allocator(allocator: str, device: torch.device) -> str:
         obstacle = "the C library is not glibc"
     else:
         mallopt = ctypes.CDLL(None).mallopt
-        # An older glibc refuses a threshold above 32 MiB: there no block is mapped by itself, whatever its size.
+        # An older glibc refuses a threshold above 32 MiB: there no block is mapped by itself, whatever its size. And -1
+        # is "never": mallopt takes an int, in which 2 GiB, as a step may free, have no room.
         set_all = (mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_MAX, 0)) and mallopt(M_TRIM_THRESHOLD, -1)
         assert set_all, "mallopt refused a parameter"
         return "allocator: freed memory is kept for the next step (train.allocator: system gives it back)"

@@ -55,9 +55,10 @@ class TrainSettings:
     threads: int | Literal["auto"] = "auto"
     """CPU threads of each process. auto: cores divided by the processes on this machine, or half, if that is faster."""
     allocator: Literal["auto", "keep", "system"] = "auto"
-    """Memory that a step frees on CPU. keep: the C library keeps it for the next step, which is faster, and the process
-    stays as large as it ever was; system: it goes back to the system. auto: keep, where the run computes on CPU, the C
-    library is glibc and the environment (MALLOC_*, GLIBC_TUNABLES, LD_PRELOAD) sets no other way."""
+    """Memory that a step frees on CPU. keep: the C library keeps it for the next step, which is faster; the process
+    stays as large as it ever was, and its peak may grow by a tenth. system: the memory goes back to the system. auto:
+    keep, where the run computes on CPU, the C library is glibc (on macOS and musl nothing is set) and the environment
+    (MALLOC_*, GLIBC_TUNABLES, LD_PRELOAD) does not decide otherwise."""
     compile: bool = False
     """Run the model through torch.compile."""
     tf32: bool = True
