@@ -41,7 +41,7 @@ class SpecialTokens:
     pair: str | None
     """Around two."""
     inputs: list[str]
-    """What the tokenizer returns."""
+    """The tensors that the tokenizer returns."""
 
 
 # Devlin 2018, released code.
@@ -128,12 +128,7 @@ def _wordpiece(settings: TokenizerSettings, read: Reader, special: SpecialTokens
 
     def train(size: int, first: list[str]) -> dict[str, int]:
         backend = BertTokenizer(do_lower_case=not settings.cased, strip_accents=False).backend_tokenizer
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=size,
-            min_frequency=2,
-            special_tokens=first,
-            show_progress=False,
-        )
+        trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=2, special_tokens=first, show_progress=False)
         backend.train_from_iterator(read(), trainer)
         return backend.get_vocab()
 

@@ -10,7 +10,8 @@ import pytest
 from babel import Locale
 from babel.dates import get_day_names, get_month_names, parse_pattern
 
-from pretraining.data.pairs.corpus import Pairs, dates, load_pairs
+from pretraining.data.pairs import dates
+from pretraining.data.pairs.corpus import Pairs, load_pairs
 from pretraining.data.pairs.settings import PairSettings
 
 Rows = list[tuple[str, str, str]]  # locale, text, ISO 8601
