@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import wandb
 import yaml
 from accelerate import Accelerator, PartialState
 from tqdm import tqdm
@@ -14,7 +13,6 @@ from tqdm import tqdm
 from pretraining import files
 from pretraining.checkpoint import State
 from pretraining.errors import UserError, one_line
-from pretraining.pictures.charts import draw_curves
 from pretraining.settings import LogSettings, Settings
 
 
@@ -22,6 +20,8 @@ def wandb_mode(settings: LogSettings) -> str:
     """`auto` is online where wandb knows an account; never a question on the terminal."""
     if settings.wandb != "auto":
         return settings.wandb
+    import wandb
+
     return os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
 
 
@@ -66,6 +66,8 @@ class Log:
         self.accelerator = accelerator
         accelerator.wait_for_everyone()
         if self.settings.trackers:
+            import wandb  # a second, which a run without trackers does not need
+
             # Offline wandb makes a folder for each start; the id makes one run of them.
             options = {
                 "name": settings.name,
@@ -84,11 +86,16 @@ class Log:
             if self.main:
                 if self.bar is not None:
                     self.bar.close()
-                self.attempt("curves.png", lambda: draw_curves(self.read(), self.folder / "curves.png"))
+                self.attempt("curves.png", self.draw_curves)
             if self.settings.trackers:
                 # Not end_training(), which would end the process group too, and the model is yet to be exported.
                 for tracker in accelerator.trackers:
                     self.attempt(f"the tracker {tracker.name}", tracker.finish)
+
+    def draw_curves(self) -> None:
+        from pretraining.pictures.charts import draw_curves  # at the end, if at all: a start need not wait for it
+
+        draw_curves(self.read(), self.folder / "curves.png")
 
     def attempt(self, what: str, finish: Callable[[], None]) -> None:
         """Says what could not be finished: it is worth neither the run's model nor the error that the run ends with."""

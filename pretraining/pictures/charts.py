@@ -22,7 +22,9 @@ def draw_curves(lines: list[dict], path: Path) -> None:
     panels = {end: names for end, names in panels.items() if names}
     if not panels:
         return
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(panels), 4))
+    # Fixed margins: to fit them takes as long as all the drawing, at the end of every run.
+    figure.subplots_adjust(left=0.14 / len(panels), right=1 - 0.03 / len(panels), bottom=0.12, top=0.92, wspace=0.25)
     for axes, (end, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name in names:
             steps, values = zip(*((line["step"], line[name]) for line in lines if name in line), strict=True)
