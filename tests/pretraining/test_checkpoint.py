@@ -14,7 +14,7 @@ from runs import lines, newest, run_here, weights
 from safetensors.torch import load_file
 
 from pretrain import main
-from pretraining import checkpoint, files, log, train
+from pretraining import checkpoint, files, train
 from pretraining.pictures.charts import draw_curves
 
 
@@ -263,7 +263,7 @@ def test_curves_that_cannot_be_drawn_do_not_hide_the_error(
     def full(*_) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(log, "draw_curves", full)
+    monkeypatch.setattr("pretraining.pictures.charts.draw_curves", full)
     folder = run_here(digits, tmp_path, "run", "--train.steps=1")
     assert "curves.png could not be finished: OSError: No space left on device" in capsys.readouterr().out
     assert (folder / "model/model.safetensors").exists(), "a picture has cost the model"
