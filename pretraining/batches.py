@@ -17,8 +17,8 @@ class Steps(Dataset):
 
     def __init__(self, examples: Examples, split: str, epoch: int, plan: Plan, micro_batch: int, rank: int, ranks: int):
         self.examples, self.split, self.epoch, self.plan = examples, split, epoch, plan
-        most = int(np.diff(plan.bounds).max())
-        self.micro_batch = min(micro_batch, -(-most // ranks))  # more would be empty rows
+        most_rows = int(np.diff(plan.bounds).max())
+        self.micro_batch = min(micro_batch, -(-most_rows // ranks))  # more would be empty rows
         self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
@@ -26,11 +26,13 @@ class Steps(Dataset):
 
     def __getitem__(self, at: tuple[int, float]) -> list[Batch]:
         step, progress = at
-        cut = share(self.plan.step(step), self.rank, self.ranks, self.micro_batch)
-        return [self.batch(rows, progress) for rows in cut]
+        # The plan has packed the whole step before any cut, so ranks and micro-batches decide who computes a row, and
+        # never what is in it. All ranks get as many micro-batches, for they reduce gradients together.
+        micro_batches = share(self.plan.step(step), self.rank, self.ranks, self.micro_batch)
+        return [self.batch(rows, progress) for rows in micro_batches]
 
     def batch(self, rows: list[np.ndarray], progress: float) -> Batch:
-        index = np.concatenate(rows)
+        index = np.concatenate(rows)  # examples of all rows at once: drawn vectorised, then dealt out to their rows
         examples = iter(self.examples.examples(self.split, self.epoch, index, progress))
         return self.examples.collate([[next(examples) for _ in row] for row in rows], self.plan.sequences_per_row)
 
@@ -46,5 +48,7 @@ class Steps(Dataset):
         Args:
             progress: the share of the budget that is spent before a step; asked in this process.
         """
+        # A sampler may look ahead, but it runs in this process: with workers a step's progress is that of when it was
+        # asked for, which only a budget in minutes can tell apart.
         order = ((step, progress(step)) for step in range(first, len(self)))
         return iter(DataLoader(self, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin_memory))
