@@ -72,6 +72,8 @@ def resolve(settings: Settings, start: PreTrainedConfig) -> Settings:
     Raises:
         UserError: the settings ask for another tokenizer, or for another architecture than the checkpoint's.
     """
+    if not isinstance(start, KeelViTConfig):
+        check_tokenizer(settings, start)
     theirs = architecture(start)
     for name, value in architecture(settings.model).items():
         fits = name.removeprefix("model.") in FREE or (name in RESIZED and value > theirs[name])
@@ -84,7 +86,6 @@ def resolve(settings: Settings, start: PreTrainedConfig) -> Settings:
     if isinstance(start, KeelViTConfig):
         model.position_grid_size = start.position_grid_size or start.image_size // start.patch_size
     else:
-        check_tokenizer(settings, start)
         model.tie_word_embeddings = start.tie_word_embeddings
     return dataclasses.replace(settings, model=model)
 

@@ -86,7 +86,7 @@ def race(family: Family, threads: int, rounds: int) -> dict[str, Any]:
         ]
         for name, contestant in contestants.items()
     ]
-    print_table([f"threads: {threads}", f"{family.objective.unit}/s", "x stock", "MFU", "how"], *rows)
+    print_table([f"threads: {threads}", f"{family.settings.objective.unit}/s", "x stock", "MFU", "how"], *rows)
     exact = "ours_fp32" if "ours_fp32" in contestants else "ours"
     compared = {
         "ratio_stock": ratios(rates["ours"], rates["stock"]),
@@ -106,7 +106,7 @@ def race(family: Family, threads: int, rounds: int) -> dict[str, Any]:
         "mfu": mfu["ours"],
         **{f"mfu_{name}": mfu[name if name in mfu else "ours"] for name in ("ours_fp32", "stock", "best")},
         "loss_difference": difference,
-        f"{family.objective.unit}_per_second": {name: spread(values).median for name, values in rates.items()},
+        f"{family.settings.objective.unit}_per_second": {name: spread(values).median for name, values in rates.items()},
         "how": {name: contestant.how for name, contestant in contestants.items()},
         "peak_flops": peaks,
         "threads": threads,

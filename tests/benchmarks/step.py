@@ -202,7 +202,7 @@ class Family:
         ours, theirs, counts = np.zeros((3, len(self.losses)))
         one = dict.fromkeys(self.packed[0].targets, 1)
         for batch in self.packed:
-            out = model(**batch, num_items_in_batch=one)
+            out = model(**batch.tensors, num_items_in_batch=one)
             ours += [float(out[name]) for name in self.losses]
         for batch in self.usual:
             out = native(**batch)

@@ -7,7 +7,6 @@ from accelerate.utils import send_to_device
 
 from modeling import KeelBertConfig
 from pretraining.data import draws
-from pretraining.data.packing import IGNORED
 from pretraining.objectives import make_objective
 from tests.benchmarks.step import Family, make_settings
 from tests.benchmarks.updates import padded
@@ -83,7 +82,7 @@ class Bert(Family):
         self.usual = self.best = send_to_device([padded(objective, batch) for batch in batches], self.device)
         self.compiled = send_to_device([padded(objective, batch, length) for batch in batches], self.device)
         self.count = int(lengths.sum())
-        masked = sum(int((batch["labels"] != IGNORED).sum()) for batch in self.packed)
+        masked = sum(batch.targets["labels"] for batch in self.packed)
         config = objective.head.build_model(settings.model).config
         self.flops = useful_flops(config, lengths, masked)
         padding = 1 - self.count / sum(batch["input_ids"].numel() for batch in self.usual)

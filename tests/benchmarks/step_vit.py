@@ -3,7 +3,6 @@
 from argparse import Namespace
 
 import numpy as np
-from accelerate.utils import send_to_device
 
 from modeling import KeelViTConfig
 from pretraining.data import draws
@@ -51,7 +50,7 @@ class ViT(Family):
             raise ValueError(f"{self.count:,} images a round, and there are {len(every):,}: take fewer --steps.")
         index = np.argsort(draws.hash_key(0, draws.PERMUTATION, every), kind="stable")[: self.count]
         self.pack(index, objective.examples.lengths("train", 0, index), options.steps)
-        self.usual = send_to_device(self.packed, self.device)
+        self.usual = [batch.tensors for batch in self.packed]
         self.best = self.compiled = self.usual
         config = objective.head.build_model(settings.model).config
         self.flops = useful_flops(config, self.count)

@@ -14,7 +14,8 @@ from runs import lines, newest, run_here, weights
 from safetensors.torch import load_file
 
 from pretrain import main
-from pretraining import checkpoint, files, train
+from pretraining import checkpoint, files, loop
+from pretraining import run as stages
 from pretraining.pictures.charts import draw_curves
 
 
@@ -232,13 +233,13 @@ def test_an_evaluation_that_is_not_a_number_is_never_best(
     digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     """The first one is not; after an end in the midst, it is no more so; and nowhere is a NaN in JSON."""
-    evaluate, values = train.evaluate, iter([math.nan, -math.inf])
+    evaluate, values = stages.evaluate, iter([math.nan, -math.inf])
 
     def broken(*arguments) -> dict[str, float]:
         measures = evaluate(*arguments)
         return measures | {"accuracy": next(values, measures["accuracy"]), "loss": math.nan}
 
-    monkeypatch.setattr(train, "evaluate", broken)
+    monkeypatch.setattr(stages, "evaluate", broken)
     run = [*digits, "--evaluation.every=1", "--checkpoint.export=best"]
     folder = run_here(run, tmp_path, "run", "--train.steps=2")
     assert "no evaluation gave a number: the weights of the last step, 2, are handed over" in capsys.readouterr().out
@@ -267,7 +268,7 @@ def test_curves_that_cannot_be_drawn_do_not_hide_the_error(
     folder = run_here(digits, tmp_path, "run", "--train.steps=1")
     assert "curves.png could not be finished: OSError: No space left on device" in capsys.readouterr().out
     assert (folder / "model/model.safetensors").exists(), "a picture has cost the model"
-    monkeypatch.setattr(train, "train_step", lambda *_: 1 / 0)
+    monkeypatch.setattr(loop, "train_step", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_here(digits, tmp_path, "run", "--train.steps=2")
     assert "curves.png could not be finished" in capsys.readouterr().out

@@ -170,7 +170,7 @@ def test_visible_pixels_are_kept_and_hidden_ones_predicted(target: str, decoder:
     model = vit(
         "KeelViTForMaskedImageModeling", reconstruction_target=target, decoder_num_hidden_layers=decoder, **sizes
     )
-    hidden = torch.tensor(image_maps.hidden_patches(0, 0, np.arange(2), 4, 1, 0.5))
+    hidden = torch.tensor(image_maps.masked_patches(0, 0, np.arange(2), 4, 1, 0.5))
     pixel_values = (pixels() - MEAN) / DEVIATION
     with torch.no_grad():
         found = reconstructed(model, pixel_values, hidden, MEAN, DEVIATION)

@@ -628,7 +628,7 @@ def test_tables_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
         put(name, b"no table at all")
         mistake(f"{name} is no ", "write it anew", files=[name])
     put("a.zip", b"")
-    mistake("a.zip in files has an unknown extension", ".parquet, .arrow", files=["a.zip"])
+    mistake("a.zip in data.files has an unknown extension", ".parquet, .arrow", files=["a.zip"])
     empty = pa.table({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())})
     pq.write_table(empty, "e.parquet")
     mistake("e.parquet holds no images", files=["e.parquet"])

@@ -34,7 +34,7 @@ SHAPE = {
 
 @pytest.fixture(scope="module")
 def tokenizer(make_objective) -> PreTrainedTokenizerBase:
-    return make_objective().tokenizer
+    return make_objective().examples.tokenizer
 
 
 @pytest.fixture(scope="module")

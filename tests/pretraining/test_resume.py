@@ -15,7 +15,8 @@ from mistakes import one_sentence, refused
 from runs import ROOT, ended, fork, is_running, lines, newest, run_here, torchrun, wait, weights
 from safetensors.torch import load_file
 
-from pretraining import train
+from pretraining import loop
+from pretraining import run as stages
 from pretraining.checkpoint import choose
 from pretraining.cli import parse
 from pretraining.optim import learning_rate
@@ -38,7 +39,7 @@ def state_of(folder: Path) -> dict:
 def test_a_second_launch_hears_of_the_first_before_any_data_is_prepared(
     digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(train, "OBJECTIVES", {})
+    monkeypatch.setattr(loop, "start", None)
     with FileLock(tmp_path / "one/checkpoints/.lock"):
         said = refused([*digits, "--train.steps=1", f"--runs={tmp_path}", "--name=one"], capsys)
     assert "another process is training in" in said
@@ -192,7 +193,7 @@ def test_another_checkpoint_to_start_from_or_another_library_does_not_resume(
     first = run_here(arguments, tmp_path, "one", "--train.steps=1") / "model"
     fixed = [argument for argument in run if not argument.startswith(("--model", "--tokenizer"))]
     assert "init_from=None, now it is" in refused([*fixed, f"--init_from={first}", "--train.steps=2"], capsys)
-    monkeypatch.setattr(train, "version", lambda library: f"{library}'s next")
+    monkeypatch.setattr(stages, "version", lambda library: f"{library}'s next")
     said = refused([*run, "--train.steps=2"], capsys)
     assert "the version of sentencex=" in said and "now it is sentencex's next" in said
 
@@ -220,14 +221,14 @@ def test_a_truncated_config_is_told_and_mended(
 
 def end_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal that comes in the midst of a step."""
-    compute = train.train_step
+    compute = loop.train_step
 
     def interrupted(*arguments, **keywords):
         if arguments[6] == step:
             signal.raise_signal(number)
         return compute(*arguments, **keywords)
 
-    monkeypatch.setattr(train, "train_step", interrupted)
+    monkeypatch.setattr(loop, "train_step", interrupted)
 
 
 SIGNALLED = ["--train.steps=150", "--checkpoint.every=1000", "--evaluation.every=1000", "--log.every=7"]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -256,12 +257,12 @@ def test_regular_ids_are_all_but_the_special(tokenizer: PreTrainedTokenizerBase)
 @pytest.mark.parametrize("text", [TEXT[0], KOREAN * 3])
 def test_the_number_in_the_message_works(settings: TokenizerSettings, text: str, tmp_path: Path):
     for asked, wording in ((100_000, "this text gives"), (20, "too small")):
-        settings.vocab_size = asked
+        settings = replace(settings, vocab_size=asked)
         with pytest.raises(ValueError, match=f"vocab_size.*{asked}.*{wording}.*set it to") as error:
             build_tokenizer(settings, corpus(text), tmp_path)
         assert not list(tmp_path.glob("*/*")) or asked == 20
         number = int("".join(filter(str.isdigit, str(error.value).split("set it to")[1])))
-        settings.vocab_size = number
+        settings = replace(settings, vocab_size=number)
         assert len(build_tokenizer(settings, corpus(text), tmp_path)) == number
 
 

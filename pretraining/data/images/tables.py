@@ -24,7 +24,7 @@ ASSUMED = 2**16  # bytes; the size of an image file that a table only names
 
 def columns_of(settings: ImageSettings, labelled: bool) -> Columns:
     """The image's column and, if labels are learnt, the label's, each with the setting that names it."""
-    return {settings.column: "data.column"} | ({settings.label_column: "data.label_column"} if labelled else {})
+    return {settings.column: "column"} | ({settings.label_column: "label_column"} if labelled else {})
 
 
 def _is_text(kind: pa.DataType) -> bool:
