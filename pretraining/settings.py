@@ -311,6 +311,7 @@ NOT_SET_BY_HAND = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     "vocab_size",
     "share_encoder_decoder_embeddings",
     "pad_token_id",
+    "decoder_start_token_id",
     "bos_token_id",
     "eos_token_id",
     "tie_word_embeddings",
