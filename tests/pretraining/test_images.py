@@ -632,7 +632,9 @@ def test_tables_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
     empty = pa.table({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())})
     pq.write_table(empty, "e.parquet")
     mistake("e.parquet holds no images", files=["e.parquet"])
-    mistake("a.parquet is in both data.files and data.validation_files", files=["a.parquet"], validation_files=["a.parquet"])
+    mistake(
+        "a.parquet is in both data.files and data.validation_files", files=["a.parquet"], validation_files=["a.parquet"]
+    )
 
     def offline(*_, **__):
         raise ConnectionError("no\nnetwork")
