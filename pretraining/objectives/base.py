@@ -166,14 +166,15 @@ class Objective:
     head: Any
     scoring: Any
 
+    @classmethod
+    def of(cls, examples: Examples, head: type[Head], scoring: type[Scoring]) -> "Objective":
+        """The task of these examples: its head and its scoring read them."""
+        return cls(examples, head(examples), scoring(examples))
+
     def for_phase(self, phase: Settings) -> "Objective":
         """The same task under the settings of one of the run's phases."""
         examples = self.examples.for_phase(phase)
-        return (
-            self
-            if examples is self.examples
-            else Objective(examples, type(self.head)(examples), type(self.scoring)(examples))
-        )
+        return self if examples is self.examples else Objective.of(examples, type(self.head), type(self.scoring))
 
 
 def by_all_processes(index: np.ndarray, accelerator: Accelerator, work: Callable[[np.ndarray], list]) -> list:

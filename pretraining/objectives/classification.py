@@ -136,5 +136,4 @@ class ClassificationScoring(Scoring[LabelledImages]):
 
 
 def objective(settings: Settings) -> Objective:
-    examples = LabelledImages(settings)
-    return Objective(examples, ClassificationHead(examples), ClassificationScoring(examples))
+    return Objective.of(LabelledImages(settings), ClassificationHead, ClassificationScoring)

@@ -74,5 +74,4 @@ class DenoisingExamples(Seq2SeqExamples):
 
 
 def objective(settings: Settings) -> Objective:
-    examples = DenoisingExamples(settings)
-    return Objective(examples, Seq2SeqHead(examples), Seq2SeqScoring(examples))
+    return Objective.of(DenoisingExamples(settings), Seq2SeqHead, Seq2SeqScoring)

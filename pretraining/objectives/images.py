@@ -3,6 +3,7 @@
 An example is an image, alone in its row.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,9 +112,9 @@ class ImageExamples(Examples):
         channels = self.run.model.num_channels  # type: ignore[attr-defined]
         return {"pixels": np.zeros((channels, self.size, self.size), dtype=np.uint8)}
 
+    @abstractmethod
     def count_targets(self, tensors: dict[str, Tensor]) -> tuple[dict[str, int], int]:
         """How many targets each of the model's arguments bears in a batch, and how many images."""
-        raise NotImplementedError
 
     def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
         """An image each, empty rows left out; of nothing but empty rows one blank image."""

@@ -179,5 +179,4 @@ class MaskedImagesScoring(Scoring[MaskedImages]):
 
 
 def objective(settings: Settings) -> Objective:
-    examples = MaskedImages(settings)
-    return Objective(examples, MaskedImagesHead(examples), MaskedImagesScoring(examples))
+    return Objective.of(MaskedImages(settings), MaskedImagesHead, MaskedImagesScoring)

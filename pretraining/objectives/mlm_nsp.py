@@ -252,5 +252,4 @@ class MlmNspScoring(Scoring[SentencePairExamples]):
 
 
 def objective(settings: Settings) -> Objective:
-    examples = SentencePairExamples(settings)
-    return Objective(examples, MlmNspHead(examples), MlmNspScoring(examples))
+    return Objective.of(SentencePairExamples(settings), MlmNspHead, MlmNspScoring)

@@ -3,6 +3,7 @@
 N examples, R rows.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,9 @@ class Seq2SeqExamples(TokenExamples):
         target = self.tokenizer if self.target_tokenizer is None else self.target_tokenizer
         return {"input_ids": self.tokenizer, "labels": target}
 
+    @abstractmethod
     def all_examples(self, split: str) -> np.ndarray:
         """The examples that the split has in one epoch or another: (N,)."""
-        raise NotImplementedError
 
     def index_examples(self) -> None:
         longest = [self.lengths(split, 0, self.all_examples(split)).max(0) for split in ("train", "validation")]

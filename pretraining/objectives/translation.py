@@ -197,5 +197,4 @@ class TranslationExamples(Seq2SeqExamples):
 
 
 def objective(settings: Settings) -> Objective:
-    examples = TranslationExamples(settings)
-    return Objective(examples, Seq2SeqHead(examples), Seq2SeqScoring(examples))
+    return Objective.of(TranslationExamples(settings), Seq2SeqHead, Seq2SeqScoring)
