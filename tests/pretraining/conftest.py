@@ -32,6 +32,13 @@ def fresh_state() -> None:
     AcceleratorState._reset_state(True)
 
 
+@pytest.fixture(autouse=True)
+def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no curves, a third of a tiny run's time, but in tests that are marked `curves`."""
+    if request.node.get_closest_marker("curves") is None:
+        monkeypatch.setattr("pretraining.pictures.charts.draw_curves", lambda metrics, path: None)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all of pytest-xdist's workers have in common."""
