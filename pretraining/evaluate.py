@@ -1,4 +1,4 @@
-"""Held-out evaluation: the same examples, masks and rows every time; and how it is printed."""
+"""Held-out evaluation: the same examples, masks and rows every time."""
 
 import torch
 from accelerate import Accelerator
@@ -10,8 +10,7 @@ from pretraining.data.plan import Plan, make_plan
 from pretraining.objectives.base import Examples, Objective
 from pretraining.settings import Settings, TrainSettings
 
-EPOCH = 0  # whose draws the held-out examples keep
-GROUPS = 25  # classes or locales whose metrics are printed
+EPOCH = 0  # Held-out examples are always drawn as in this epoch.
 
 
 def make_evaluation_plan(examples: Examples, settings: Settings) -> Plan:
@@ -38,23 +37,9 @@ def evaluate(
         for micro_batches in steps.since(0, options.workers):
             for batch in micro_batches:
                 inputs = objective.head.to_model_inputs(send_to_device(batch.tensors, accelerator.device))
-                for name, pair in objective.scoring.sums(model, inputs).items():
-                    total = torch.stack([part.double() for part in pair])  # sum and count
+                for name, sum_and_count in objective.scoring.sums(model, inputs).items():
+                    total = torch.stack([part.double() for part in sum_and_count])  # (2,)
                     sums[name] = sums.get(name, torch.zeros_like(total)) + total
         scores = objective.scoring.score_outputs(model, plan.examples, accelerator, final=False)
     totals = {name: accelerator.reduce(total, "sum").tolist() for name, total in sums.items()}
     return {name: total / max(count, 1) for name, (total, count) in totals.items()} | scores
-
-
-def report(step: int, examples: int, metrics: dict[str, float], signatures: dict[str, str]) -> str:
-    """How good the exported weights are; of many groups (classes, locales) the worst."""
-    lines = [f"held out, {examples:,} examples, the weights of step {step:,}:"]
-    groups = sorted((name for name in metrics if " " in name), key=metrics.__getitem__)
-    for name, value in metrics.items():
-        if name in groups[GROUPS:]:
-            continue
-        name = name.removeprefix("eval_")
-        lines.append(f"  {name:18} {value:.4f}  {signatures.get(name, '')}".rstrip())
-    if len(groups) > GROUPS:
-        lines.append(f"  and {len(groups) - GROUPS:,} that are better, in results.json")
-    return "\n".join(lines)

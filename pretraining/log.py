@@ -15,6 +15,8 @@ from pretraining.checkpoint import State
 from pretraining.errors import UserError, one_line
 from pretraining.settings import LogSettings, Settings
 
+GROUPS = 25  # Classes or locales whose metrics are printed.
+
 
 def wandb_mode(settings: LogSettings) -> str:
     """`auto` is online where wandb knows an account; never a question on the terminal."""
@@ -172,3 +174,17 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def report(step: int, examples: int, metrics: dict[str, float], signatures: dict[str, str]) -> str:
+    """How good the exported weights are; of many groups (classes, locales) the worst."""
+    lines = [f"held out, {examples:,} examples, the weights of step {step:,}:"]
+    groups = sorted((name for name in metrics if " " in name), key=metrics.__getitem__)
+    for name, value in metrics.items():
+        if name in groups[GROUPS:]:
+            continue
+        name = name.removeprefix("eval_")
+        lines.append(f"  {name:18} {value:.4f}  {signatures.get(name, '')}".rstrip())
+    if len(groups) > GROUPS:
+        lines.append(f"  and {len(groups) - GROUPS:,} that are better, in results.json")
+    return "\n".join(lines)

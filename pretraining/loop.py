@@ -1,4 +1,4 @@
-"""The loop: which step comes next, and what happens after each one. It knows nothing of what is learnt."""
+"""The loop: which step comes next, and what follows each step. It is the same for every objective."""
 
 import sys
 import time
@@ -25,52 +25,39 @@ def walk(run: Run) -> Iterator[list[Batch]]:
     """
     state = run.state
     while run.progress < 1:
-        # A larger budget lowers the progress, but a phase that has begun never gives way to an earlier one.
+        # A resumed run may have a larger budget, so its progress can fall. The phase never goes back.
         due = next(number for number, phase in enumerate(run.phases) if run.progress < phase.end)
         if due > state.phase:
             run.enter_phase(due)
         elif state.step_in_epoch == run.plan.steps:
             run.begin_epoch()
-        steps = Steps(
-            run.objective.examples,
-            "train",
-            state.epoch,
-            run.plan,
-            run.phase.micro_batch,
-            run.accelerator.process_index,
-            run.accelerator.num_processes,
-        )
-        batches = steps.since(
-            state.step_in_epoch,
-            run.settings.train.workers,
-            pin_memory=run.accelerator.device.type == "cuda",
-            progress=run.progress_before,
-        )
+        rank, ranks = run.accelerator.process_index, run.accelerator.num_processes
+        steps = Steps(run.objective.examples, "train", state.epoch, run.plan, run.phase.micro_batch, rank, ranks)
+        pin_memory, workers = run.accelerator.device.type == "cuda", run.settings.train.workers
         run.model.train()
-        run.clock = time.perf_counter()  # planning is no training
-        for micro_batches in batches:
+        run.clock = time.perf_counter()  # planning is not counted as training time
+        for micro_batches in steps.since(state.step_in_epoch, workers, pin_memory, run.progress_before):
             yield micro_batches
             if run.progress >= run.phase.end:
                 break
-            run.clock = time.perf_counter()  # nor is what came after the update: logs, evaluation, saving
+            run.clock = time.perf_counter()  # nor are logging, evaluation and saving, which came after the update
 
 
 def fit(run: Run) -> None:
-    """Trains until the budget is spent; ends the process with its signal's code if it is told to stop."""
-    every = run.settings
-    if run.settings.init_from is not None and run.state.step == 0:
+    """Trains until the budget is spent. A signal ends the process with the signal's exit code."""
+    settings = run.settings
+    if settings.init_from is not None and run.state.step == 0:
         log_evaluation(run)  # what the checkpoint knows before it learns more
     for micro_batches in walk(run):
         run.set_learning_rate()
         update(run, micro_batches)
 
-        if run.is_due(every.log.every):
+        if run.is_due(settings.log.every):
             log_steps(run)
-        is_best = run.is_due(every.evaluation.every) and compare_evaluation(run)
-        # Every process must hear of a signal in the same step, or one would save while the others wait for its part
-        # of the next one.
+        is_best = run.is_due(settings.evaluation.every) and compare_evaluation(run)
+        # All processes must stop at the same step. Otherwise one saves while the others wait for it in the next step.
         stop = run.signals.exit_code(run.accelerator)
-        if run.is_due(every.checkpoint.every) or is_best or stop:
+        if run.is_due(settings.checkpoint.every) or is_best or stop:
             save(run)
         if stop:
             run.log.say(f"step {run.state.step}: told to end, and saved; the same command goes on from here")
@@ -130,8 +117,8 @@ def log_steps(run: Run) -> None:
     per_token, peak = state.autotuned["flops_per_token"], state.autotuned["peak"]
     means |= {
         "learning_rate": run.rate,
-        "epoch": state.passes + state.step_in_epoch / run.plan.steps,
-        unit: state.tokens,
+        "epoch": state.passes + state.step_in_epoch / run.plan.steps,  # passes: epochs before this one
+        unit: state.tokens,  # images, where the unit is images
         "seconds": state.seconds,
         f"{unit}_per_second": speed,
         "mfu": speed * per_token / peak / run.accelerator.num_processes,
@@ -149,7 +136,7 @@ def log_evaluation(run: Run) -> dict[str, float]:
 
 
 def compare_evaluation(run: Run) -> bool:
-    """Evaluates; whether no evaluation of this phase was better. Ends the run where its patience is at its end."""
+    """Evaluates; returns whether no evaluation of this phase was better. Ends the run when its patience is used up."""
     state, options = run.state, run.settings.evaluation
     metrics = log_evaluation(run)
     if run.progress < 1:  # at the end the exported model has its own samples
@@ -158,7 +145,7 @@ def compare_evaluation(run: Run) -> bool:
         run.log.say("\n".join(f"  {sample}" for sample in samples))
     run.model.train()
     value = run.objective.scoring.rank(metrics)
-    if value < state.best.get("value", float("inf")):  # which no NaN is
+    if value < state.best.get("value", float("inf")):  # false for NaN
         state.best, state.stale = {"step": state.step, "value": value, **state.evaluation}, 0
         return True
     state.stale += 1
@@ -169,7 +156,11 @@ def compare_evaluation(run: Run) -> bool:
 
 
 def save(run: Run) -> None:
-    """Writes a checkpoint of the state as it is after the last step."""
+    """Writes a checkpoint of the state after the last step.
+
+    It is written under another name and renamed when it is complete: a kill in between leaves the older checkpoints,
+    and the next save deletes the rest.
+    """
     collect(run)
     run.state.next_rate = run.learning_rate()
     checkpoint.save(run.accelerator, run.settings.folder, run.state, run.settings.checkpoint.keep, run.average)

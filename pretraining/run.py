@@ -26,10 +26,10 @@ from pretraining.autotune import AUTOTUNED, autotune
 from pretraining.batches import Steps
 from pretraining.checkpoint import State
 from pretraining.data.plan import Plan, make_plan
-from pretraining.evaluate import evaluate, make_evaluation_plan, report
+from pretraining.evaluate import evaluate, make_evaluation_plan
 from pretraining.export import export, how_to_open, open_exported, write_reference
 from pretraining.launch import check_scale, make_accelerator, make_process, set_allocator
-from pretraining.log import Log
+from pretraining.log import Log, report
 from pretraining.objectives.base import Objective
 from pretraining.onednn import choose_linear
 from pretraining.optim import learning_rate, make_average, make_optimizer

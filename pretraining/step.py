@@ -1,4 +1,4 @@
-"""One update, exact however it is cut."""
+"""One update from one step's micro-batches, on every process."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ from pretraining.objectives.base import Batch
 
 
 class NotFinite(UserError):
-    """A loss or gradient that is infinite or no number; the weights are as they were."""
+    """The gradient is NaN or infinite. The weights were not updated."""
 
 
 def seed_of(seed: int, step: int, rank: int, micro_batch: int) -> int:
@@ -44,8 +44,8 @@ def train_step(
         This process's part of each loss, the norm of the gradient, and the step's units, padding not counted.
 
     Raises:
-        NotFinite: the loss or its gradient is not finite; the weights are untouched. In fp16 the loss scaler first
-            lowers its scale, which skips the step, and this is raised where that no longer helps.
+        NotFinite: the gradient is NaN or infinite. In fp16 the loss scaler first skips such steps and lowers its
+            scale; this error comes once the scale is below 1.
     """
     device, ranks = accelerator.device, accelerator.num_processes
     # Counted before the first forward: a micro-batch must know the targets of the whole step to weigh its own. Divided
@@ -58,21 +58,20 @@ def train_step(
 
     losses: dict[str, Tensor] = {}
     for i, batch in enumerate(micro_batches):
-        # Dropout is a function of where the run is, not of how many numbers were drawn before: a resumed run draws the
-        # same.
         torch.manual_seed(seed_of(seed, step, accelerator.process_index, i))
         is_last = i == len(micro_batches) - 1
         with nullcontext() if is_last else accelerator.no_sync(model):  # gradients travel once a step
             inputs = to_model_inputs(send_to_device(batch.tensors, device, non_blocking=True))
             out = model(**inputs, num_items_in_batch=counts)
             accelerator.backward(out.loss * ranks)  # DDP averages gradients over the processes; the sum is wanted
-        for name, value in out.items():
+        for name, value in out.items():  # the loss and its parts: loss, mlm_loss, nsp_loss, each a scalar
             if name.endswith("loss"):
                 losses[name] = losses.get(name, torch.zeros((), device=device)) + value.detach().float()
 
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
     scaler = accelerator.scaler
-    # The norm is equal on all processes, as the parts of the loss are not: all stop together.
+    # The norm is equal on all processes, as the parts of the loss are not: all stop together. A scale below 1 makes
+    # gradients smaller than they are, so what overflows then is the model.
     if not torch.isfinite(norm) and (scaler is None or scaler.get_scale() < 1):
         raise NotFinite(
             f"Step {step} is not finite: loss {float(losses['loss'])}, gradient norm {float(norm)}, learning rate "
@@ -81,4 +80,5 @@ def train_step(
         )
     optimizer.step()
     optimizer.zero_grad()
+    # Metrics are added up over the processes; of the norm, which all have, each gives its share.
     return {**losses, "gradient_norm": norm.detach() / ranks}, int(units)

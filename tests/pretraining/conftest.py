@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -20,8 +20,10 @@ from pretraining.data.text.documents import Documents
 from pretraining.data.text.sources import FEATURES, as_documents
 from pretraining.objectives import make_objective as objective_of
 from pretraining.objectives.base import Objective
+from pretraining.pictures import charts
 from pretraining.settings import Settings
 
+DRAW_CURVES = charts.draw_curves
 # Every start reads the docstrings of the same settings classes, which is half of the time that it takes to parse.
 docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
@@ -30,6 +32,20 @@ docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from
 def fresh_state() -> None:
     """What an earlier test's run has told Accelerate, its precision for one, holds for no other run."""
     AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_curves() -> Iterator[None]:
+    """Runs in this process and its forks draw no curves, a third of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "draw_curves", lambda metrics, path: None)
+        yield
+
+
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But in tests that look at them."""
+    monkeypatch.setattr(charts, "draw_curves", DRAW_CURVES)
 
 
 @pytest.fixture(scope="session")
