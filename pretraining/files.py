@@ -1,12 +1,47 @@
 """Files that are whole or not there, and JSON that every program reads."""
 
+import errno
 import hashlib
 import json
 import math
 import os
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pretraining.errors import UserError
+
+# Why a folder cannot be written to: no room, no right, or a file where the folder should be.
+UNWRITABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EEXIST),
+}
+
+
+@contextmanager
+def writing_to(folder: Path, setting: str) -> Iterator[None]:
+    """A UserError that names the setting where what is done inside cannot write to its folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        reason = os.strerror(error.errno)
+        raise UserError(
+            f"{folder} cannot be written to ({reason}): mend that, or set {setting} to another folder."
+        ) from error
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Makes a folder; a UserError where it cannot be made or written to, or its disk is full."""
+    with writing_to(folder, setting):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**16))
 
 
 def sync(path: Path) -> None:

@@ -34,9 +34,9 @@ class PairSettings:
     """The source's key in the dictionary, as in `en`."""
     target_language: str | None = None
     """The target's key in the dictionary, as in `de`."""
-    columns: list[str] = field(default_factory=list)
-    """The source's and the target's column. They take the place of `column`. If none are named for a .tsv file, it has
-    no header, and its first two cells are the pair."""
+    columns: list[str | int] = field(default_factory=list)
+    """The source's and the target's column, in the place of `column`. A .csv or .tsv file without a header has them by
+    number, as in `[2, 4]`. If none are named for a .tsv file, it has no header, and two cells in each row."""
     alignment_column: str | None = None
     """The column that holds word alignments, written as in `alignment_files`."""
     subset: str | None = None
