@@ -205,7 +205,9 @@ def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator
     number, header = next(cells, (0, []))
     if not header:
         return
-    if numbered or (not set(columns) <= set(header) and all(column.isdecimal() for column in columns)):
+    # A table of numbers may have numbers for names; in any other, a number is none, whatever cell is equal to it.
+    has_names = set(columns) <= set(header) and all(name.isdecimal() for name in header)
+    if numbered or (all(column.isdecimal() for column in columns) and not has_names):
         cells = itertools.chain([(number, header)], cells)
         header, numbered = [str(column) for column in range(1, len(header) + 1)], True
     check_columns(columns, header, f"{name}, separated by {separator},", numbered)
