@@ -326,6 +326,11 @@ def load_hub(source: str, subset: str | None, split: str, columns: Columns, othe
     try:
         dataset = _load(source, subset, split)
     except Exception as error:  # there are dozens, of the Hub's client, of fsspec and of datasets itself
+        if "datasets dtype" in str(error):
+            raise UserError(
+                f"{place} has a column of a type that `datasets` does not know ({one_line(error)}): name its parquet "
+                "files in data.files, where columns that are not asked for do not matter."
+            ) from error
         near = nearest(source, others)
         raise UserError(
             f"cannot load {place} ({one_line(error)}): "

@@ -101,6 +101,13 @@ def hard_link(folder: Path) -> dict[str, Any]:
     return {"files": [str(folder / "*.txt")]}
 
 
+def with_map(folder: Path) -> dict[str, Any]:
+    """Writes a data set's folder with a column that `datasets` cannot read."""
+    (folder / "hub").mkdir()
+    pq.write_table(pa.table({"text": ["a", "b"], "map": MAP}), folder / "hub" / "train.parquet")
+    return {"source": str(folder / "hub")}
+
+
 def saved_as_file(folder: Path) -> dict[str, Any]:
     Dataset.from_dict({"text": ["x"]}).save_to_disk(str(folder / "saved"))
     return {"files": [str(folder / "saved")]}
@@ -352,6 +359,7 @@ def cases() -> Iterator[Case]:
     yield Case(
         "save_to_disk, invalid UTF-8", saved(Dataset(pa.table({"text": INVALID}))), error=r"saved:train:1 is not UTF-8"
     )
+    yield Case("a data set with a map", with_map, error=r"hub'.*map<.*name its parquet files in data\.files")
     yield Case("save_to_disk as a file", saved_as_file, error=r"saved in data\.files is a folder: set data\.source")
 
 

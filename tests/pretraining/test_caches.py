@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 from datasets import Features, Value
-from mistakes import one_sentence
+from mistakes import one_sentence, refused
 
 from pretraining.data.cache import MARK, build_cached, check_cache
 from pretraining.data.stored import store
@@ -81,7 +81,10 @@ def test_a_cache_that_cannot_be_written_to(
     assert not [path for path in (tmp_path / "full meanwhile").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def test_a_run_looks_at_its_cache_first(tmp_path: Path):
+def test_a_run_looks_at_its_cache_first(tmp_path: Path, digits: list[str], capsys: pytest.CaptureFixture):
+    (tmp_path / "file").touch()
+    arguments = [*digits, f"--runs={tmp_path}", "--train.steps=1", f"--cache={tmp_path}/file"]
+    assert "file cannot be written to" in refused(arguments, capsys)
     with room_for(2**10), one_sentence("cannot be written to", "set cache to"):
         check_cache(tmp_path / "cache")
     build(tmp_path / "cache")

@@ -4,7 +4,10 @@ import csv
 import gzip
 import inspect
 import json
+import os
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -15,6 +18,7 @@ import pytest
 from mistakes import one_sentence
 
 from pretraining.data import readers
+from pretraining.data.find import find
 from pretraining.data.text import sentences as splitter
 from pretraining.data.text import sources
 from pretraining.data.text.documents import Documents, load_text, split_by_hash
@@ -269,6 +273,32 @@ def test_files_that_are_not_there():
     mistake("'*.text'", "validation_files", files=["corpus.txt"], validation_files=["*.text"])
     mistake("folder in data.files is a folder", "folder/*.txt", files=["folder"])
     mistake("data.files is empty")
+
+
+@pytest.fixture
+def locked() -> Iterator[Path]:
+    """A folder with one that may not be read and a file that may not be; root, who may all, is nobody meanwhile."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "sub").mkdir()
+        for file in ("a.txt", "b.txt", "sub/c.txt"):
+            (folder / file).write_text("x")
+        (folder / "b.txt").chmod(0)
+        (folder / "sub").chmod(0)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)
+        yield folder
+        if is_root:
+            os.seteuid(0)
+        (folder / "sub").chmod(0o700)
+
+
+@pytest.mark.parametrize("pattern", ["b.txt", "*.txt", "sub/c.txt", "sub/*.txt", "**/[ac].txt", "*/c.txt"])
+def test_what_may_not_be_read_is_not_passed_over(pattern: str, locked: Path):
+    with one_sentence(str(locked), "in data.files cannot be read (Permission denied)"):
+        find([str(locked / pattern)], "files")
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a", "a.parquet.gz", "a.gz"])
