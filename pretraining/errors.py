@@ -1,9 +1,11 @@
-"""How a user's mistake is told: in one sentence, by every process that finds it."""
+"""What is told: a user's mistake, in one sentence by every process that finds it, and what else is to be known."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from tqdm import tqdm
 
 
 class UserError(ValueError):
@@ -16,6 +18,12 @@ class UserError(ValueError):
 def one_line(error: Exception) -> str:
     """What a library's error says, for a sentence of ours."""
     return " ".join(str(error).split())
+
+
+def tell(line: str) -> None:
+    """Prints what is no mistake but may surprise; of all processes the first one speaks."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        tqdm.write(line)
 
 
 @contextmanager

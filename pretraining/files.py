@@ -1,12 +1,49 @@
 """Files that are whole or not there, and JSON that every program reads."""
 
+import errno
 import hashlib
 import json
 import math
 import os
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pretraining.errors import UserError
+
+# Why a folder cannot be written to: no room, or no right.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def _unwritable(folder: Path, setting: str, error: OSError) -> UserError:
+    return UserError(
+        f"{folder} cannot be written to ({error.strerror or error}): make room or mend its rights, or set {setting} to "
+        "another folder."
+    )
+
+
+@contextmanager
+def writing_to(folder: Path, setting: str) -> Iterator[None]:
+    """Where what is done inside finds no room in the folder, or may not write there, it is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise _unwritable(folder, setting, error) from error
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Makes a folder, and writes to it; a UserError where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**16))
+    except OSError as error:
+        raise _unwritable(folder, setting, error) from error
 
 
 def sync(path: Path) -> None:

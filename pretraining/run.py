@@ -25,6 +25,7 @@ from pretraining import checkpoint, files
 from pretraining.autotune import AUTOTUNED, autotune
 from pretraining.batches import Steps
 from pretraining.checkpoint import State
+from pretraining.data.cache import check_cache
 from pretraining.data.plan import Plan, make_plan
 from pretraining.evaluate import evaluate, make_evaluation_plan
 from pretraining.export import export, how_to_open, open_exported, write_reference
@@ -200,6 +201,8 @@ def start(settings: Settings, objective: Objective, process: PartialState, sourc
     if source:
         checkpoint.check_contract(source, state, contract)  # before hours of preparation, not after
 
+    if process.is_local_main_process:
+        check_cache(Path(settings.cache).expanduser())
     for line in objective.examples.prepare(is_builder=process.is_local_main_process):
         log.say(line)
     phases = [Phase(phase, objective.for_phase(phase), end) for end, phase in settings.phases()]

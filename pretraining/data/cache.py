@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pretraining.files import publish
+from filelock import FileLock
+
+from pretraining.files import check_writable, publish, writing_to
 
 MARK = "complete.json"
 
@@ -17,6 +19,12 @@ MARK = "complete.json"
 def folder_name(kind: str, content: list[Any]) -> str:
     """A name for what `content` decides."""
     return f"{kind}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
+
+
+def check_cache(cache: Path) -> None:
+    """Raises UserError where the cache cannot be written to; one that holds something may hold all that is needed."""
+    if not (cache.is_dir() and any(cache.iterdir())):
+        check_writable(cache, "cache")
 
 
 def build_cached(
@@ -32,15 +40,17 @@ def build_cached(
     """
     folder = cache / folder_name(kind, content)
     if is_builder and not (folder / MARK).exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}.") as temporary:
-            unfinished = Path(temporary, kind)
-            unfinished.mkdir()
-            meta = make(unfinished)
-            (unfinished / MARK).write_text(json.dumps(meta))
-            if not (folder / MARK).exists():  # another node that shares the cache may have been quicker
+        check_writable(cache, "cache")
+        # Of several runs or nodes that share the cache, one makes it.
+        with writing_to(cache, "cache"), FileLock(cache / f".{folder.name}.lock"):
+            if not (folder / MARK).exists():
                 shutil.rmtree(folder, ignore_errors=True)  # what a deletion left that was cut short
-                publish(unfinished, folder)
+                with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}.") as temporary:
+                    unfinished = Path(temporary, kind)
+                    unfinished.mkdir()
+                    meta = make(unfinished)
+                    (unfinished / MARK).write_text(json.dumps(meta))
+                    publish(unfinished, folder)
     while not (folder / MARK).exists():
         time.sleep(0.2)
     return folder

@@ -1,27 +1,60 @@
-"""Readers of files and Hub data sets: each format gives rows, each with its place."""
+"""Readers of files and Hub data sets: each format gives rows, each with its place.
 
+`datasets.load_dataset` reads text, JSON, CSV and parquet too, but is wrong in silence: its CSV makes NA missing and 007
+the number 7, its JSON makes null of a key that a line lacks, its text ends lines at stray carriage returns, which puts
+aligned files out of step. It reads no table with a column that is a map, and its errors name no row.
+"""
+
+import codecs
 import csv
-import difflib
-import glob
 import gzip
+import io
 import itertools
 import json
-import os
+import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+from pretraining.data.find import is_saved, nearest, shown
 from pretraining.errors import UserError, one_line
 
 BATCH = 16  # rows read at a time; they can be whole books
+BUFFER = 2**18  # bytes of a file read at a time, and looked at to know its encoding and its line ends
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]  # place, and the columns asked for
 Columns = dict[str, str]  # the columns asked for, each with the setting of data that names it
+
+# Each encoding by its byte-order mark; UTF-32's begins as UTF-16's does.
+ENCODINGS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    b"": "utf-8-sig",
+}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+# The control characters that are no white space, and the mark of byte order that a joined file has in its midst.
+CONTROL = re.compile("[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff]")
+
+
+# ---- texts and columns ----
+
+
+def normalise(text: str) -> str:
+    """The one form that all text has from reading on.
+
+    Its normal form is NFC, control characters that are no white space are left out, and a line ends with a line feed.
+    Form feeds, U+2028 and the like stay: they are white space, and end no line of a file.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return unicodedata.normalize("NFC", CONTROL.sub("", text))
 
 
 def read(dataset: Dataset, columns: Iterable[str]) -> Iterator[Row]:
@@ -35,89 +68,232 @@ def texts(dataset: Dataset, column: str = "text") -> Iterator[str]:
     return (row[column] for row in read(dataset, [column]))
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    return "".join(f" (did you mean {near!r}?)" for near in difflib.get_close_matches(name, names, n=1))
+def check_columns(columns: Columns, names: list[str], place: str, is_header: bool = True) -> None:
+    """Raises UserError where a column is not there, or twice.
 
-
-def check_columns(columns: Columns, names: list[str], place: str) -> None:
+    Args:
+        is_header: whether `names` are surely names: the first row of a .csv or .tsv may be one of text.
+    """
     for column, setting in columns.items():
         if column not in names:
             near = nearest(column, names)
-            raise UserError(f"{place} has no column {column!r}{near}: set data.{setting} to one of {', '.join(names)}.")
+            if is_header:
+                mend = f"set data.{setting} to one of {', '.join(names)}"
+            else:
+                row = ", ".join(f"{name!r:.40}" for name in names)
+                mend = (
+                    f"its first row is {row}; set data.{setting} to one of these, or to its number if they are no names"
+                )
+            raise UserError(f"{place} has no column {column!r}{near}: {mend}.")
+        if names.count(column) > 1:
+            raise UserError(f"{place} has {names.count(column)} columns {column!r}: rename all but the one to read.")
 
 
 def check_text(value: object, place: str, setting: str = "column") -> str:
-    """The value, if it is text that can be stored; else a UserError."""
-    if not isinstance(value, str):
+    """The value's normal form, if it is text that can be stored; else a UserError."""
+    try:
+        # Some writers of parquet do not say that their bytes are text.
+        text = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place} holds bytes that are not UTF-8 ({error}): convert them, or delete the row."
+        ) from error
+    if not isinstance(text, str):
         raise UserError(f"{place} holds {value!r:.40} instead of text: set data.{setting} to a column of strings.")
     try:
-        size = len(value.encode())
+        size = len(text.encode())
     except UnicodeEncodeError as error:  # JSON can spell half a character: "\ud83d"
         raise UserError(f"{place} holds half a character ({error}): mend or delete it.") from error
     if size >= 2**31:
         raise UserError(f"{place} is one document of {size} bytes, Arrow's limit is 2 GiB: cut it.")
-    return value
+    return normalise(text)
+
+
+# ---- what each format gives ----
+
+
+def _open(path: str) -> gzip.GzipFile | io.BufferedReader:
+    return gzip.open(path) if path.lower().endswith(".gz") else io.BufferedReader(io.FileIO(path), BUFFER)
+
+
+def _first_bad_byte(path: str, encoding: str) -> str:
+    """The place of the first byte that the encoding has no character for: its line and its number in the file."""
+    decoder = codecs.getincrementaldecoder(encoding.removesuffix("-sig"))()
+    position, number = 0, 1
+    with _open(path) as file:
+        while True:
+            pending = len(decoder.getstate()[0])
+            block = file.read1(BUFFER)
+            try:
+                number += decoder.decode(block, final=not block).count("\n")
+            except UnicodeDecodeError as error:
+                number += error.object[: error.start].decode(encoding, "ignore").count("\n")
+                byte = error.object[error.start]
+                return f"line {number}, byte {position - pending + error.start} (0x{byte:02x})"
+            position += len(block)
 
 
 def lines(path: str) -> Iterator[str]:
-    """The lines of a UTF-8 file, plain or .gz, each with its line end, which becomes a line feed."""
-    offset = 0
+    """The lines of a file, plain or .gz, each with its line end, which becomes a line feed.
+
+    UTF-8, or what a byte-order mark says. A carriage return ends a line only before a line feed, or in a file that has
+    no line feeds: within a line it is white space, or two files that are aligned would slip against one another.
+    """
+    name, number, encoding = shown(path), 0, "utf-8"
     try:
-        with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
-            for raw in file:
-                try:
-                    line = raw.decode().replace("\r\n", "\n")
-                except UnicodeDecodeError as error:
-                    at = f"byte {offset + error.start} (0x{raw[error.start]:02x})"
-                    raise UserError(f"{path} is not UTF-8 at {at}: convert it to UTF-8.") from error
-                yield line if offset else line.removeprefix("\ufeff")
-                offset += len(raw)
+        with _open(path) as file:
+            head = file.peek(BUFFER)
+            encoding = next(encoding for mark, encoding in ENCODINGS.items() if head.startswith(mark))
+            start = head.decode(encoding, "ignore")
+            newline = None if "\r" in start and "\n" not in start else "\n"
+            for number, line in enumerate(io.TextIOWrapper(file, encoding, newline=newline), 1):
+                if "\0" in line:
+                    raise UserError(
+                        f"{name}, line {number} holds a NUL, as UTF-16 without a byte-order mark and files that are no "
+                        "text do: convert it to UTF-8, or delete the NUL."
+                    )
+                yield f"{line[:-2]}\n" if line.endswith("\r\n") else line
+    except UnicodeDecodeError as error:
+        place = _first_bad_byte(path, encoding)
+        kind = encoding.upper().removesuffix("-SIG")
+        raise UserError(f"{name} is not {kind} at {place}: convert it to UTF-8.") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): check its rights, or write it anew.") from error
+        after = f" after line {number}" if number else ""
+        raise UserError(f"{name} cannot be read{after} ({error}): check its rights, or write it anew.") from error
 
 
 def _jsonl(path: str, columns: Columns) -> Rows:
+    name, is_first = shown(path), True
     for number, line in enumerate(lines(path), 1):
         if line.isspace():
             continue
+        place = f"{name}, line {number}"
         try:
             row = json.loads(line)
+        except RecursionError as error:
+            raise UserError(f"{place} is JSON nested too deeply to be read: mend or delete it.") from error
         except ValueError as error:
-            raise UserError(f"{path}, line {number} is not JSON ({error}): mend or delete it.") from error
+            raise UserError(
+                f"{place} is not JSON ({error}): write one object on each line, mend this one or delete it."
+            ) from error
         if not isinstance(row, dict):
             example = ", ".join(f'"{column}": "..."' for column in columns)
-            raise UserError(f"{path}, line {number} is no object: write {{{example}}}.")
-        check_columns(columns, list(row), f"{path}, line {number}")
-        yield f"{path}:{number}", row
+            raise UserError(f"{place} is no object: write {{{example}}}.")
+        if is_first:
+            check_columns(columns, list(row), place)
+            is_first = False
+        for column in columns:
+            if column not in row:
+                raise UserError(
+                    f"{place} has no key {column!r}, which the first line has, but {', '.join(row) or 'none'}: "
+                    f"write its {column!r}, if only as null, or delete the line."
+                )
+        yield f"{name}:{number}", row
+
+
+def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator: str, numbered: bool = False) -> Rows:
+    """The cells of a .csv or .tsv by the names in its first row, or where `columns` are none of these by number.
+
+    Args:
+        separator: the word for what stands between the cells.
+        numbered: whether `columns` are numbers, counted from 1, whatever the first row holds.
+    """
+    name = shown(path)
+    cells: Iterator[tuple[int, list[str]]] = (
+        (number, row) for number, row in enumerate(rows, 1) if row
+    )  # none in a blank line
+    number, header = next(cells, (0, []))
+    if not header:
+        return
+    # A table of numbers may have numbers for names; in any other, a number is none, whatever cell is equal to it.
+    has_names = set(columns) <= set(header) and all(name.isdecimal() for name in header)
+    if numbered or (all(column.isdecimal() for column in columns) and not has_names):
+        cells = itertools.chain([(number, header)], cells)
+        header, numbered = [str(column) for column in range(1, len(header) + 1)], True
+    check_columns(columns, header, f"{name}, separated by {separator},", numbered)
+    for number, row in cells:
+        if len(row) != len(header):
+            raise UserError(
+                f"{name}, row {number} has {len(row)} cells instead of {len(header)}, separated by {separator}: put "
+                f"text with {separator} into quotes if it is a .csv, or take them out."
+            )
+        yield f"{name}:{number}", {column: row[header.index(column)] for column in columns}
 
 
 def _csv(path: str, columns: Columns) -> Rows:
+    """Cells stand between what the header has most of, but between commas if these give all columns asked for."""
     csv.field_size_limit(2**31 - 1)  # by default 128 KiB, less than a book
-    rows = csv.reader(lines(path), strict=True)
+
+    def parse(separator: str) -> Any:
+        return csv.reader(lines(path), delimiter=separator, strict=True)
+
+    def header(separator: str) -> list[str]:
+        try:
+            return next(filter(None, parse(separator)), [])
+        except csv.Error:  # of another separator, or told below
+            return []
+
+    headers = {separator: header(separator) for separator in SEPARATORS}
+    separator = max(headers, key=lambda each: len(headers[each]))  # the first of equals
+    if len(headers[","]) > 1 and set(columns) <= set(headers[","]):
+        separator = ","
+    rows = parse(separator)
     try:
-        header = next(rows, [])
-        check_columns(columns, header, path)
-        for number, row in enumerate(rows, 2):
-            if not row:  # a blank line
-                continue
-            if len(row) != len(header):
-                cells = f"{len(row)} cells instead of {len(header)}"
-                raise UserError(f"{path}, row {number} has {cells}: put text with commas into quotes.")
-            yield f"{path}:{number}", {column: row[header.index(column)] for column in columns}
+        yield from _by_header(path, rows, columns, SEPARATORS[separator])
     except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num} is not CSV ({error}): mend its quotes.") from error
+        raise UserError(f"{shown(path)}, line {rows.line_num} is not CSV ({error}): mend its quotes.") from error
+
+
+def tsv(path: str, columns: Columns) -> Rows:
+    """Cells stand between tabs, and quotes are text. If no column is asked for, there are two, "1" and "2"."""
+
+    def rows() -> Iterator[list[str]]:
+        return (line.rstrip("\n").split("\t") if line != "\n" else [] for line in lines(path))
+
+    if columns:
+        return _by_header(path, rows(), columns, "tabs")
+    first = next(filter(None, rows()), None)
+    if first is None:
+        return iter(())
+    if len(first) != 2:
+        raise UserError(
+            f"{shown(path)} has {len(first)} cells in its first row, separated by tabs, and not source and target "
+            "alone: set data.columns to the two columns' names in that row, or if it is a pair to their numbers, as in "
+            "[2, 4]."
+        )
+    return _by_header(path, rows(), {"1": "columns", "2": "columns"}, "tabs", numbered=True)
+
+
+def _rows(batches: Iterable[pa.Table | pa.RecordBatch], place: str, first: int) -> Rows:
+    """The rows of Arrow's batches, numbered from `first`."""
+    number = first
+    for batch in batches:
+        try:
+            rows = batch.to_pylist(maps_as_pydicts="lossy")  # of equal keys the last counts, as in JSON
+        except UnicodeDecodeError:
+            rows = None
+        for at in range(len(batch)):
+            try:
+                row = rows[at] if rows else batch.slice(at, 1).to_pylist(maps_as_pydicts="lossy")[0]
+            except UnicodeDecodeError as error:
+                raise UserError(f"{place}:{number} is not UTF-8 ({error}): convert it, or delete the row.") from error
+            yield f"{place}:{number}", row
+            number += 1
 
 
 def _parquet(path: str, columns: Columns) -> Rows:
+    name, place = shown(path), ""
     try:
-        file = pq.ParquetFile(path)
+        # Arrow opens no name that is not UTF-8.
+        with open(path, "rb") as opened, pq.ParquetFile(opened) as file:
+            check_columns(columns, file.schema_arrow.names, name)
+            for place, row in _rows(file.iter_batches(BATCH, columns=list(columns)), name, 1):
+                yield place, row
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is no parquet file ({error}): write it anew.") from error
-    with file:
-        check_columns(columns, file.schema_arrow.names, path)
-        batches = file.iter_batches(BATCH, columns=list(columns))
-        for number, row in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1):
-            yield f"{path}:{number}", row
+        after = f" after {place}" if place else ""
+        raise UserError(
+            f"{name} is no parquet file that can be read{after} ({one_line(error)}): write it anew."
+        ) from error
 
 
 TABLES: dict[str, Callable[[str, Columns], Rows]] = {
@@ -127,49 +303,17 @@ TABLES: dict[str, Callable[[str, Columns], Rows]] = {
 }
 
 
-def extension(path: str) -> str:
-    root, end = os.path.splitext(path.lower())
-    return os.path.splitext(root)[1] + end if end == ".gz" else end
+# ---- data sets ----
 
 
-def find(patterns: list[str], setting: str, known: Iterable[str] | None = None) -> list[str]:
-    """The files that paths and globs name, each once; those of a glob are sorted.
-
-    Args:
-        setting: the setting of data that they stand in, for messages.
-
-    Raises:
-        UserError: a pattern names a folder or no file, or a file's extension is not among the `known` ones.
-    """
-    files: dict[str, None] = {}
-    for pattern in map(os.path.expanduser, patterns):
-        if os.path.isdir(pattern):
-            raise UserError(f"{pattern} in data.{setting} is a folder: name its files, as in {pattern}/*.txt.")
-        # A path that exists may itself contain a bracket or a star.
-        matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
-        matches = [os.path.normpath(match) for match in matches if os.path.isfile(match)]
-        if not matches:
-            folder, name = os.path.split(pattern)
-            near = nearest(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [])
-            place = f"data.{setting}, seen from {os.getcwd()}"
-            raise UserError(f"no file matches {pattern!r} in {place}: set a path or glob that does{near}.")
-        files.update(dict.fromkeys(matches))
-    if known is not None:
-        for file in files:
-            if extension(file) not in known:
-                choice = ", ".join(known)
-                raise UserError(f"{file} in data.{setting} has an unknown extension: convert it to one of {choice}.")
-    return list(files)
-
-
-def check_apart(files: list[str], held_out: list[str], setting: str) -> None:
-    if both := set(map(os.path.realpath, files)) & set(map(os.path.realpath, held_out)):
-        raise UserError(f"{min(both)} is in both data.{setting} and data.validation_{setting}: take it out of one.")
-
-
-def state(files: Iterable[str]) -> list[tuple[str, int, int]]:
-    """What changes when a file does."""
-    return [(os.path.abspath(file), os.path.getsize(file), os.stat(file).st_mtime_ns) for file in files]
+def _load(source: str, subset: str | None, split: str) -> Dataset:
+    if not is_saved(source):
+        return load_dataset(source, subset, split=split)
+    saved = load_from_disk(source)
+    splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
+    if subset or split not in splits:
+        raise ValueError(f"what save_to_disk wrote has no subsets, and here the splits {', '.join(splits)}")
+    return splits[split]
 
 
 def load_hub(source: str, subset: str | None, split: str, columns: Columns, others: list[str]) -> tuple[Dataset, str]:
@@ -180,8 +324,13 @@ def load_hub(source: str, subset: str | None, split: str, columns: Columns, othe
     """
     place = f"data set {source!r}, subset {subset!r}, split {split!r}"
     try:
-        dataset = load_dataset(source, subset, split=split)
+        dataset = _load(source, subset, split)
     except Exception as error:  # there are dozens, of the Hub's client, of fsspec and of datasets itself
+        if "datasets dtype" in str(error):
+            raise UserError(
+                f"{place} has a column of a type that `datasets` does not know ({one_line(error)}): name its parquet "
+                "files in data.files, where columns that are not asked for do not matter."
+            ) from error
         near = nearest(source, others)
         raise UserError(
             f"cannot load {place} ({one_line(error)}): "
@@ -192,5 +341,5 @@ def load_hub(source: str, subset: str | None, split: str, columns: Columns, othe
 
 
 def hub_rows(dataset: Dataset, source: str, split: str, columns: Iterable[str]) -> Rows:
-    for number, row in enumerate(read(dataset, columns)):
-        yield f"{source}:{split}:{number}", row
+    batches = dataset.select_columns(list(columns)).with_format("arrow").iter(BATCH)
+    return _rows(batches, f"{source}:{split}", 0)

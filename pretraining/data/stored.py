@@ -15,7 +15,8 @@ from datasets import Dataset, Features
 from filelock import FileLock
 from tqdm import tqdm
 
-from pretraining.files import publish
+from pretraining.errors import tell
+from pretraining.files import check_writable, publish, write_text, writing_to
 
 CHARACTERS = 2**22  # of rows held in memory at a time, unless one alone has more
 OVERHEAD = 100  # characters that a row counts beyond its own: many short ones are work too
@@ -65,7 +66,7 @@ class Stored:
 
 
 def store(
-    rows: Callable[[], Iterable[dict[str, Any]]], features: Features, unit: str, code: list[str], *key: object
+    rows: Callable[[], Iterable[dict[str, Any] | str]], features: Features, unit: str, code: list[str], *key: object
 ) -> Dataset:
     """Stream rows into an Arrow file in the cache of `datasets`.
 
@@ -73,6 +74,7 @@ def store(
     while writing, and a hundred lines so little that the index of the batches becomes much while reading.
 
     Args:
+        rows: the rows, and among them lines to tell, now and whenever the rows are taken from the file.
         features: of the rows; "characters" among them.
         unit: what a row is, in the plural.
         code: the files of the code that makes the rows, which they depend on too.
@@ -83,19 +85,40 @@ def store(
         digest.update(Path(file).read_bytes())
     digest.update(repr(key).encode())
     path = Path(datasets.config.HF_DATASETS_CACHE, "keel", f"{digest.hexdigest()}.arrow")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # of the processes on this machine, one reads
-        if not path.exists():
-            unfinished = path.with_suffix(".unfinished")
-            bar = tqdm(rows(), "reading", unit=f" {unit}", disable=None, leave=False)
-            try:
-                with pa.ipc.new_stream(unfinished, features.arrow_schema) as file:
-                    for batch in _batches(bar):
-                        file.write_batch(pa.RecordBatch.from_pylist(batch, features.arrow_schema))
-                publish(unfinished, path)
-            finally:
-                unfinished.unlink(missing_ok=True)
+    to_tell = path.with_suffix(".txt")
+    if path.exists():
+        tell(f"{unit}: nothing has changed since they were read; the copy of then is used, {path}")
+    else:
+        setting = "the environment variable HF_DATASETS_CACHE"
+        check_writable(path.parent, setting)
+        with writing_to(path.parent, setting), FileLock(f"{path}.lock"):  # of the processes on this machine, one reads
+            if not path.exists():
+                _write(rows(), features, unit, path, to_tell)
+    for line in to_tell.read_text(encoding="utf-8").splitlines():
+        tell(line)
     return Dataset.from_file(str(path))
+
+
+def _write(rows: Iterable[dict[str, Any] | str], features: Features, unit: str, path: Path, to_tell: Path) -> None:
+    lines: list[str] = []
+
+    def only_rows() -> Iterator[dict[str, Any]]:
+        for row in rows:
+            if isinstance(row, str):
+                lines.append(row)
+            else:
+                yield row
+
+    unfinished = path.with_suffix(".unfinished")
+    bar = tqdm(only_rows(), "reading", unit=f" {unit}", disable=None, leave=False)
+    try:
+        with pa.ipc.new_stream(unfinished, features.arrow_schema) as file:
+            for batch in _batches(bar):
+                file.write_batch(pa.RecordBatch.from_pylist(batch, features.arrow_schema))
+        write_text(to_tell, "".join(f"{line}\n" for line in lines))
+        publish(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

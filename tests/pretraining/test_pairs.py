@@ -98,8 +98,9 @@ def test_two_columns(end: str):
 
 def test_a_tsv_without_a_header():
     assert sides(everything(write("a.tsv", PAIRS))) == PAIRS
-    Path("b.tsv").write_text("one\teins\tCC-BY\n\ntwo\tzwei\tCC-BY\tmore\n")
-    assert sides(everything("b.tsv")) == [("one", "eins"), ("two", "zwei")]
+    Path("b.tsv").write_text("one\teins\tCC-BY\n\ntwo\tzwei\tCC-BY\n")
+    assert sides(everything("b.tsv", columns=[1, "2"])) == [("one", "eins"), ("two", "zwei")]
+    assert sides(everything(write("c.tsv", [("1", "2"), ("2", "3")]))) == [("1", "2"), ("2", "3")]
 
 
 @pytest.mark.parametrize("gz", ["", ".gz"])
@@ -272,11 +273,13 @@ def test_files_of_unequal_length():
 def test_an_empty_side(blank: str):
     pairs = [PAIRS[0], (PAIRS[1][0], blank)]
     write_aligned(pairs)
-    mistake("a.de:2 is empty: fill it, or delete the pair on both sides", **ALIGNED)
+    mistake("a.de:2 is empty: fill what is empty, or delete the pair on both sides", **ALIGNED)
+    write_aligned([("", ""), *pairs, (" ", "x"), PAIRS[2], ("x", "")])
+    mistake("a.de:3 is empty, and so is one side of 2 more pairs of a.en: fill", **ALIGNED)
     mistake("a.jsonl:2, de is empty", files=[write("a.jsonl", pairs)], **LANGUAGES)
     mistake("a.parquet:2, de is empty", files=[write("a.parquet", pairs)], **LANGUAGES)
     mistake("a.csv:3, de is empty", files=[write("a.csv", pairs, plain=True)], **COLUMNS)
-    mistake("b.tsv:2, source is empty", files=[write("b.tsv", [PAIRS[0], (blank, "x")])])
+    mistake("b.tsv:2, column 1 is empty", files=[write("b.tsv", [PAIRS[0], (blank, "x")])])
     mistake("b.jsonl:1, en is empty", files=[write("b.jsonl", [(None, "x")])], **LANGUAGES)
 
 
@@ -300,7 +303,11 @@ def test_columns_that_are_not_there(here: Path):
     )  # fmt: skip
     mistake("no column 'd' (did you mean 'id'?): set data.columns to", files=["a.jsonl"], columns=["en", "d"])
     mistake("set data.alignment_column to one of", files=["a.jsonl"], **COLUMNS, alignment_column="align")
-    mistake("a.tsv has no column 'fr'", files=[write("a.tsv", PAIRS, plain=True)], columns=["en", "fr"])
+    mistake(
+        "a.tsv, separated by tabs, has no column 'fr': its first row is 'id', 'en', 'de'",
+        files=[write("a.tsv", PAIRS, plain=True)],
+        columns=["en", "fr"],
+    )
     mistake("a.csv has columns but no dictionaries: set data.columns", files=[write("a.csv", PAIRS, plain=True)])
     mistake("a.tsv has columns but no dictionaries", files=["a.tsv"], alignment_column="align")
     Path("hub").mkdir()
@@ -314,11 +321,12 @@ def test_values_that_are_no_pairs():
     Path("b.jsonl").write_text('{"en": 3, "de": "drei"}')
     mistake("b.jsonl:1, en holds 3 instead of text: set data.columns", files=["b.jsonl"], **COLUMNS)
     Path("a.tsv").write_text("one\teins\ntwo zwei\n")
-    mistake("a.tsv:2 has 1 cells instead of 2: part them by tabs", files=["a.tsv"])
+    mistake("a.tsv, row 2 has 1 cells instead of 2, separated by tabs", files=["a.tsv"])
     Path("a.tsv").write_text("one\teins\ntwo\tzw\tei\n")
-    mistake("a.tsv:2 has 3 cells instead of 2", files=["a.tsv"])
+    mistake("a.tsv, row 2 has 3 cells instead of 2", files=["a.tsv"])
     Path("b.tsv").write_text("one\teins\tby Ann\ntwo\tzwei\tby Bob\n")
-    assert sides(load("b.tsv", validation_fraction=0)[0]["train"]) == [("one", "eins"), ("two", "zwei")]
+    mistake("b.tsv has 3 cells in its first row", "data.columns", "[2, 4]", files=["b.tsv"])
+    mistake("b.tsv, separated by tabs, has no column '4'", "one of 1, 2, 3", files=["b.tsv"], columns=[2, 4])
     Path("empty.tsv").touch()
     mistake("empty.tsv holds no pairs", files=["empty.tsv"])
 

@@ -5,9 +5,10 @@ import json
 import os
 from collections.abc import Iterator
 
+from pretraining.data.find import nearest
 from pretraining.data.images.decode import FORMATS
 from pretraining.data.images.rows import Source, as_source, state_of, store_images
-from pretraining.data.readers import Row, nearest
+from pretraining.data.readers import Row
 from pretraining.errors import UserError
 
 EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}

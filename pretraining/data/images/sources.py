@@ -6,12 +6,13 @@ from importlib.metadata import version
 
 import numpy as np
 
-from pretraining.data import readers
+from pretraining.data.find import check_apart as check_files_apart
+from pretraining.data.find import find, nearest
 from pretraining.data.images.folders import check_apart, find_folder, load_folder
 from pretraining.data.images.rows import UNLABELLED, Source, as_source, store_images
 from pretraining.data.images.settings import ImageSettings
 from pretraining.data.images.tables import KNOWN, columns_of, load_files, load_hub
-from pretraining.data.readers import Row, find, nearest
+from pretraining.data.readers import Row
 from pretraining.errors import UserError
 
 
@@ -61,7 +62,7 @@ def _load(settings: ImageSettings, labelled: bool) -> tuple[Source, Source | Non
     if settings.source == "files":
         files = find(settings.files, "files", KNOWN)
         validation_files = find(settings.validation_files, "validation_files", KNOWN)
-        readers.check_apart(files, validation_files, "files")
+        check_files_apart(files, validation_files, "files")
         return load_files(files, columns), load_files(validation_files, columns) if validation_files else None
     train = load_hub(settings, columns, settings.split)
     return train, load_hub(settings, columns, settings.validation_split) if settings.validation_split else None

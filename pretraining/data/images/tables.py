@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from pretraining.data import readers
+from pretraining.data.find import extension, state
 from pretraining.data.images.rows import IMAGE, Source, as_source, state_of
 from pretraining.data.images.settings import ImageSettings
-from pretraining.data.readers import TABLES, Columns, Row, check_columns, extension
+from pretraining.data.readers import TABLES, Columns, Row, check_columns
 from pretraining.data.stored import store
 from pretraining.errors import UserError, one_line
 
@@ -82,7 +83,7 @@ def _stored(path: str, columns: Columns, features: Features) -> Dataset:
 
     image = next(iter(columns))
     stored_features = Features({column: features[column] for column in columns} | {"characters": Value("int64")})
-    return store(rows, stored_features, "images", [__file__, readers.__file__], readers.state([path]), columns)
+    return store(rows, stored_features, "images", [__file__, readers.__file__], state([path]), columns)
 
 
 def state_of_files(column: pa.ChunkedArray) -> str:
@@ -122,7 +123,7 @@ def load_files(files: list[str], columns: Columns) -> Source:
     parts = [(path, len(dataset)) for path, dataset in zip(files, datasets, strict=True)]
     dataset, image = concatenate_datasets(datasets), next(iter(columns))
     sizes = _sizes(dataset.data.column(image))
-    key = [os.getcwd(), readers.state(files), image, state_of_files(dataset.data.column(image))]
+    key = [os.getcwd(), state(files), image, state_of_files(dataset.data.column(image))]
     return as_source(dataset, list(columns), sizes, parts, 1, key)
 
 

@@ -11,10 +11,11 @@ class PairSettings:
     """Where pairs of sentences come from, and which of them are used."""
 
     source: str = "dates"
-    """The source is `dates` (dates as people write them in many languages, with their ISO 8601 form), `files`, or the
-    name of a Hub data set."""
+    """The source is `dates` (dates as people write them in many languages, with their ISO 8601 form), `files`, the name
+    of a Hub data set, or a folder that `save_to_disk` wrote."""
     files: list[str] = field(default_factory=list)
-    """Files or globs for the source `files`: .jsonl, .csv, .tsv (each also as .gz) and .parquet."""
+    """Files or globs for the source `files`: .jsonl, .csv, .tsv (each also as .gz) and .parquet. They are UTF-8, or
+    UTF-16 and UTF-32 with a byte-order mark. All text becomes Unicode's normal form NFC without control characters."""
     source_files: list[str] = field(default_factory=list)
     """Text files or globs (plain or .gz) with a source sentence on each line. They take the place of `files`."""
     target_files: list[str] = field(default_factory=list)
@@ -34,9 +35,9 @@ class PairSettings:
     """The source's key in the dictionary, as in `en`."""
     target_language: str | None = None
     """The target's key in the dictionary, as in `de`."""
-    columns: list[str] = field(default_factory=list)
-    """The source's and the target's column. They take the place of `column`. If none are named for a .tsv file, it has
-    no header, and its first two cells are the pair."""
+    columns: list[str | int] = field(default_factory=list)
+    """The source's and the target's column, in the place of `column`. A .csv or .tsv file without a header has them by
+    number, as in `[2, 4]`. If none are named for a .tsv file, it has no header, and two cells in each row."""
     alignment_column: str | None = None
     """The column that holds word alignments, written as in `alignment_files`."""
     subset: str | None = None

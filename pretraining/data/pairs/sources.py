@@ -1,18 +1,19 @@
 """Sources of sentence pairs: files, Hub data sets and dates in many languages, read into one form on disk."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from itertools import zip_longest
 
 from datasets import Dataset, Features, Value
 
 from pretraining.data import readers
+from pretraining.data.find import check_apart, extension, find, identity, nearest, shown, state
 from pretraining.data.pairs import dates
 from pretraining.data.pairs.settings import PairSettings
-from pretraining.data.readers import TABLES, Columns, Row, Rows, check_text, extension, find, lines, nearest
+from pretraining.data.readers import TABLES, Columns, Row, Rows, check_text, lines, tsv
 from pretraining.data.stored import hash_text, store
-from pretraining.errors import UserError
+from pretraining.errors import UserError, tell
 
 # What decides the split, what is compared and what counts is taken while a pair is stored, as for documents.
 FEATURES = Features(
@@ -23,7 +24,6 @@ FEATURES = Features(
 TSV = (".tsv", ".tsv.gz")
 KNOWN = (*TABLES, *TSV)  # extensions
 PLAIN = (*TSV, ".csv", ".csv.gz")  # those whose cells hold no dictionary
-HEADER = ["source", "target"]  # of a .tsv that has none
 ALIGNMENT = re.compile(r"(\d+-\d+( \d+-\d+)*)?")
 
 Cell = tuple[str, object]  # place and value
@@ -33,30 +33,9 @@ Cells = Iterator[tuple[str, Cell, Cell, Cell | None]]  # the pair's name, source
 # ---- what each format gives ----
 
 
-def _tsv(path: str, columns: Columns) -> Rows:
-    """Cells stand between tabs, and quotes are text. If no column is asked for there is no header.
-
-    More cells than columns are passed over where the first line has more, too; else they are a tab that is none.
-    """
-    header, loose = (None, False) if columns else (HEADER, None)
-    for number, line in enumerate(lines(path), 1):
-        cells = line.rstrip("\n").split("\t")
-        if cells == [""]:  # a blank line
-            continue
-        if header is None:
-            header = cells
-            readers.check_columns(columns, header, path)
-            continue
-        if loose is None:
-            loose = len(cells) > len(header)
-        if len(cells) < len(header) or (len(cells) > len(header) and not loose):
-            raise UserError(f"{path}:{number} has {len(cells)} cells instead of {len(header)}: part them by tabs.")
-        yield f"{path}:{number}", dict(zip(header, cells, strict=False))
-
-
 def _columns(settings: PairSettings) -> Columns:
     if settings.columns:
-        columns = dict.fromkeys(settings.columns, "columns")
+        columns = dict.fromkeys(map(str, settings.columns), "columns")
     else:
         columns = {settings.column: "columns to its two sides, or data.column"}
     return columns | ({settings.alignment_column: "alignment_column"} if settings.alignment_column else {})
@@ -87,7 +66,8 @@ def _cells(rows: Rows, settings: PairSettings, columns: list[str]) -> Cells:
     """A table's cells, from two columns, or where none are given from the dictionary."""
     for name, row in rows:
         if columns:
-            source, target = ((f"{name}, {column}", row[column]) for column in columns)
+            labels = [f"column {column}" if column.isdecimal() else column for column in columns]
+            source, target = ((f"{name}, {at}", row[column]) for at, column in zip(labels, columns, strict=True))
         else:
             source, target = _translation(row, name, settings)
         alignment = settings.alignment_column
@@ -96,25 +76,29 @@ def _cells(rows: Rows, settings: PairSettings, columns: list[str]) -> Cells:
 
 def _table(path: str, settings: PairSettings) -> Cells:
     end = extension(path)
-    if not settings.columns and end in TSV and not settings.alignment_column:
-        return _cells(_tsv(path, {}), settings, HEADER)
-    if not settings.columns and end in PLAIN:
-        raise UserError(f"{path} has columns but no dictionaries: set data.columns to its source's and its target's.")
-    rows = (_tsv if end in TSV else TABLES[end])(path, _columns(settings))
-    return _cells(rows, settings, settings.columns)
+    columns = list(map(str, settings.columns))
+    if not columns and end in TSV and not settings.alignment_column:
+        return _cells(tsv(path, {}), settings, ["1", "2"])
+    if not columns and end in PLAIN:
+        raise UserError(
+            f"{shown(path)} has columns but no dictionaries: set data.columns to its source's and its target's."
+        )
+    rows = (tsv if end in TSV else TABLES[end])(path, _columns(settings))
+    return _cells(rows, settings, columns)
 
 
 def _aligned(files: tuple[str, ...]) -> Cells:
     """The lines of a source's file, of its target's, and if there is one of their alignments'."""
+    names = list(map(shown, files))
     for number, row in enumerate(zip_longest(*map(lines, files)), 1):
         if None in row:
-            first, *others = ((path, sum(1 for _ in lines(path))) for path in files)
+            first, *others = ((shown(path), sum(1 for _ in lines(path))) for path in files)
             path, count = next(other for other in others if other[1] != first[1])
             raise UserError(
                 f"{first[0]} has {first[1]:,} lines but {path} has {count:,}: mend them, so that each line of one "
                 "belongs to the same line of the other."
             )
-        source, target, *alignment = ((f"{path}:{number}", line) for path, line in zip(files, row, strict=True))
+        source, target, *alignment = ((f"{name}:{number}", line) for name, line in zip(names, row, strict=True))
         yield source[0], source, target, alignment[0] if alignment else None
 
 
@@ -123,10 +107,7 @@ def _aligned(files: tuple[str, ...]) -> Cells:
 
 def _side(cell: Cell, setting: str) -> str:
     place, value = cell
-    text = "" if value is None else check_text(value, place, setting).strip()
-    if not text:
-        raise UserError(f"{place} is empty: fill it, or delete the pair on both sides.")
-    return text
+    return "" if value is None else check_text(value, place, setting).strip()
 
 
 def _alignment(cell: Cell | None, source: str, target: str) -> str:
@@ -154,59 +135,85 @@ def as_pair(name: str, source: str, target: str, alignment: str = "", group: str
     }  # fmt: skip
 
 
-def as_pairs(cells: Cells, place: str, settings: PairSettings) -> Iterator[Row]:
-    """Cells as pairs; an empty side is an error, for it is how pairs look that have slipped against one another."""
-    empty = True
+def as_pairs(cells: Cells, place: str, settings: PairSettings) -> Generator[Row, None, int]:
+    """Cells as pairs, and the number of those that are left out because they are blank on both sides.
+
+    One blank side is an error, for it is how pairs look that have slipped against one another.
+    """
+    empty, blank_pairs, blank_sides, first = True, 0, 0, ""
     setting = "columns" if settings.columns else "column"
     for name, *sides, alignment in cells:
-        empty = False
         source, target = (_side(cell, setting) for cell in sides)
-        yield as_pair(name, source, target, _alignment(alignment, source, target))
+        if source and target and not blank_sides:
+            empty = False
+            yield as_pair(name, source, target, _alignment(alignment, source, target))
+        elif not source and not target:
+            blank_pairs += 1
+        elif not source or not target:
+            first = first or sides[bool(source)][0]
+            blank_sides += 1
+    if blank_sides:
+        others = f", and so is one side of {blank_sides - 1:,} more pairs of {place}" if blank_sides > 1 else ""
+        raise UserError(f"{first} is empty{others}: fill what is empty, or delete the pair on both sides.")
     if empty:
         raise UserError(f"{place} holds no pairs: fill it, or leave it out.")
+    return blank_pairs
 
 
 # ---- the sources ----
 
 
-def _store(pairs: Callable[[], Iterator[Row]], settings: PairSettings, *key: object) -> Dataset:
+def _tell_blank(blank: int) -> Iterator[str]:
+    if blank:
+        yield f"{blank:,} pairs are blank on both sides, and left out"
+
+
+def _store(pairs: Callable[[], Iterator[Row | str]], settings: PairSettings, *key: object) -> Dataset:
     languages = (settings.source_language, settings.target_language)
     return store(pairs, FEATURES, "pairs", [__file__, readers.__file__], _columns(settings), languages, *key)
 
 
 def _find(settings: PairSettings, prefix: str = "") -> list[tuple[str, ...]]:
     """A split's files, those together that are read together: a table, or two or three that are line-aligned."""
-    if files := getattr(settings, f"{prefix}files"):
-        return [(file,) for file in find(files, f"{prefix}files", KNOWN)]
+    if patterns := getattr(settings, f"{prefix}files"):
+        return [(file,) for file in find(patterns, f"{prefix}files", KNOWN)]
     names = [f"{prefix}source_files", f"{prefix}target_files"]
     if settings.alignment_files and not prefix:
         names.append("alignment_files")
-    sides = [find(getattr(settings, name), name) for name in names]
+    # One file of sources may stand beside several of targets.
+    sides = [find(getattr(settings, name), name, repeats=True) for name in names]
     for name, files in zip(names, sides, strict=True):
         if len(files) != len(sides[0]):
             raise UserError(
                 f"data.{names[0]} names {len(sides[0])} files but data.{name} names {len(files)}: name as many, in the "
                 "same order."
             )
-    return list(zip(*sides, strict=True))
+    groups = list(zip(*sides, strict=True))
+    once = {tuple(map(identity, files)): files for files in groups}
+    if len(once) < len(groups):
+        tell(f"data.{names[0]}: {len(groups) - len(once)} of {len(groups)} files repeat others: each is read once.")
+    return list(once.values())
 
 
 def _load_files(groups: list[tuple[str, ...]], settings: PairSettings) -> Dataset:
-    def pairs() -> Iterator[Row]:
+    def pairs() -> Iterator[Row | str]:
+        blank = 0
         for files in groups:
             cells = _table(*files, settings) if len(files) == 1 else _aligned(files)
-            yield from as_pairs(cells, files[0], settings)
+            blank += yield from as_pairs(cells, shown(files[0]), settings)
+        yield from _tell_blank(blank)
 
-    return _store(pairs, settings, groups, [readers.state(files) for files in groups])
+    return _store(pairs, settings, groups, [state(files) for files in groups])
 
 
 def _load_hub(settings: PairSettings, split: str) -> Dataset:
     source, columns = settings.source, _columns(settings)
     dataset, place = readers.load_hub(source, settings.subset, split, columns, ["dates", "files"])
 
-    def pairs() -> Iterator[Row]:
+    def pairs() -> Iterator[Row | str]:
         rows = readers.hub_rows(dataset, source, split, columns)
-        return as_pairs(_cells(rows, settings, settings.columns), place, settings)
+        blank = yield from as_pairs(_cells(rows, settings, list(map(str, settings.columns))), place, settings)
+        yield from _tell_blank(blank)
 
     return _store(pairs, settings, source, split, dataset._fingerprint)
 
@@ -236,7 +243,7 @@ def load_source(settings: PairSettings) -> tuple[Dataset, Dataset | None]:
     if settings.source == "files":
         groups, held_out = _find(settings), _find(settings, "validation_")
         setting = "files" if settings.files else "source_files"
-        readers.check_apart([first for first, *_ in groups], [first for first, *_ in held_out], setting)
+        check_apart([first for first, *_ in groups], [first for first, *_ in held_out], setting)
         return _load_files(groups, settings), _load_files(held_out, settings) if held_out else None
     held_out_split = settings.validation_split
     return _load_hub(settings, settings.split), _load_hub(settings, held_out_split) if held_out_split else None

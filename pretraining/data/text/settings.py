@@ -12,13 +12,16 @@ class TextSource:
     """Where documents come from."""
 
     source: str = "pydocs"
-    """The source is `pydocs` (the documentation that Python itself carries), `files`, or the name of a Hub data set."""
+    """The source is `pydocs` (the documentation that Python itself carries), `files`, the name of a Hub data set, or a
+    folder that `save_to_disk` wrote."""
     files: list[str] = field(default_factory=list)
-    """Files or globs for the source `files`: .txt, .jsonl, .csv (each also as .gz) and .parquet."""
+    """Files or globs for the source `files`: .txt, .jsonl, .csv (each also as .gz) and .parquet. They are UTF-8, or
+    UTF-16 and UTF-32 with a byte-order mark. All text becomes Unicode's normal form NFC without control characters."""
     validation_files: list[str] = field(default_factory=list)
     """Held-out files or globs. If none are named, `validation_fraction` of the documents is held out."""
     column: str = "text"
-    """The column that holds the text in .jsonl, .csv, .parquet and Hub data sets."""
+    """The column that holds the text in .jsonl, .csv, .parquet and data sets; the number of the column in a .csv
+    without a header."""
     document: Literal["file", "blank_line", "line"] = "file"
     """The part of a .txt file that is one document: the whole file, the text between blank lines, or a line."""
     subset: str | None = None

@@ -7,13 +7,14 @@ import os
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 from datasets import Dataset, Features, Value
 
 from pretraining.data import readers
-from pretraining.data.readers import TABLES, check_apart, check_text, extension, find, lines
+from pretraining.data.find import check_apart, extension, find, shown, state
+from pretraining.data.readers import TABLES, check_text, lines
 from pretraining.data.stored import hash_text, store
 from pretraining.data.text.settings import TextSource
 from pretraining.errors import UserError
@@ -27,18 +28,20 @@ TXT = (".txt", ".txt.gz")
 KNOWN = (*TXT, *TABLES)  # extensions
 
 Rows = Iterable[tuple[str, object]]  # name and text
+Document = dict[str, str | int]
 
 
 def _txt(path: str, document: str) -> Rows:
+    name = shown(path)
     if document == "file":
-        yield path, "".join(lines(path))
+        yield name, "".join(lines(path))
     elif document == "line":
         for number, line in enumerate(lines(path), 1):
-            yield f"{path}:{number}", line
+            yield f"{name}:{number}", line
     else:
         for _, block in itertools.groupby(enumerate(lines(path), 1), key=lambda row: row[1].isspace()):
             numbers, document_lines = zip(*block, strict=True)
-            yield f"{path}:{numbers[0]}", "".join(document_lines)
+            yield f"{name}:{numbers[0]}", "".join(document_lines)
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
@@ -70,18 +73,26 @@ def _pydocs(root: Path) -> Rows:
                 yield document, "\n\n".join(new)
 
 
-def as_documents(rows: Rows, place: str) -> Iterator[dict[str, str | int]]:
-    """Rows as documents; blank and missing text is left out, and an error if nothing else is there."""
-    empty = True
+def as_documents(rows: Rows, place: str) -> Generator[Document, None, int]:
+    """Rows as documents, and the number of those left out as blank or missing; an error if nothing else is there."""
+    empty, blank = True, 0
     for name, value in rows:
-        if value is not None and (text := check_text(value, name).strip()):
+        text = "" if value is None else check_text(value, name).strip()
+        blank += not text
+        if text:
             empty = False
             yield {"name": name, "text": text, "hash": hash_text(text), "characters": len(text)}
     if empty:
         raise UserError(f"{place} holds no text: fill it, or leave it out.")
+    return blank
 
 
-def _store(documents: Callable[[], Iterator[dict[str, str | int]]], *key: object) -> Dataset:
+def _tell_blank(blank: int) -> Iterator[str]:
+    if blank:
+        yield f"{blank:,} rows hold no text, and are left out"
+
+
+def _store(documents: Callable[[], Iterator[Document | str]], *key: object) -> Dataset:
     return store(documents, FEATURES, "documents", [__file__, readers.__file__], *key)
 
 
@@ -98,20 +109,24 @@ def _load_files(files: list[str], settings: TextSource) -> Dataset:
         table = TABLES[extension(path)](path, {settings.column: "column"})
         return ((name, row[settings.column]) for name, row in table)
 
-    def documents() -> Iterator[dict[str, str | int]]:
+    def documents() -> Iterator[Document | str]:
+        blank = 0
         for path in files:
-            yield from as_documents(rows(path), path)
+            left_out = yield from as_documents(rows(path), shown(path))
+            blank += left_out if extension(path) in TABLES else 0  # blank lines of a text are no rows
+        yield from _tell_blank(blank)
 
-    return _store(documents, files, readers.state(files), settings.column, settings.document)
+    return _store(documents, files, state(files), settings.column, settings.document)
 
 
 def _load_hub(settings: TextSource, split: str) -> Dataset:
     source, column = settings.source, settings.column
     dataset, place = readers.load_hub(source, settings.subset, split, {column: "column"}, ["pydocs", "files"])
 
-    def documents() -> Iterator[dict[str, str | int]]:
+    def documents() -> Iterator[Document | str]:
         rows = ((name, row[column]) for name, row in readers.hub_rows(dataset, source, split, [column]))
-        return as_documents(rows, place)
+        blank = yield from as_documents(rows, place)
+        yield from _tell_blank(blank)
 
     return _store(documents, source, split, column, dataset._fingerprint)
 
