@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+BLOCK = 2**24  # tokens looked at together, for memory
 BATCH = 500  # texts tokenised at a time: token ids take ten times more memory as Python's integers than in an array
 
 
@@ -30,20 +32,56 @@ def token_type(*tokenizers: Tokenizer) -> str:
     return "uint16" if largest < 2**16 else "int32"
 
 
-def encode(texts: list[str], tokenizer: Tokenizer, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """The token ids of N texts, one text after another (T,), and how many each has (N,).
+class Encoded(NamedTuple):
+    """The tokens of N texts."""
 
-    No special token is among them: a text that says [MASK] is a text.
+    tokens: np.ndarray
+    """(T,): one text after another."""
+    lengths: np.ndarray
+    """(N,): tokens of each."""
+    unknown: int
+    """Characters that have become the unknown token."""
+
+
+def encode(runs: list[list[str]], tokenizer: Tokenizer, dtype: str, unknown: int | None) -> Encoded:
+    """The tokens of texts; no special token is among them: a text that says [MASK] is a text.
+
+    Args:
+        runs: texts in runs without a space between, which are to the tokenizer what they are to a reader: one text.
+        unknown: the id of the tokenizer's unknown token.
     """
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # pickling loses it
     tokens = [np.empty(0, dtype=dtype)]
     lengths: list[int] = []
+    lost = 0
     with _one_thread():
-        for first in range(0, len(texts), BATCH):
-            encodings = tokenizer.encode_batch_fast(texts[first : first + BATCH], add_special_tokens=False)
-            ids = [encoding.ids for encoding in encodings]
-            lengths += map(len, ids)
+        for first in range(0, len(runs), BATCH):
+            batch = runs[first : first + BATCH]
+            texts = ["".join(run) for run in batch]
+            ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
             tokens.append(np.fromiter(chain.from_iterable(ids), dtype=dtype))
-    return np.concatenate(tokens), np.array(lengths, dtype=np.int64)
+            # Where in the text a token stands takes longer to find, and is asked of few texts.
+            asked = [i for i, run in enumerate(batch) if len(run) > 1 or unknown in ids[i]]
+            found = tokenizer.encode_batch([texts[i] for i in asked], add_special_tokens=False)
+            counts = [[len(text)] for text in ids]
+            for i, encoding in zip(asked, found, strict=True):
+                starts = [start for start, _ in encoding.offsets]
+                bounds = [*accumulate(map(len, batch[i][:-1]), initial=0)]  # where each text of the run begins
+                counts[i] = np.diff(np.searchsorted(starts, bounds), append=len(starts)).tolist()
+                lost += sum(
+                    end - start
+                    for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+                    if number == unknown
+                )
+            lengths += chain.from_iterable(counts)
+    return Encoded(np.concatenate(tokens), np.array(lengths, dtype=np.int64), lost)
+
+
+def unknown_share(meta: dict[str, Any], tokens: np.ndarray, *unknown: int | None) -> float:
+    """The share of the characters that have become the unknown token; what an older cache can tell is of tokens."""
+    if "unknown" in meta:
+        return meta["unknown"]
+    blocks = (tokens[first : first + BLOCK] for first in range(0, len(tokens), BLOCK))
+    return sum(int(np.isin(block, unknown).sum()) for block in blocks) / max(len(tokens), 1)

@@ -6,7 +6,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pretraining.data import new_words
 from pretraining.data.cache import build_cached
@@ -69,6 +69,8 @@ SEQ2SEQ = SpecialTokens(
     inputs=["input_ids", "attention_mask"],
 )
 SPECIAL = {"bert": BERT, "seq2seq": SEQ2SEQ}
+RUN = 100  # characters without a space that WordPiece sees at a time
+UNCOVERED = 0.0005  # share of the text that may be rare characters, as in SentencePiece
 TARGET = "target"  # the folder, in a model's own, of the tokenizer of targets that have a vocabulary of their own
 
 
@@ -98,18 +100,74 @@ def sample_lines(corpus: Corpus, characters: int) -> Iterator[str]:
                 yield piece
 
 
-def _frequent_characters(read: Reader, limit: int) -> tuple[set[str], Reader]:
-    """The `limit` most frequent characters, and the text with all others blanked out."""
+def _clean(*steps: normalizers.Normalizer) -> normalizers.Normalizer:
+    """What every kind does to a text first, and then `steps`: a user's text becomes what the training text was.
+
+    One normal form, or a word would have two spellings; a single space for white space and control characters. Format
+    characters stay: Persian and Sinhala are written with joiners, and emoji are made with them.
+    """
+    # A lone space does not match: to replace each by itself would take time.
+    space = Regex(r"[[\s\p{Cc}]&&[^ ]][\s\p{Cc}]*| [\s\p{Cc}]+")
+    return normalizers.Sequence([normalizers.NFC(), normalizers.Replace(space, " "), *steps])
+
+
+def _clean_spaced(settings: TokenizerSettings) -> normalizers.Normalizer:
+    """The same for the kinds that keep a space with the word behind it: behind the last word it would be a token."""
+    lower = [] if settings.cased else [normalizers.Lowercase()]
+    return _clean(*lower, normalizers.Strip(left=False, right=True))
+
+
+def _without(read: Reader, characters: list[str]) -> Reader:
+    """The text with these characters blanked out."""
+    blank = re.compile("[" + re.escape("".join(characters)) + "]")
+    return lambda: (blank.sub(" ", text) for text in read())
+
+
+def _train_on_frequent(
+    settings: TokenizerSettings,
+    read: Reader,
+    special: SpecialTokens,
+    alphabet: Callable[[Iterable[str], bool], set[str]],
+    train: Callable[[Reader, set[str]], PreTrainedTokenizerBase],
+) -> PreTrainedTokenizerBase:
+    """Trains on the text without its rare characters, of which a crawl holds thousands: they become [UNK].
+
+    Of a vocabulary of N the most frequent characters get N / 4 entries, or more up to N / 2 until they are 99.95 % of
+    the text; at least 1000 are kept. Where words leave entries over, as in Chinese, as many are kept as fit.
+
+    Args:
+        alphabet: the entries that some characters take; a bool says whether the text has no others.
+        train: the tokenizer of a text with this alphabet.
+
+    Raises:
+        UserError: the vocabulary has no room for the alphabet.
+    """
+    size = settings.vocab_size
     counts: Counter[str] = Counter()
     for text in read():
         counts.update(text)
-    ranked = sorted(counts, key=lambda c: (-counts[c], c))
-    if len(ranked) <= limit:
-        return set(ranked), read
-    share = sum(counts[c] for c in ranked[limit:]) / counts.total()
-    logger.warning("%d rare characters (%.2g of the text) read as [UNK]", len(ranked) - limit, share)
-    rare = re.compile("[" + re.escape("".join(ranked[limit:])) + "]")
-    return set(ranked[:limit]), lambda: (rare.sub(" ", text) for text in read())
+    folded: Counter[str] = Counter()  # what the tokenizer's model sees of them
+    for c, count in counts.items():
+        folded.update(dict.fromkeys(c if settings.cased else c.lower(), count))
+    ranked = sorted(folded, key=lambda c: (-folded[c], c))
+    entries = len(special.roles) + np.cumsum([len(alphabet(c, False)) for c in ranked])
+    rest = 1 - np.cumsum([0, *(folded[c] for c in ranked[:-1])]) / folded.total()  # share of the text before each
+    wanted = max(1000, size // 4, int(((entries <= size // 2) & (rest > UNCOVERED)).sum()))
+    fit = int((entries <= size).sum())
+    if len(special.roles) + len(alphabet(ranked, True)) <= size:
+        fit = len(ranked)
+    for limit in (wanted, max(wanted, fit)):
+        kept, whole = set(ranked[:limit]), limit >= len(ranked)
+        letters = alphabet(kept, whole)
+        _check_alphabet(len(special.roles) + len(letters), settings)
+        rare = [c for c in counts if not kept.issuperset(c if settings.cased else c.lower())]
+        tokenizer = train(read if whole else _without(read, rare), letters)
+        if len(tokenizer) >= size:
+            break
+    if rare:
+        share = sum(counts[c] for c in rare) / counts.total()
+        logger.warning("%d rare characters (%.2g of the text) read as %s", len(rare), share, tokenizer.unk_token)
+    return tokenizer
 
 
 def _check_alphabet(needed: int, settings: TokenizerSettings) -> None:
@@ -126,21 +184,40 @@ def _wordpiece(settings: TokenizerSettings, read: Reader, special: SpecialTokens
             "tokenizer.kind: wordpiece marks no spaces, so that text cannot be written: choose bpe or unigram."
         )
 
-    def train(size: int, first: list[str]) -> dict[str, int]:
-        backend = BertTokenizer(do_lower_case=not settings.cased, strip_accents=False).backend_tokenizer
-        trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=2, special_tokens=first, show_progress=False)
-        backend.train_from_iterator(read(), trainer)
-        return backend.get_vocab()
+    def backend(vocabulary: dict[str, int]) -> Tokenizer:
+        backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=RUN))
+        lower = not settings.cased
+        bert = normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=lower)
+        backend.normalizer = _clean(bert)
+        # A longer run without a space would be [UNK], and a line of Thai is one; WordPiece is quadratic in its length.
+        cut = pre_tokenizers.FixedLength(RUN)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), cut])
+        backend.decoder = decoders.WordPiece()
+        return backend
 
-    _, read = _frequent_characters(read, max(1000, settings.vocab_size // 4))
-    # The trainer numbers the ## characters in the order of a hash map, which differs between processes, and
-    # breaks ties between merges by number. A first pass, without merges, finds them; the second is told the
-    # order.
-    alphabet = sorted(train(0, []), key=lambda token: (token.startswith("##"), token))
-    _check_alphabet(len(special.first) + len(alphabet), settings)
-    vocabulary = train(settings.vocab_size, special.first + alphabet)
-    vocabulary = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
-    return BertTokenizer(vocabulary, do_lower_case=not settings.cased, strip_accents=False)
+    def entries(read: Reader, size: int, first: list[str]) -> dict[str, int]:
+        trained = backend({})
+        trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=2, special_tokens=first, show_progress=False)
+        trained.train_from_iterator(read(), trainer)
+        return trained.get_vocab()
+
+    # The trainer numbers the ## characters in the order of a hash map, which differs between processes, and breaks ties
+    # between merges by number. A first pass, without merges, finds them; the next is told the order.
+    pieces = set(entries(read, 0, []))
+
+    def alphabet(characters: Iterable[str], whole: bool) -> set[str]:
+        inside = {c for c in characters if f"##{c}" in pieces}
+        # Behind a character that is blanked out a word begins, and where a run is cut: there is no other place for a
+        # mark to be the first.
+        first = {c for c in inside if not whole or unicodedata.category(c)[0] == "M"}
+        return {c for c in characters if c in pieces} | {f"##{c}" for c in inside} | first
+
+    def train(read: Reader, letters: set[str]) -> PreTrainedTokenizerBase:
+        ordered = sorted(letters, key=lambda token: (token.startswith("##"), token))
+        vocabulary = entries(read, settings.vocab_size, special.first + ordered)
+        return _fast(backend(dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))), special, special.first)
+
+    return _train_on_frequent(settings, read, special, alphabet, train)
 
 
 def _spaced(special: SpecialTokens) -> list[str | AddedToken]:
@@ -150,14 +227,17 @@ def _spaced(special: SpecialTokens) -> list[str | AddedToken]:
     return [spaced if token == mask else token for token in special.first]
 
 
-def _fast(backend: Tokenizer, special: SpecialTokens) -> PreTrainedTokenizerBase:
+def _fast(backend: Tokenizer, special: SpecialTokens, first: Sequence[str | AddedToken]) -> PreTrainedTokenizerBase:
+    """The tokenizer of transformers, with the first special tokens as `first` has them."""
     backend.add_special_tokens(special.last)
     ids = [(token, backend.token_to_id(token)) for token in special.roles.values() if token in special.single]
     backend.post_processor = TemplateProcessing(special.single, special.pair, ids)
-    tokens = dict(zip(special.first, _spaced(special), strict=True))
+    tokens = dict(zip(special.first, first, strict=True))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_input_names=special.inputs,
+        # A text that says </s> is text, as in training. But [MASK] is how BERT is asked, fill-mask has no other way.
+        split_special_tokens=special is not BERT,
         **{role: tokens.get(token, token) for role, token in special.roles.items()},
     )
 
@@ -166,8 +246,7 @@ def _bpe(settings: TokenizerSettings, read: Reader, special: SpecialTokens) -> P
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     _check_alphabet(len(special.roles) + len(alphabet), settings)
     backend = Tokenizer(models.BPE())
-    if not settings.cased:
-        backend.normalizer = normalizers.Lowercase()
+    backend.normalizer = _clean_spaced(settings)
     # Metaspace puts a space before the text, which makes its first word a word like any other. ByteLevel
     # could do that too, but would do it behind each [MASK] as well.
     space = pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=False)
@@ -178,39 +257,40 @@ def _bpe(settings: TokenizerSettings, read: Reader, special: SpecialTokens) -> P
         initial_alphabet=alphabet, show_progress=False,
     )  # fmt: skip
     backend.train_from_iterator(read(), trainer)
-    return _fast(backend, special)
+    return _fast(backend, special, _spaced(special))
 
 
 def _unigram(settings: TokenizerSettings, read: Reader, special: SpecialTokens) -> PreTrainedTokenizerBase:
-    characters, read = _frequent_characters(read, max(1000, settings.vocab_size // 4))
-    alphabet = {c if settings.cased else c.lower() for c in characters if not c.isspace()} | {"▁"}
-    _check_alphabet(len(special.roles) + len(alphabet), settings)
-    backend = Tokenizer(models.Unigram())
-    lower = not settings.cased
-    clean = normalizers.BertNormalizer(handle_chinese_chars=False, strip_accents=False, lowercase=lower)
-    backend.normalizer = normalizers.Sequence([clean, normalizers.Replace(Regex(" +"), " ")])
-    # Punctuation stands alone, as in BERT, or "end." and "end," would be entries of their own.
-    split = pre_tokenizers.Split(Regex(r"▁?(?:[^▁\p{P}\p{S}]+|[^▁])|▁"), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="first"), split])
-    backend.decoder = decoders.Metaspace(prepend_scheme="first")
-    unknown, size = special.roles["unk_token"], settings.vocab_size - len(special.last)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size, special_tokens=_spaced(special), unk_token=unknown, show_progress=False
-    )
-    backend.train_from_iterator(read(), trainer)
-    # The trainer adds up in the order of a hash map, which differs between processes, and gives the
-    # characters that it had dropped scores from the lowest up, in steps of 1e-4, in that order. Rounding, and
-    # one score for all of these, leave the text alone to decide. It also overshoots a small vocab_size.
-    pieces = dict(json.loads(backend.to_str())["model"]["vocab"][len(special.first) :])
-    lowest, single = min(pieces.values()), sum(len(piece) == 1 for piece in pieces)
-    for piece, score in pieces.items():
-        dropped = len(piece) == 1 and score < lowest + 1e-4 * single
-        pieces[piece] = round(lowest if dropped else score, 6)
-    ranked = sorted(pieces, key=lambda piece: (len(piece) > 1, -pieces[piece], piece))
-    chosen = sorted(ranked[: size - len(special.first)], key=lambda piece: (-pieces[piece], piece))
-    scored = [(token, 0.0) for token in special.first] + [(piece, pieces[piece]) for piece in chosen]
-    backend.model = models.Unigram(scored, special.first.index(unknown))
-    return _fast(backend, special)
+    def alphabet(characters: Iterable[str], whole: bool) -> set[str]:
+        return {"▁" if c.isspace() or unicodedata.category(c) == "Cc" else c for c in characters}
+
+    def train(read: Reader, letters: set[str]) -> PreTrainedTokenizerBase:
+        backend = Tokenizer(models.Unigram())
+        backend.normalizer = _clean_spaced(settings)
+        # Punctuation stands alone, as in BERT, or "end." and "end," would be entries of their own.
+        split = pre_tokenizers.Split(Regex(r"▁?(?:[^▁\p{P}\p{S}]+|[^▁])|▁"), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="first"), split])
+        backend.decoder = decoders.Metaspace(prepend_scheme="first")
+        unknown, size = special.roles["unk_token"], settings.vocab_size - len(special.last)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=size, special_tokens=_spaced(special), unk_token=unknown, show_progress=False
+        )
+        backend.train_from_iterator(read(), trainer)
+        # The trainer adds up in the order of a hash map, which differs between processes, and gives the characters that
+        # it had dropped scores from the lowest up, in steps of 1e-4, in that order. Rounding, and one score for all of
+        # these, leave the text alone to decide. It also overshoots a small vocab_size.
+        pieces = dict(json.loads(backend.to_str())["model"]["vocab"][len(special.first) :])
+        lowest, single = min(pieces.values()), sum(len(piece) == 1 for piece in pieces)
+        for piece, score in pieces.items():
+            dropped = len(piece) == 1 and score < lowest + 1e-4 * single
+            pieces[piece] = round(lowest if dropped else score, 6)
+        ranked = sorted(pieces, key=lambda piece: (len(piece) > 1, -pieces[piece], piece))
+        chosen = sorted(ranked[: size - len(special.first)], key=lambda piece: (-pieces[piece], piece))
+        scored = [(token, 0.0) for token in special.first] + [(piece, pieces[piece]) for piece in chosen]
+        backend.model = models.Unigram(scored, special.first.index(unknown))
+        return _fast(backend, special, _spaced(special))
+
+    return _train_on_frequent(settings, read, special, alphabet, train)
 
 
 TRAINERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}

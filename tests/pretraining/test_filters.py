@@ -1,6 +1,7 @@
 """Short documents and near-duplicates: the estimate against exact sets, who goes, what is told."""
 
 import random
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +58,14 @@ def keep(make_documents, tmp_path: Path):
 
 def test_shingles_are_the_sets_of_five_words():
     texts = ["Only three words", page(0), "One, two; THREE four five six!", "...", "밥을 먹었다 中文字符 한"]
-    values, starts = shingles(texts)
+    values, starts, counts = shingles(texts)
+    assert counts.tolist() == [len(WORD.findall(text.lower())) for text in texts]
     for text, found in zip(texts, np.split(values, starts[1:]), strict=True):
         words = WORD.findall(text.lower())
         assert len(found) == max(1, len(words) - 4)
     assert np.array_equal(shingles([texts[2]])[0], shingles(["one TWO three, four - five (six)"])[0])
     assert WORD.findall("中文字 ab-c 밥을") == ["中", "文", "字", "ab", "c", "밥을"]
+    assert WORD.findall("हिन्दी ไทย 𠮷") == ["हिन्दी", *"ไทย", "𠮷"]
 
 
 def test_the_estimate_is_that_of_exact_sets(make_documents):
@@ -124,7 +127,7 @@ def test_of_near_duplicates_one_is_kept(keep):
     assert kept == {"train": [texts[0], texts[1], texts[3]], "validation": [page(2)]}
     assert left_out["train"] == {"too short": 0, "near-duplicates": 3}
     assert keep(texts, [page(2)], near_duplicates=0)[0]["train"] == texts
-    assert keep(texts, [page(2)], near_duplicates=1)[0]["train"] == texts[:4]  # case is no difference
+    assert keep(texts, [page(2)], near_duplicates=1)[0]["train"] == texts[:5]  # equal and nothing else
 
 
 def test_held_out_text_never_leaks(keep):
@@ -137,9 +140,18 @@ def test_held_out_text_never_leaks(keep):
     }
 
 
-def test_texts_of_a_few_words_are_compared_whole(keep):
-    texts = ["One two.", "one, TWO", "one two three", "two one"]
-    assert keep(texts, [page(0)])[0]["train"] == [texts[0], texts[2], texts[3]]
+@pytest.mark.parametrize("threshold", [0.05, 0.8, 1])
+def test_texts_of_a_few_words_are_compared_exactly(keep, threshold: float):
+    texts = ["One two.", "one, TWO", "C++", "C#", "->", "...", "😀", "😀" * 300, "🇰🇷", "하나", "हिन्दी", "हिन्दू", "ไทย", "中"]
+    texts += [f"word{number} of five words here" for number in range(3000)]  # unlike in one word each
+    texts += ["किताब पढ़ो और सो जाओ अभी", "क तब पढ और स ज अभ"]  # unlike in every vowel
+    kept, left_out = keep([*texts, *texts[:10]], ["x"], near_duplicates=threshold)
+    assert kept["train"] == texts and left_out["train"]["near-duplicates"] == 10
+
+
+def test_a_copy_in_another_normal_form_is_a_copy(keep):
+    text = "Ça été élevé " + page(0, 30)
+    assert keep([unicodedata.normalize("NFD", text), page(1)], [text])[0]["train"] == [page(1)]
 
 
 def test_short_documents_go_first(keep):

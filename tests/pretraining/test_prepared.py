@@ -128,7 +128,7 @@ def test_cores_are_shared_by_the_processes_of_the_run(monkeypatch: pytest.Monkey
 
 def test_tokens_are_those_of_the_sentences(text, tokenizer, tmp_path: Path):
     data = prepared(text, tokenizer, tmp_path)
-    found = [[s for paragraph in sentences(t, "en") for s in paragraph] for t in TEXTS]
+    found = [[s for run in sentences(t, "en") for s in run] for t in TEXTS]
     ids = [tokenizer(t, add_special_tokens=False, split_special_tokens=True)["input_ids"] if t else [] for t in found]
     kept = [document for document in ids if sum(map(len, document)) >= 2]
     assert data.dropped == len(TEXTS) - len(kept) == 1

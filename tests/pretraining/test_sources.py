@@ -236,9 +236,10 @@ def test_pydocs_reads_and_never_imports(here: Path):
 
 def test_sentences_of_paragraphs():
     text = "Dr. Smith  came.\nHe left at 3.5 p.m. today! \n \n\nWhy? \n\n \n"
-    assert sentences(text, "en") == [["Dr. Smith came.", "He left at 3.5 p.m. today!"], ["Why?"]]
-    korean = [["안녕하세요.", "오늘은 3.5도입니다."], ["네."]]
+    assert sentences(text, "en") == [["Dr. Smith came."], ["He left at 3.5 p.m. today!"], ["Why?"]]
+    korean = [["안녕하세요."], ["오늘은 3.5도입니다."], ["네."]]
     assert sentences("안녕하세요. 오늘은 3.5도입니다.\n\n네.", "ko") == korean
+    assert sentences("你好。再见！ 走了。", "zh") == [["你好。", "再见！"], ["走了。"]]
     assert sentences(" \n\n ", "en") == []
 
 
@@ -246,7 +247,7 @@ def test_sentences_of_paragraphs():
 def test_long_paragraphs_lose_no_character_and_take_no_square_time(unit: str):
     text = unit * (200_000 // len(unit))
     start = time.perf_counter()
-    (found,) = sentences(text, "en")
+    found = [sentence for run in sentences(text, "en") for sentence in run]
     assert time.perf_counter() - start < 5
     assert "".join(found).replace(" ", "") == text.replace(" ", "")
     assert max(map(len, found)) <= 2 * splitter.WINDOW
@@ -254,7 +255,7 @@ def test_long_paragraphs_lose_no_character_and_take_no_square_time(unit: str):
 
 def test_windows_do_not_change_ordinary_sentences():
     text = " ".join(f"Sentence number {n} has {n % 7} words, Mr. Reader." for n in range(2000))
-    assert sentences(text, "en") == [[s.strip() for s in splitter.sentencex.segment("en", text)]]
+    assert sentences(text, "en") == [[s.strip()] for s in splitter.sentencex.segment("en", text)]
 
 
 # ---- mistakes ----

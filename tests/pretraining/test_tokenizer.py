@@ -100,7 +100,7 @@ def test_text_survives(settings: TokenizerSettings, tokenizer: PreTrainedTokeniz
 def test_plain_transformers_opens_it(settings, tokenizer: PreTrainedTokenizerBase, tmp_path: Path):
     tokenizer.save_pretrained(tmp_path)
     plain = AutoTokenizer.from_pretrained(tmp_path)
-    assert type(plain) is (BertTokenizer if settings.kind == "wordpiece" else PreTrainedTokenizerFast)
+    assert isinstance(plain, PreTrainedTokenizerFast)
     assert plain.get_vocab() == tokenizer.get_vocab()
     for text in TEXT:
         assert plain(text, "a [MASK].") == tokenizer(text, "a [MASK].")

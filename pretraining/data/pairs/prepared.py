@@ -13,7 +13,7 @@ from pretraining.data.arrays import open_arrays, write_arrays
 from pretraining.data.cache import build_cached, folder_name, read_meta
 from pretraining.data.pairs.corpus import Pairs
 from pretraining.data.shards import in_order
-from pretraining.data.tokenise import encode, token_type
+from pretraining.data.tokenise import encode, token_type, unknown_share
 
 if TYPE_CHECKING:  # the processes that tokenise import this file, and transformers would bring them torch
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +39,8 @@ class PreparedPairs:
     """(P, 2): the word alignments of all pairs, as places of a source and a target token."""
     point_offsets: np.ndarray
     """(N + 1,): where each pair's points begin."""
+    unknown: float
+    """Share of the characters of both sides that are the unknown token."""
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -86,15 +88,27 @@ def token_points(alignment: str, source: np.ndarray, target: np.ndarray) -> np.n
 
 
 def tokenise(
-    pairs: Pairs, group_names: list[str], tokenizers: list[Tokenizer], dtype: str, shard: range
-) -> dict[str, np.ndarray]:
-    """A shard's tokens, the lengths of its sides, the groups of its pairs, their points and the number of these."""
+    pairs: Pairs,
+    group_names: list[str],
+    tokenizers: list[Tokenizer],
+    dtype: str,
+    unknown: list[int | None],
+    shard: range,
+) -> tuple[dict[str, np.ndarray], int]:
+    """A shard's tokens, the lengths of its sides, the groups of its pairs, their points and the number of these.
+
+    Args:
+        unknown: each tokenizer's unknown token. How many characters became it is returned too.
+    """
     sides = list(pairs.sides(shard))
-    encoded = [encode([pair[i] for pair in sides], tokenizer, dtype) for i, tokenizer in enumerate(tokenizers)]
-    lengths = np.stack([lengths for _, lengths in encoded], 1).ravel()  # (2 pairs,): source and target by turns
+    encoded = [
+        encode([[text] for text in texts], tokenizer, dtype, number)
+        for texts, tokenizer, number in zip(zip(*sides, strict=True), tokenizers, unknown, strict=True)
+    ]
+    lengths = np.stack([side.lengths for side in encoded], 1).ravel()  # (2 pairs,): source and target by turns
     is_target = np.repeat(np.tile([False, True], len(sides)), lengths)  # (tokens,)
     tokens = np.empty(len(is_target), dtype=dtype)
-    tokens[~is_target], tokens[is_target] = (side for side, _ in encoded)
+    tokens[~is_target], tokens[is_target] = (side.tokens for side in encoded)
     points = [np.empty((0, 2), dtype=np.uint16)]
     counts: list[int] = []
     for texts, alignment in zip(sides, pairs.column("alignment", shard), strict=True):
@@ -102,13 +116,14 @@ def tokenise(
             points.append(token_points(alignment, *map(words_of, tokenizers, texts)))
         counts.append(len(points[-1]) if alignment else 0)
     number_of = {name: number for number, name in enumerate(group_names)}
-    return {
+    arrays = {
         "tokens": tokens,
         "offsets": lengths,
         "groups": np.array([number_of[name] for name in pairs.column("group", shard)]),
         "points": np.concatenate(points),
         "point_offsets": np.array(counts),
     }
+    return arrays, sum(side.unknown for side in encoded)
 
 
 def prepare_pairs(
@@ -122,17 +137,20 @@ def prepare_pairs(
         cache, is_builder: as in `build_cached`.
     """
     serialized = [tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers]
+    unknown = [tokenizer.unk_token_id for tokenizer in tokenizers]
     group_names = sorted(set(pairs.column("group", range(len(pairs)))))
     content = [VERSION, pairs.fingerprint, group_names, *dict.fromkeys(serialized)]
 
     def make(folder: Path) -> dict[str, Any]:
         backends = list(map(Tokenizer.from_str, serialized))
         dtype = token_type(*backends)
-        work = partial(tokenise, pairs, group_names, backends, dtype)
+        work = partial(tokenise, pairs, group_names, backends, dtype, unknown)
+        lost = 0
         with write_arrays(folder, {"tokens": dtype, **ARRAYS}, offsets=("offsets", "point_offsets")) as append:
-            for _, arrays in in_order(work, pairs.shards(), processes, "tokenising", "pairs"):
+            for _, (arrays, characters) in in_order(work, pairs.shards(), processes, "tokenising", "pairs"):
                 append(arrays)
-        return {"token_type": dtype, "groups": group_names}
+                lost += characters
+        return {"token_type": dtype, "groups": group_names, "unknown": lost / int(pairs.characters.sum())}
 
     # The library decides too; not in the name, for a run's contract has its version under its own name.
     versions = [[library, version(library)] for library in LIBRARIES]
@@ -140,4 +158,5 @@ def prepare_pairs(
     meta = read_meta(folder)
     arrays = open_arrays(folder, {"tokens": meta["token_type"], **ARRAYS})
     arrays["points"] = arrays["points"].reshape(-1, 2)
-    return PreparedPairs(folder_name("pairs", content), group_names=meta["groups"], **arrays)
+    share = unknown_share(meta, arrays["tokens"], *unknown)
+    return PreparedPairs(folder_name("pairs", content), group_names=meta["groups"], **arrays, unknown=share)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 
 from pretraining.data import draws
 from pretraining.data.arrays import open_arrays, write_arrays
@@ -22,7 +23,7 @@ from pretraining.data.cache import build_cached, folder_name, read_meta
 from pretraining.data.shards import in_order
 from pretraining.data.text.documents import Documents
 from pretraining.data.text.sentences import sentences
-from pretraining.data.tokenise import encode, token_type
+from pretraining.data.tokenise import encode, token_type, unknown_share
 from pretraining.errors import UserError
 
 if TYPE_CHECKING:  # the processes that tokenise import this file, and transformers would bring them torch
@@ -53,6 +54,8 @@ class PreparedText:
     """The source of each document."""
     dropped: int
     """Documents of fewer than two tokens, which no chunk can be made from."""
+    unknown: float
+    """Share of the characters that are the unknown token."""
 
     def __len__(self) -> int:
         return len(self.chunks) - 1
@@ -113,27 +116,30 @@ def _chunk_starts(documents: np.ndarray, first: int, limit: int, short_rate: flo
 
 
 def tokenise(
-    documents: Documents, languages: list[str], tokenizer: Tokenizer, dtype: str, shard: range
-) -> dict[str, np.ndarray]:
-    """A shard's tokens; the lengths of its sentences and documents; the documents' sources.
+    documents: Documents, languages: list[str], tokenizer: Tokenizer, dtype: str, unknown: int | None, shard: range
+) -> tuple[dict[str, np.ndarray], int]:
+    """A shard's tokens; the lengths of its sentences and documents; the documents' sources; and its unknown characters.
 
     Args:
         languages: of each source.
+        unknown: as in `encode`.
     """
     sources = documents.source[shard.start : shard.stop]
-    by_document: list[list[str]] = []
+    by_document: list[list[list[str]]] = []
     for text, source in zip(documents.texts(shard), sources, strict=True):
-        by_document.append(list(chain.from_iterable(sentences(text, languages[source]))))
-    tokens, lengths = encode(list(chain.from_iterable(by_document)), tokenizer, dtype)
-    document = np.repeat(np.arange(len(shard)), list(map(len, by_document)))  # (sentences,): the one of each
+        by_document.append(sentences(text, languages[source]))
+    tokens, lengths, lost = encode(list(chain.from_iterable(by_document)), tokenizer, dtype, unknown)
+    counts = [sum(map(len, runs)) for runs in by_document]
+    document = np.repeat(np.arange(len(shard)), counts)  # (sentences,): the one of each
     sizes = np.bincount(document, weights=lengths, minlength=len(shard)).astype(np.int64)
     long = sizes >= 2  # (documents,): those that a chunk can be made from
-    return {
+    arrays = {
         "tokens": tokens[np.repeat(long[document], lengths)],
         "sentences": lengths[long[document] & (lengths > 0)],
         "documents": sizes[long],
         "sources": sources[long],
     }
+    return arrays, lost
 
 
 def prepare_text(
@@ -165,23 +171,29 @@ def prepare_text(
         hashlib.sha256(serialized.encode()).hexdigest(),
         languages,
     ]
+    if not isinstance(tokenizer.backend_tokenizer.model, WordPiece):  # to which a space before a sentence is nothing
+        content.append("runs of sentences")
 
     def make(folder: Path) -> dict[str, Any]:
         backend = Tokenizer.from_str(serialized)
         dtype = token_type(backend)
-        work = partial(tokenise, documents, languages, backend, dtype)
-        count = 0
+        work = partial(tokenise, documents, languages, backend, dtype, tokenizer.unk_token_id)
+        count = unknown = 0
         with write_arrays(folder, {"tokens": dtype, **ARRAYS}, offsets=("sentences", "documents")) as append:
-            for _, arrays in in_order(work, documents.shards(), processes, "tokenising", "documents"):
+            for _, (arrays, lost) in in_order(work, documents.shards(), processes, "tokenising", "documents"):
                 append(arrays)
+                unknown += lost
                 count += len(arrays["documents"])
         if not count:
             raise UserError("The corpus is empty: not one of its documents has two tokens.")
-        return {"token_type": dtype, "dropped": len(documents) - count}
+        share = unknown / int(documents.characters.sum())
+        return {"token_type": dtype, "dropped": len(documents) - count, "unknown": share}
 
     # The libraries decide too; not in the name, for a run's contract has their versions under their own names.
     versions = [[library, version(library)] for library in LIBRARIES]
     folder = build_cached(cache, "text", [*content, *versions], make, is_builder)
     meta = read_meta(folder)
     arrays = open_arrays(folder, {"tokens": meta["token_type"], **ARRAYS})
-    return PreparedText(folder_name("text", content), limit, short_rate, **arrays, dropped=meta["dropped"])
+    unknown = unknown_share(meta, arrays["tokens"], tokenizer.unk_token_id)
+    name = folder_name("text", content)
+    return PreparedText(name, limit, short_rate, **arrays, dropped=meta["dropped"], unknown=unknown)

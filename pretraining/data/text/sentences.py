@@ -9,15 +9,26 @@ WINDOW = 2000  # characters; longer paragraphs go to the sentence splitter in pi
 
 
 def sentences(text: str, language: str) -> list[list[str]]:
-    """The sentences of each paragraph; whitespace becomes single spaces, what is empty is dropped.
+    """Runs of sentences between which no white space stands: of Chinese a paragraph, of English mostly one sentence.
+
+    Inside a sentence white space becomes single spaces; what is empty is dropped.
 
     Args:
         text: paragraphs with blank lines between them.
         language: ISO 639-1 code, e.g. "ko"; one that sentencex does not know is treated as English.
     """
     paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
-    split = ([s for s in map(str.strip, _split(paragraph, language)) if s] for paragraph in paragraphs)
-    return [paragraph for paragraph in split if paragraph]
+    runs: list[list[str]] = []
+    for paragraph in paragraphs:
+        apart = True  # from what stands before
+        for piece in filter(None, _split(paragraph, language)):
+            sentence = piece.strip()
+            if sentence and (apart or piece[0] == " "):
+                runs.append([sentence])
+            elif sentence:
+                runs[-1].append(sentence)
+            apart = piece[-1] == " " or (apart and not sentence)
+    return runs
 
 
 def _split(paragraph: str, language: str) -> Iterator[str]:
@@ -30,6 +41,6 @@ def _split(paragraph: str, language: str) -> Iterator[str]:
         yield from whole
         if len(rest) > WINDOW:  # no sentence: a table, or a list
             head, _, tail = rest.rpartition(" ")
-            yield head or tail
+            yield f"{head} " if head else tail
             rest = tail if head else ""
     yield rest
