@@ -96,7 +96,8 @@ class KeelSeq2SeqEncoder(KeelSeq2SeqPreTrainedModel):
         sequence_ids: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutput:
-        x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, sequence_ids=sequence_ids)
+        places = {"sequence_ids": sequence_ids, "attention_mask": attention_mask}
+        x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, **places)
         mask = self_attention_mask(self.config, x, attention_mask, sequence_ids, kwargs)
         return BaseModelOutput(last_hidden_state=self.stack(x, mask, **kwargs))
 
@@ -151,7 +152,8 @@ class KeelSeq2SeqDecoder(KeelSeq2SeqPreTrainedModel):
             cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         assert encoder_hidden_states is not None
         past = 0 if cache is None else cache.get_seq_length()
-        x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, sequence_ids=decoder_sequence_ids, past_length=past)
+        places = {"sequence_ids": decoder_sequence_ids, "attention_mask": attention_mask, "past_length": past}
+        x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, **places)
         mask = self_attention_mask(self.config, x, attention_mask, decoder_sequence_ids, kwargs, True, cache)
         memory_mask = cross_attention_mask(
             self.config, x, encoder_hidden_states, encoder_attention_mask, sequence_ids, decoder_sequence_ids, kwargs
