@@ -1,7 +1,16 @@
 """The three families' configurations: what they share, once, and then each one's own fields."""
 
+import hashlib
 from dataclasses import field
+from pathlib import Path
 from typing import Literal
+
+import transformers
+
+if int(transformers.__version__.split(".")[0]) < 5:  # before an import of what only 5 has: this file is read first
+    raise RuntimeError(
+        f"this model needs transformers 5, and this is {transformers.__version__}: pip install -U transformers"
+    )
 
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -18,6 +27,7 @@ SHARES = (
     "label_smoothing",
 )
 ABOVE_0 = ("layer_norm_eps", "initializer_range")
+STAMP = "\n# The code beside this file: "
 
 
 def check_range(config: PreTrainedConfig) -> None:
@@ -82,6 +92,19 @@ class KeelConfig(PreTrainedConfig):
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; there are: {', '.join(ACT2FN)}.")
         if self.initializer_range is None:
             self.initializer_range = self.hidden_size**-0.5
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the copy of this file ends with a hash of the code that is saved with it.
+
+        transformers finds a model's class by its configuration's class, and knows that by this file's content: of two
+        checkpoints in one process whose other files differ, the second would run the code of the first.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        own = Path(save_directory, "configuration.py")
+        if own.exists():  # not where a subclass is saved, which nobody registered
+            others = [path.read_bytes() for path in sorted(own.parent.glob("*.py")) if path != own]
+            code = own.read_text(encoding="utf-8").partition(STAMP)[0]
+            own.write_text(code + STAMP + hashlib.sha256(b"".join(others)).hexdigest() + "\n", encoding="utf-8")
 
 
 class KeelTextConfig(KeelConfig):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from .attention import Mask
 from .dropout import Dropout
 from .packing import packed_positions
 
@@ -31,6 +32,16 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, position_ids: Tensor) -> Tensor:
         return self.weight[position_ids]
+
+
+def leading_padding(attention_mask: Mask) -> Tensor | int:
+    """How much padding stands before each row's first token, (B, 1): of a mask (B, S), or (B, 1, T, S) for a kernel."""
+    if not isinstance(attention_mask, Tensor):
+        return 0
+    seen = attention_mask != 0
+    if attention_mask.ndim == 4:  # `generate` makes it for static caches; floats are added to the scores
+        seen = (attention_mask == 0 if attention_mask.is_floating_point() else seen).any(2).any(1)
+    return seen.int().argmax(1, keepdim=True)
 
 
 class TokenEmbeddings(nn.Module):
@@ -58,12 +69,15 @@ class TokenEmbeddings(nn.Module):
         inputs_embeds: Tensor | None = None,
         sequence_ids: Tensor | None = None,
         past_length: int | Tensor = 0,
+        attention_mask: Mask = None,
     ) -> Tensor:
         """Ids (B, T), or `inputs_embeds` (B, T, D), to (B, T, D).
 
         Args:
             sequence_ids: (B, past + T), the examples of packed rows.
             past_length: how many tokens a cache holds.
+            attention_mask: a decoder's or an encoder's, whose positions count from each row's first token: padding may
+                stand on either side.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, or more tokens than positions.
@@ -78,6 +92,7 @@ class TokenEmbeddings(nn.Module):
             if isinstance(past_length, int):  # a static cache counts in a tensor, on which nothing may branch
                 self.check_length(past_length + length)
             position_ids = past_length + torch.arange(length, device=x.device)[None]
+            position_ids = (position_ids - leading_padding(attention_mask)).clamp(min=0)  # (1, T) or (B, T)
         x = x * self.scale + self.positions(position_ids)
         if self.segments is not None:
             if token_type_ids is None:

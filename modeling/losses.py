@@ -23,7 +23,7 @@ def mean_over_step(
         num_items_in_batch: None: divide by this batch's targets. A dict {argument of forward: targets in the step}:
             exact. One number (transformers' `Trainer`, which counts `labels` alone): exact for `labels`; any other
             loss is its mean over this batch times the batch's share of `labels`, so that accumulation inflates nothing.
-        labels: this batch's `labels`, if `targets` are another argument.
+        labels: this batch's `labels`, if `targets` are another argument or leave out some of them.
     """
     count = (targets != -100).sum().clamp(min=1)
     if num_items_in_batch is None:
@@ -32,7 +32,7 @@ def mean_over_step(
         return total / num_items_in_batch[name]
     if labels is None:
         return total / num_items_in_batch
-    return total / count * ((labels != -100).sum() / num_items_in_batch)
+    return total * (labels != -100).sum() / (count * num_items_in_batch)
 
 
 def classification_loss(
@@ -126,13 +126,14 @@ def smoothed_loss(
     """Cross-entropy with label smoothing over every token but padding (Vaswani 2017, 5.4).
 
     (1 - e) * -log p(label) + e * mean over v of -log p(v). Padding is never predicted, so its logit is far below all
-    others and must not enter the mean.
+    others and must not enter the mean; a label that is padding is no target.
     """
-    logits, targets = logits.flatten(0, -2), labels.flatten()
+    targets = labels if pad_token_id is None else labels.masked_fill(labels == pad_token_id, -100)
+    logits, targets = logits.flatten(0, -2), targets.flatten()
     if smoothing:
         # Sums over a vocabulary are too coarse in half precision; autocast makes torch's cross-entropy float32 too.
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
         total = SmoothedCrossEntropy.apply(logits, targets, pad_token_id, smoothing)
     else:
         total = cross_entropy(logits, targets, reduction="sum")
-    return mean_over_step(total, labels, "labels", num_items_in_batch)
+    return mean_over_step(total, targets, "labels", num_items_in_batch, labels)

@@ -37,6 +37,18 @@ CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_ke
 PADDING_BIAS = -1e4
 
 
+def level_padding(logits: Tensor, bias: Tensor) -> Tensor:
+    """Logits (B, T, V) for a loss of somebody else's: a mean over V is as if padding were not in it.
+
+    Padding's logit is the mean of the others less 20: its probability vanishes beside theirs, in a mean of
+    log-probabilities it counts little more than they do, and the gradient of its row stays zero.
+    """
+    low = bias < PADDING_BIAS / 2  # (1, V): padding, unless the weights come from a model that trained its row
+    others = logits.masked_fill(low, 0.0)
+    mean = others.mean(-1, keepdim=True) * (low.numel() / (~low).sum())
+    return others.where(~low, mean - 20)
+
+
 class KeelSeq2SeqPreTrainedModel(KeelTextPreTrainedModel):
     """What all seq2seq classes have in common.
 
@@ -96,7 +108,8 @@ class KeelSeq2SeqEncoder(KeelSeq2SeqPreTrainedModel):
         sequence_ids: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutput:
-        x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, sequence_ids=sequence_ids)
+        places = {"sequence_ids": sequence_ids, "attention_mask": attention_mask}
+        x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, **places)
         mask = self_attention_mask(self.config, x, attention_mask, sequence_ids, kwargs)
         return BaseModelOutput(last_hidden_state=self.stack(x, mask, **kwargs))
 
@@ -151,7 +164,8 @@ class KeelSeq2SeqDecoder(KeelSeq2SeqPreTrainedModel):
             cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         assert encoder_hidden_states is not None
         past = 0 if cache is None else cache.get_seq_length()
-        x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, sequence_ids=decoder_sequence_ids, past_length=past)
+        places = {"sequence_ids": decoder_sequence_ids, "attention_mask": attention_mask, "past_length": past}
+        x = self.embeddings(input_ids, inputs_embeds=inputs_embeds, **places)
         mask = self_attention_mask(self.config, x, attention_mask, decoder_sequence_ids, kwargs, True, cache)
         memory_mask = cross_attention_mask(
             self.config, x, encoder_hidden_states, encoder_attention_mask, sequence_ids, decoder_sequence_ids, kwargs
@@ -314,7 +328,12 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             alignment_labels: (B, T), the index of the source token that each target token is aligned with, -100 for
                 none; with the `eager` kernel alone, which gives the attention weights that learn.
             num_items_in_batch: what the losses are divided by, as `losses.mean_over_step` says.
+
+        Returns:
+            Logits (B, T, V) of which losses may be made, label smoothing too (transformers' `Trainer` does); where
+            `use_cache` is given, as `generate` does, or `num_items_in_batch` is a dict, padding's are PADDING_BIAS.
         """
+        level = use_cache is None and not isinstance(num_items_in_batch, dict)
         if alignment_labels is not None:
             kwargs["output_attentions"] = True
         if labels is not None:
@@ -336,5 +355,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             total = nll_loss(logprobs.flatten(0, 1), alignment_labels.flatten(), reduction="sum")
             targets = (alignment_labels, "alignment_labels")
             loss = loss + self.config.alignment_weight * mean_over_step(total, *targets, num_items_in_batch, labels)
+        if level:
+            logits = level_padding(logits, self.final_logits_bias)
         others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}  # under equal names
         return Seq2SeqLMOutput(loss=loss, logits=logits, **others)

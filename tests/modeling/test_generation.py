@@ -206,6 +206,42 @@ def test_padding_is_never_written(lively, ending):
     assert PAD not in found[:, 1:][after[:, 1:] == 0]
 
 
+PREFIX = [[PAD, 7], [PAD, 7, 9, 3], [PAD]]
+SIDES = [
+    *({}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "top_k": 1}, {"use_cache": False}),
+    *({"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}, {"assistant_model": True}),
+]
+
+
+def padded_left(rows: list[list[int]], width: int, name: str, mask: str) -> dict[str, torch.Tensor]:
+    ids = [[PAD] * (width - len(row)) + row for row in rows]
+    real = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return {name: torch.tensor(ids), mask: torch.tensor(real)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("starts", [[[PAD]] * 3, PREFIX], ids=["start", "prefix"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
+@pytest.mark.parametrize("options", SIDES, ids=str)
+def test_a_left_padded_batch_is_each_row_alone(lively, options, positions, starts, kernel):
+    model = copy.deepcopy(lively(position_embedding_type=positions))
+    model.set_attn_implementation(kernel)
+    options = options | ({"assistant_model": copy.deepcopy(model)} if "assistant_model" in options else {})
+    sources = [[5, 9, 31, 7, 2, 8, 11], [4, 4], [12, 3, 25, 6]]
+
+    def written(rows: list[int], source_width: int, start_width: int) -> list[list[int]]:
+        batch = padded_left([sources[row] for row in rows], source_width, "input_ids", "attention_mask")
+        targets = [starts[row] for row in rows], start_width, "decoder_input_ids", "decoder_attention_mask"
+        found = generate(model, **batch, **padded_left(*targets), **options, max_new_tokens=8)[:, start_width:]
+        return [row[: row.index(END) + 1] if END in row else row for row in found.tolist()]
+
+    alone = [text for row in range(3) for text in written([row], len(sources[row]), len(starts[row]))]
+    one_by_one = "assistant_model" in options or "prompt_lookup_num_tokens" in options  # they take no batches
+    batches = [[0], [1], [2]] if one_by_one else [[0, 1, 2]]
+    assert [text for rows in batches for text in written(rows, 7, max(map(len, starts)))] == alone
+
+
 # The cache
 
 
@@ -228,7 +264,7 @@ def test_a_cache_by_either_name_is_the_whole_forward(lively, given_as, kind, par
     targets = torch.randint(1, PAD, (4, 8))
     mask = torch.ones(4, 8, dtype=torch.long)
     mask[1, :2] = mask[2, 0] = 0
-    expected = model(**batch, decoder_input_ids=targets, decoder_attention_mask=mask).logits
+    expected = model(**batch, decoder_input_ids=targets, decoder_attention_mask=mask, use_cache=False).logits
     for target_model in (model, model.model):
         cache, found, first = caches(model)[kind], [], 0
         for size in parts:
@@ -237,6 +273,7 @@ def test_a_cache_by_either_name_is_the_whole_forward(lively, given_as, kind, par
                 **batch,
                 decoder_input_ids=targets[:, first:last],
                 decoder_attention_mask=mask[:, :last],
+                use_cache=True,
                 **{given_as: cache},
             )
             assert out[CACHE] is cache

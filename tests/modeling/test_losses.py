@@ -8,6 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LabelSmoother
 from transformers.modeling_outputs import ModelOutput
 
 from modeling.seq2seq import CACHE
@@ -115,7 +116,7 @@ def test_one_number_inflates_no_other_loss(tiny):
     parts = [model(**piece, num_items_in_batch=count["labels"]) for piece in pieces]
     close(sum(part.mlm_loss for part in parts), whole.mlm_loss)
     means = torch.stack([model(**piece).nsp_loss for piece in pieces])
-    shares = torch.stack([(piece["labels"] != -100).sum() for piece in pieces]) / count["labels"]
+    shares = torch.stack([(piece["labels"] != -100).sum() for piece in pieces]).double() / count["labels"]
     close(torch.stack([part.nsp_loss for part in parts]), means * shares)
 
 
@@ -218,3 +219,37 @@ def test_mixed_labels_are_classes(tiny):
         model(**plain, partner_labels=batch["partner_labels"])
     with pytest.raises(ValueError, match="problem_type is multi_label_classification"):
         model(**batch | {"labels": torch.rand(SIZE, 4).round()})
+
+
+@pytest.mark.parametrize("counted", [None, 40])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_labels_of_padding_are_no_targets(tiny, smoothing, counted):
+    model = tiny("KeelSeq2SeqForConditionalGeneration", label_smoothing=smoothing).train()
+    batch = inputs("translation") | {"labels": some(39, SIZE, TOKENS)}
+    padded = batch["labels"].masked_fill(batch["labels"] == -100, model.config.pad_token_id)
+    expected = gradients(model, [batch])
+    count = None if counted is None else padded.numel()  # as `Trainer` counts them
+    close(gradients(model, [batch | {"labels": padded, "num_items_in_batch": count}]), expected)
+
+
+@pytest.mark.parametrize("loss", ["LabelSmoother", "torch"])
+def test_padding_is_in_no_mean_of_a_loss_of_somebody_elses(tiny, loss):
+    """Trainer's `label_smoothing_factor`: gradients as if padding were no entry, a value off by 20 smoothing / V."""
+    labels, batch = some(39, SIZE, TOKENS), inputs("translation")
+
+    def smoothed(model, mean_over: int) -> Tensor:
+        start = model.prepare_decoder_input_ids_from_labels(labels)
+        output = model(**batch, decoder_input_ids=start)
+        if loss == "LabelSmoother" and mean_over == 40:
+            return LabelSmoother(0.1)(output, labels)
+        epsilon = 0.1 * (mean_over if mean_over == 40 else 39) / 40  # a fortieth of the smoothing is padding's
+        return cross_entropy(output.logits[..., :mean_over].flatten(0, 1), labels.flatten(), label_smoothing=epsilon)
+
+    found, expected = (tiny("KeelSeq2SeqForConditionalGeneration").train() for _ in range(2))
+    values = smoothed(found, 40), smoothed(expected, 39)
+    for value in values:
+        value.backward()
+    assert 0 < values[0] - values[1] < 21 * 0.1 / 40
+    for one, two in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-6, atol=1e-3)
+    assert not found.lm_head.weight.grad[39].any()

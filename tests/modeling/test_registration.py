@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from compare import DECODER, equal
 from transformers import AutoConfig, PreTrainedModel
 
 import modeling
+from modeling.configuration import STAMP
 
 AUTO = [(auto, config) for config in modeling.CONFIGS.values() for auto in config().auto_map if auto != "AutoConfig"]
 
@@ -40,6 +42,11 @@ for folder, autos in json.loads(sys.argv[1]).items():
             getattr(transformers, auto).from_pretrained(f"{folder}/again/{auto}", trust_remote_code=True)
         ).__name__
     torch.save(seen, f"{folder}/seen.pt")
+scalings = [
+    transformers.AutoModel.from_pretrained(f"{folder}/model", trust_remote_code=True).encoder.blocks[0].attention.scaling
+    for folder in ("one", "two", "one")
+]
+assert scalings == [8**-0.5, 7.0, 8**-0.5], scalings
 assert "modeling" not in sys.modules
 """
 
@@ -63,7 +70,7 @@ def test_every_checkpoint_carries_the_whole_family(auto, config, tiny, tmp_path)
     assert saved == config().auto_map
     source = Path(modeling.__file__).parent
     for file in {reference.split(".")[0] for reference in saved.values()}:
-        assert (tmp_path / f"{file}.py").read_text() == (source / f"{file}.py").read_text()
+        assert (tmp_path / f"{file}.py").read_text().split(STAMP)[0] == (source / f"{file}.py").read_text()
 
 
 IMAGES = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)}
@@ -112,11 +119,16 @@ def opened(models: dict[str, PreTrainedModel], tmp_path_factory: pytest.TempPath
         model.save_pretrained(root / name / "checkpoint")
         torch.save(CHECKPOINTS[name][2], root / name / "inputs.pt")
     autos = {str(root / name): autos_of(model) for name, model in models.items()}
-    (root / "elsewhere").mkdir()
+    elsewhere = root / "elsewhere"
+    for folder in ("one", "two"):
+        models["bert"].save_pretrained(elsewhere / folder / "model")
+    code = elsewhere / "two/model/attention.py"
+    code.write_text(code.read_text().replace("self.head_dim**-0.5", "7.0"))
+    models["bert"].config.save_pretrained(code.parent)
     caches = {"HF_HOME": str(root / "home"), "HF_MODULES_CACHE": str(root / "modules")}
     done = subprocess.run(
         [sys.executable, "-c", STRANGER, json.dumps(autos)],
-        cwd=root / "elsewhere",
+        cwd=elsewhere,
         env={**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **caches},
         capture_output=True,
         text=True,
@@ -144,3 +156,9 @@ def test_a_stranger_opens_it(name: str, models: dict[str, PreTrainedModel], open
             equal(result["outputs"][output], expected[original])
         saved = json.loads((opened / name / "again" / auto / "config.json").read_text())
         assert saved["auto_map"] == model.config.auto_map
+
+
+def test_an_older_transformers_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(transformers, "__version__", "4.57.3")
+    with pytest.raises(RuntimeError, match=r"needs transformers 5, and this is 4\.57\.3"):
+        runpy.run_path(str(Path(modeling.__file__).with_name("configuration.py")))
