@@ -148,7 +148,7 @@ class KeelBertForPreTraining(KeelBertPreTrainedModel):
                 these alone, instead of (B, T, V).
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, logits_to_keep, **kwargs)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, logits_to_keep, return_dict=True, **kwargs)
         targets = labels if labels is None or logits_to_keep is None else labels.flatten()[logits_to_keep]
         prediction_logits = self.mlm(outputs.last_hidden_state)
         relationship_logits = self.nsp(outputs.pooler_output)
@@ -200,7 +200,7 @@ class KeelBertForMaskedLM(KeelBertPreTrainedModel):
     ) -> MaskedLMOutput:
         """`labels` (B, T), -100 for none; `logits_to_keep` (M,) as for `KeelBertForPreTraining`."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, logits_to_keep, **kwargs)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, logits_to_keep, return_dict=True, **kwargs)
         targets = labels if labels is None or logits_to_keep is None else labels.flatten()[logits_to_keep]
         logits = self.mlm(outputs.last_hidden_state)
         loss = None
@@ -243,7 +243,7 @@ class KeelBertForLabels(KeelBertPreTrainedModel):
     ) -> Any:
         """`labels` as the class says; the output has `loss`, `logits`, `hidden_states` and `attentions`."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, **kwargs)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, return_dict=True, **kwargs)
         logits = self.compute_logits(outputs)
         loss = None if labels is None else self.compute_loss(logits, labels, num_items_in_batch)
         return self.output_class(
@@ -333,7 +333,8 @@ class KeelBertForQuestionAnswering(KeelBertPreTrainedModel):
         """
         if sequence_ids is not None:
             raise ValueError("Question answering takes one sequence a row, not packed rows: drop sequence_ids.")
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, return_dict=True, **kwargs)
         start_logits, end_logits = self.span(outputs.last_hidden_state).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -377,7 +378,7 @@ class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
         """Inputs (B, choices, T) instead of (B, T); `labels` (B,), the index of the right choice."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         flat = (None if x is None else x.flatten(0, 1) for x in inputs)  # (B, choices, T) -> (B * choices, T)
-        outputs = self.bert(*flat, **kwargs)
+        outputs = self.bert(*flat, return_dict=True, **kwargs)
         tokens = inputs_embeds if input_ids is None else input_ids
         assert tokens is not None  # the embeddings take one of them
         logits = self.classifier(outputs.pooler_output).view(tokens.shape[:2])  # (B * choices, 1) -> (B, choices)

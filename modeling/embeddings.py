@@ -204,7 +204,7 @@ class PatchEmbeddings(nn.Module):
         if ids_keep is not None:
             x = x.gather(1, ids_keep[..., None].expand(-1, -1, x.shape[2]))  # (B, V, D)
         if self.cls_token is not None:
-            x = torch.cat([(self.cls_token + cls_position).expand(len(x), -1, -1), x], 1)
+            x = torch.cat([(self.cls_token + cls_position).expand(x.shape[0], -1, -1), x], 1)
         return self.dropout(x)
 
     def split_cls(self, positions: Tensor) -> tuple[Tensor, ...]:
@@ -248,7 +248,7 @@ class DecoderPatchEmbeddings(nn.Module):
         x = self.projection(x)
         cls, patches = x.tensor_split([self.positions.num_cls], dim=1)
         if ids_keep is not None:
-            masked = self.mask_token.to(x.dtype).expand(len(x), height * width, -1)
+            masked = self.mask_token.to(x.dtype).expand(x.shape[0], height * width, -1)
             patches = masked.scatter(1, ids_keep[..., None].expand_as(patches), patches)  # (B, V, D) -> (B, P, D)
         return torch.cat([cls, patches], 1) + self.positions(height, width)
 

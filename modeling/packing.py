@@ -52,7 +52,7 @@ def first_tokens(x: Tensor, sequence_ids: Tensor | None = None, sequence_starts:
     Args:
         sequence_starts: (B, E), what `packed_starts` computes, where it is known already.
     """
-    rows = torch.arange(len(x), device=x.device) * x.shape[1]  # where each row begins: 0, T, 2 T ...
+    rows = torch.arange(x.shape[0], device=x.device) * x.shape[1]  # where each row begins: 0, T, 2 T ...
     if sequence_ids is None:
         return rows
     starts = packed_starts(sequence_ids) if sequence_starts is None else sequence_starts

@@ -216,7 +216,7 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
     ) -> Seq2SeqModelOutput:
         if encoder_outputs is None:
             inputs = (input_ids, attention_mask, inputs_embeds, sequence_ids)
-            encoder_outputs = self.encoder(*inputs, **self_attention_kwargs(kwargs, "k"))
+            encoder_outputs = self.encoder(*inputs, return_dict=True, **self_attention_kwargs(kwargs, "k"))
         if isinstance(encoder_outputs, tuple):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         outputs = self.decoder(
@@ -230,6 +230,7 @@ class KeelSeq2SeqModel(KeelSeq2SeqPreTrainedModel):
             sequence_ids=sequence_ids,
             decoder_sequence_ids=decoder_sequence_ids,
             past_key_values=past_key_values,
+            return_dict=True,
             **kwargs,
         )
         return Seq2SeqModelOutput(
@@ -298,7 +299,9 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         Row t is a distribution over the source tokens that target token t translates.
         """
         start = self.prepare_decoder_input_ids_from_labels(labels)
-        outputs = self.model(input_ids, attention_mask, start, output_attentions=True, use_cache=False)
+        outputs = self.model(
+            input_ids, attention_mask, start, output_attentions=True, use_cache=False, return_dict=True
+        )
         return self.alignment_weights(outputs)
 
     @strict
@@ -343,6 +346,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         outputs = self.model(
             *(input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs, cache),
             *(inputs_embeds, decoder_inputs_embeds, use_cache, sequence_ids, decoder_sequence_ids, past_key_values),
+            return_dict=True,
             **kwargs,
         )
         logits = self.lm_head(outputs.last_hidden_state) + self.final_logits_bias

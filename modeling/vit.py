@@ -117,7 +117,9 @@ class KeelViTForImageClassification(KeelViTPreTrainedModel):
         # Somebody who asks for states or attentions wants those of all patches; the head reads the pooled one alone.
         recorded = ("output_hidden_states", "output_attentions")
         pooler_only = not any(kwargs.get(name, getattr(self.config, name)) for name in recorded)
-        outputs = self.vit(pixel_values, None, interpolate_pos_encoding, pooler_only=pooler_only, **kwargs)
+        outputs = self.vit(
+            pixel_values, None, interpolate_pos_encoding, pooler_only=pooler_only, return_dict=True, **kwargs
+        )
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
@@ -194,12 +196,12 @@ class KeelViTForMaskedImageModeling(KeelViTPreTrainedModel):
         """
         height, width = (side // self.config.patch_size for side in pixel_values.shape[2:])
         if self.decoder is None:
-            outputs = self.vit(pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs)
+            outputs = self.vit(pixel_values, bool_masked_pos, interpolate_pos_encoding, return_dict=True, **kwargs)
             x = outputs.last_hidden_state[:, -height * width :]
         else:
             if ids_keep is None and bool_masked_pos is not None:
                 ids_keep = visible_patches(bool_masked_pos)
-            outputs = self.vit(pixel_values, None, interpolate_pos_encoding, ids_keep, **kwargs)
+            outputs = self.vit(pixel_values, None, interpolate_pos_encoding, ids_keep, return_dict=True, **kwargs)
             x = self.decoder(outputs.last_hidden_state, ids_keep, height, width)
         loss = None
         if self.colors is not None:

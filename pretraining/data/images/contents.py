@@ -12,13 +12,13 @@ from PIL import Image
 
 from pretraining.data.arrays import open_arrays, write_arrays
 from pretraining.data.cache import build_cached, read_meta
-from pretraining.data.images.decode import Coloured, Unreadable, decode
+from pretraining.data.images.decode import Coloured, Unreadable, look
 from pretraining.data.images.rows import Source, encoded
 from pretraining.data.shards import in_order
 from pretraining.data.stored import hash_bytes
-from pretraining.errors import UserError
+from pretraining.errors import UserError, one_line
 
-VERSION = 1  # of what lies on disk: raise it when the arrays change, and old caches are left alone
+VERSION = 2  # of what lies on disk: raise it when the arrays change, and old caches are left alone
 ARRAYS = {"hashes": "uint64", "sizes": "int32", "sums": "int64", "squares": "int64"}
 LEVELS = np.arange(256)
 FULL = "full"  # a file that tells all processes that the pixels need too much room
@@ -38,6 +38,8 @@ class Contents:
     """(N, C): the sum of their squares."""
     bad: list[tuple[str, str]]
     """Place and reason of each image that cannot be read."""
+    transparent: list[int]
+    """The row of each image whose transparency was dropped."""
     pixels: Path | None
     """The file of all pixels, one image after another; None: they would take more room than they may."""
 
@@ -48,30 +50,33 @@ class Contents:
         for name, width in {"sizes": 2, "sums": channels, "squares": channels}.items():
             arrays[name] = arrays[name].reshape(-1, width)
         bad = [(place, reason) for place, reason in meta["bad"]]
-        return cls(**arrays, bad=bad, pixels=folder / "pixels.bin" if meta["decoded"] else None)
+        pixels = folder / "pixels.bin" if meta["decoded"] else None
+        return cls(**arrays, bad=bad, transparent=meta["transparent"], pixels=pixels)
 
 
 def examine(source: Source, channels: int, folder: Path, shard: range) -> dict[str, Any]:
-    """Of a shard's images the `ARRAYS`, the "bad" ones (row, reason) and the first "coloured" row.
+    """Of a shard's images the `ARRAYS`, the "bad" (row, reason), the "transparent" and the first "coloured" row.
 
     Unless `FULL` is there, the pixels go to a file in `folder`, so that one image at a time is in memory.
     """
-    lists: dict[str, list] = {name: [] for name in (*ARRAYS, "bad")}
+    lists: dict[str, list] = {name: [] for name in (*ARRAYS, "bad", "transparent")}
     room_left = not (folder / FULL).exists()
     with _pixels_of(shard, folder).open("wb") as file:
         for row, value in zip(shard, source.values(shard), strict=True):
             hashed, size, histogram = 0, (0, 0), np.zeros((channels, len(LEVELS)), dtype=np.int64)
             try:
                 data = encoded(value)
-                pixels = decode(data, channels)
+                pixels, has_alpha = look(data, channels)
             except Coloured:
                 return {"coloured": row}
             except (Unreadable, OSError) as error:
-                lists["bad"].append((row, getattr(error, "strerror", None) or str(error)))
+                lists["bad"].append((row, one_line(error)))
             else:
                 hashed, size = hash_bytes(data), pixels.shape[:2]
                 levels = Image.fromarray(pixels if channels > 1 else pixels[..., 0]).histogram()
                 histogram = np.array(levels).reshape(channels, -1)
+                if has_alpha:
+                    lists["transparent"].append(row)
                 if room_left:
                     pixels.tofile(file)
             lists["hashes"].append(hashed)
@@ -79,7 +84,7 @@ def examine(source: Source, channels: int, folder: Path, shard: range) -> dict[s
             lists["sums"].append(histogram @ LEVELS)
             lists["squares"].append(histogram @ LEVELS**2)
     arrays: dict[str, Any] = {name: np.array(lists[name], dtype=kind) for name, kind in ARRAYS.items()}
-    return arrays | {"bad": lists["bad"], "coloured": None}
+    return arrays | {"bad": lists["bad"], "transparent": lists["transparent"], "coloured": None}
 
 
 def _pixels_of(shard: range, folder: Path) -> Path:
@@ -89,6 +94,7 @@ def _pixels_of(shard: range, folder: Path) -> Path:
 def examine_all(folder: Path, source: Source, channels: int, room: int, processes: int) -> dict[str, Any]:
     """Streams all images through `examine` into `folder`, their pixels too if they take at most `room` bytes."""
     bad: list[tuple[str, str]] = []
+    transparent: list[int] = []
     total = 0
     work = partial(examine, source, channels, folder)
     with write_arrays(folder, ARRAYS) as append, (folder / "pixels.bin").open("wb") as pixels:
@@ -100,6 +106,7 @@ def examine_all(folder: Path, source: Source, channels: int, room: int, processe
                 )
             append(arrays)
             bad += [(source.place(row), reason) for row, reason in arrays["bad"]]
+            transparent += arrays["transparent"]
             total += int(arrays["sizes"].prod(axis=1, dtype=np.int64).sum()) * channels
             path = _pixels_of(shard, folder)
             if total <= room:
@@ -110,7 +117,7 @@ def examine_all(folder: Path, source: Source, channels: int, room: int, processe
                 pixels.truncate(0)
             path.unlink()
     (folder / FULL).unlink(missing_ok=True)
-    return {"bad": bad, "decoded": total <= room}
+    return {"bad": bad, "transparent": transparent, "decoded": total <= room}
 
 
 def find_contents(source: Source, channels: int, room: int, processes: int, cache: Path, is_builder: bool) -> Contents:

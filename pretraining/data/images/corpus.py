@@ -19,6 +19,8 @@ from pretraining.data.shards import count_processes
 from pretraining.data.split import first_equal, is_held_out
 from pretraining.errors import UserError
 
+NAMED = 20  # classes that one line names
+
 
 def choose(labels: np.ndarray, hashes: np.ndarray, count: int) -> np.ndarray:
     """`count` of the images (N,) to train on, as many of each class while it has any: bool (N,).
@@ -170,17 +172,27 @@ def _split(
     return rows[train], held_out_rows, left_out
 
 
-def _check(settings: ImageSettings, contents: list[Contents], train: np.ndarray, held_out: np.ndarray) -> None:
-    """Raises UserError where a split has no image."""
-    total = sum(len(each.hashes) - len(each.bad) for each in contents)
-    if not len(train):
-        raise UserError(f"Not one image is left to train on, of {total:,} that can be read: name other held-out ones.")
-    if not len(held_out):
+def _check_held_out(settings: ImageSettings, count: int, total: int) -> None:
+    """Raises UserError where none of `total` images is held out."""
+    if not count:
         name = {"folder": "validation_folder", "files": "validation_files"}.get(settings.source, "validation_split")
         raise UserError(
             f"Nothing is held out for evaluation ({total:,} images in all): set data.validation_fraction"
             + ("." if settings.source == "digits" else f", or name data.{name}.")
         )
+
+
+def _check_train(labels: np.ndarray, classes: list[str], total: int) -> list[str]:
+    """The names of the classes without a training image; a UserError where there is no image, or but one class."""
+    if not len(labels):
+        raise UserError(f"Not one image is left to train on, of {total:,} that can be read: name other held-out ones.")
+    untrained = sorted(set(range(len(classes))) - set(labels.tolist()))
+    if classes and len(classes) - len(untrained) < 2:
+        raise UserError(
+            f"All {len(labels):,} images that are left to train on are of the class {classes[labels[0]]!r}: those of "
+            "others are held out, unreadable or copies of these; add some, or name the held-out images."
+        )
+    return [classes[number] for number in untrained]
 
 
 def _describe(split: str, images: Images, left_out: dict[str, int]) -> str:
@@ -213,18 +225,32 @@ def prepare_images(
     if channels not in (1, 3):
         raise UserError(f"model.num_channels is {channels}: images have 3 (RGB) or 1 (grey).")
     source, held_out = load_sources(settings, labelled)
+    _check_held_out(settings, 1 if held_out or settings.validation_fraction else 0, len(source))
     room, processes = settings.decoded_megabytes * 2**20, count_processes(settings.processes)
     contents = find_contents(source, channels, room, processes, cache, is_builder)
     held_out_contents = find_contents(held_out, channels, room, processes, cache, is_builder) if held_out else None
     both = [contents, held_out_contents] if held_out_contents else [contents]
+    sources = [source, held_out] if held_out else [source]
     _check_bad(both, settings.skip_bad_images)
     rows, held_out_rows, left_out = _split(settings, source.labels, contents, held_out_contents)
-    _check(settings, both, rows, held_out_rows)
+    total = sum(len(each.hashes) - len(each.bad) for each in both)
+    untrained = _check_train(source.labels[rows], source.classes, total)
+    _check_held_out(settings, len(held_out_rows), total)
     train = Images.of(source, contents, rows, channels)
     validation = Images.of(held_out or source, held_out_contents or contents, held_out_rows, channels)
+    alpha = [each.place(row) for each, of in zip(sources, both, strict=True) for row in of.transparent[:1]]
+    transparent = sum(len(each.transparent) for each in both)
     lines = [
+        *source.notes,
         _describe("train", train, left_out),
         _describe("validation", validation, {"unreadable": len(held_out_contents.bad) if held_out_contents else 0}),
         *(f"unreadable and left out: {place} ({reason})" for each in both for place, reason in each.bad),
     ]
+    if untrained:
+        more = f" and {len(untrained) - NAMED:,} more" if len(untrained) > NAMED else ""
+        lines.append(f"classes without a training image: {', '.join(untrained[:NAMED])}{more}")
+    if transparent:
+        lines.append(
+            f"transparent: {transparent:,} images, {alpha[0]} the first; what lies under it shows, as in `pipeline()`"
+        )
     return PreparedImages(train, validation, *statistics(contents, rows), lines)

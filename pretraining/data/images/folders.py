@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from pretraining.data.find import nearest
 from pretraining.data.images.decode import FORMATS
@@ -12,13 +14,39 @@ from pretraining.data.readers import Row
 from pretraining.errors import UserError
 
 EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
-SYSTEM_FILES = {"thumbs.db", "desktop.ini"}  # Windows leaves these; those of other systems begin with a dot
+# What Windows, macOS, Synology, QNAP and Linux leave in folders, in lower case; their other names begin with a dot.
+SYSTEM_NAMES = {
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+    *("icon\r", "__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "lost+found"),
+}
+# Names of splits, the first ones preferred where a folder holds several.
+TRAINING = ("train", "training")
+HELD_OUT = ("validation", "valid", "val", "dev", "eval", "evaluation", "holdout", "test", "testing")
+
+
+def _leads_back(link: str) -> bool:
+    """Whether a link leads to a folder that it lies in, by whatever way."""
+    target = Path(link).resolve()
+    return any(target in (above.resolve(), *above.resolve().parents) for above in Path(link).absolute().parents)
 
 
 def _entries(folder: str) -> list[os.DirEntry]:
     """What a person put into a folder, sorted by name."""
-    with os.scandir(folder) as scan:
-        entries = [entry for entry in scan if not entry.name.startswith(".") and entry.name.lower() not in SYSTEM_FILES]
+    entries = []
+    try:
+        with os.scandir(folder) as scan:
+            for entry in scan:
+                if entry.name.startswith(".") or entry.name.lower() in SYSTEM_NAMES:
+                    continue
+                if entry.is_dir() and entry.is_symlink() and _leads_back(entry.path):
+                    raise UserError(f"{entry.path} is a link to a folder that it lies in: delete it.")
+                entry.path.encode()
+                entries.append(entry)
+    except OSError as error:
+        path = error.filename or folder
+        raise UserError(f"{path} cannot be read ({error.strerror}): mend its rights, or take it away.") from error
+    except UnicodeEncodeError as error:  # Python's form of such a name can be neither stored nor printed
+        raise UserError(f"{os.fsencode(entry.path)!r} is a name in no UTF-8: rename it.") from error
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -45,7 +73,50 @@ def find_folder(folder: str, setting: str) -> str:
         raise UserError(
             f"no folder {folder!r} in data.{setting}, seen from {os.getcwd()}: set one that is there{near}."
         )
+    for mark, files in {"dataset_info.json": "*.arrow", "dataset_dict.json": "train/*.arrow"}.items():
+        if os.path.exists(os.path.join(folder, mark)):
+            raise UserError(
+                f"{folder} in data.{setting} was written by save_to_disk: set data.source to files, and data.files to "
+                f"[{folder}/{files}]."
+            )
     return folder
+
+
+def _split_of(name: str) -> str | None:
+    """The split that a folder's name speaks of: "val" of "val", "Val_set" and "images-val2017"; None: of none."""
+    words = [word.removesuffix("set") for word in re.findall("[a-z]+", name.lower())]
+    return next((word for word in words if word in TRAINING + HELD_OUT), None)
+
+
+def splits_in(folder: str) -> tuple[str, str | None, list[str]]:
+    """The folders of training and of held-out images in a folder, and of others; the folder itself if it has no splits.
+
+    All of a folder's folders are splits, or none is: a class may be called "train", but not beside "val" and "car".
+
+    Raises:
+        UserError: there are held-out images alone, or folders besides the splits.
+    """
+    folders = {entry.name: entry.path for entry in _entries(folder) if entry.is_dir()}
+    order = TRAINING + HELD_OUT
+    splits = sorted((name for name in folders if _split_of(name)), key=lambda name: order.index(_split_of(name)))
+    train = [folders[name] for name in splits if _split_of(name) in TRAINING]
+    held_out = [folders[name] for name in splits if _split_of(name) in HELD_OUT]
+    others = [name for name in folders if name not in splits]
+    plain = {name.lower() for name in folders}
+    if others and plain & set(TRAINING) and plain & set(HELD_OUT):
+        raise UserError(
+            f"{folder} holds {others[0]!r} beside the splits {', '.join(map(repr, splits))}: name the folders to read "
+            "in data.folder and data.validation_folder."
+        )
+    has_splits = (train and held_out) or (plain and plain <= set(order))
+    if others or not has_splits:
+        return folder, None, []
+    if not train:
+        raise UserError(
+            f"{folder} holds {', '.join(map(repr, splits))} and no 'train': name the folder of the training images in "
+            "data.folder."
+        )
+    return train[0], held_out[0] if held_out else None, [*train[1:], *held_out[1:]]
 
 
 def classes_in(folder: str) -> list[str]:
@@ -60,6 +131,10 @@ def classes_in(folder: str) -> list[str]:
     if beside:
         raise UserError(f"{folder} has files but no classes: put the images of each class into a folder of its own.")
     for name in classes:
+        if splits_in(os.path.join(folder, name))[1]:
+            raise UserError(
+                f"{os.path.join(folder, name)} holds splits: put them above the classes, as in train/{name}."
+            )
         if not any(True for _ in images_in(os.path.join(folder, name))):
             raise UserError(f"{os.path.join(folder, name)} holds no image: fill it, or delete it.")
     return classes

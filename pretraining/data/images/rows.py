@@ -3,7 +3,7 @@
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Source:
     """The number of a table's first row in messages."""
     key: list[Any]
     """Everything on which the images depend."""
+    notes: list[str] = field(default_factory=list)
+    """What there is to tell about where they come from."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,7 +76,7 @@ def state_of(path: str, state: os.stat_result) -> list[str | int]:
 def encoded(value: Any) -> bytes:
     """The bytes of the image file that a value holds or names; empty where it does neither."""
     if isinstance(value, dict):
-        value = value["path"] if value["bytes"] is None else value["bytes"]
+        value = value["path"] if value.get("bytes") is None else value["bytes"]
     return Path(value).read_bytes() if isinstance(value, str) else value or b""
 
 
@@ -92,6 +94,9 @@ def _classes(column: pa.ChunkedArray, feature: Any, place: Callable[[int], str])
             )
         return labels.astype(np.int64), names
     values = sorted(column.unique().to_pylist())
+    if isinstance(values[0], int) and values[0] < 0:  # -1 and -100 say "no label" in most data sets
+        row = pc.index(column, pa.scalar(values[0], column.type)).as_py()
+        raise UserError(f"{place(row)} has label {values[0]}, which is no class: give it one, or delete the image.")
     numbers = pc.index_in(column, value_set=pa.array(values, column.type))
     return numbers.to_numpy().astype(np.int64), list(map(str, values))
 

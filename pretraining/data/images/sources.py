@@ -1,5 +1,6 @@
 """The sources of images: folders, files, data sets of the Hub and scanned digits."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -8,7 +9,7 @@ import numpy as np
 
 from pretraining.data.find import check_apart as check_files_apart
 from pretraining.data.find import find, nearest
-from pretraining.data.images.folders import check_apart, find_folder, load_folder
+from pretraining.data.images.folders import check_apart, find_folder, load_folder, splits_in
 from pretraining.data.images.rows import UNLABELLED, Source, as_source, store_images
 from pretraining.data.images.settings import ImageSettings
 from pretraining.data.images.tables import KNOWN, columns_of, load_files, load_hub
@@ -54,11 +55,17 @@ def _load(settings: ImageSettings, labelled: bool) -> tuple[Source, Source | Non
     if settings.source == "folder":
         assert settings.folder
         folder = find_folder(settings.folder, "folder")
-        if not settings.validation_folder:
-            return load_folder(folder, labelled), None
-        validation_folder = find_folder(settings.validation_folder, "validation_folder")
-        check_apart(folder, validation_folder)
-        return load_folder(folder, labelled), load_folder(validation_folder, labelled)
+        train, validation, others = splits_in(folder)
+        if settings.validation_folder:
+            others = [validation, *others] if validation else others
+            validation = find_folder(settings.validation_folder, "validation_folder")
+            others = [other for other in others if not os.path.samefile(other, validation)]
+            check_apart(train, validation)
+        source = load_folder(train, labelled)
+        if train != folder:
+            unread = f"; not read: {', '.join(others)}" if others else ""
+            source.notes.append(f"splits: trained on {train}, held out: {validation or 'a share of it'}{unread}")
+        return source, load_folder(validation, labelled) if validation else None
     if settings.source == "files":
         files = find(settings.files, "files", KNOWN)
         validation_files = find(settings.validation_files, "validation_files", KNOWN)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets.table import MemoryMappedTable
 
 from pretraining.data import readers
 from pretraining.data.find import extension, state
@@ -32,22 +33,31 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _check(features: Features, columns: Columns, place: str) -> None:
-    """Raises UserError where a table lacks a column, or one does not hold images or classes."""
-    check_columns(columns, list(features), place)
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type as `datasets` stores its values: no view, no dictionary, and an image as its bytes and its path."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_struct(kind) and set(IMAGE) & {field.name for field in kind}:
+        return pa.struct(Features(IMAGE).arrow_schema)
+    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return views.get(kind, kind)
+
+
+def _check(features: Features, columns: Columns, names: list[str], place: str) -> None:
+    """Raises UserError where one of the columns, out of `names`, does not hold images or classes."""
     image, *label = (features.arrow_schema.field(column).type for column in columns)
     names = {field.name for field in image} if pa.types.is_struct(image) else set()
     plain = pa.types.is_binary(image) or pa.types.is_large_binary(image) or _is_text(image)
     if not plain and not set(IMAGE) <= names:
         raise UserError(
             f"{place} holds {image} in {next(iter(columns))!r}, which is no image: set data.column to one of encoded "
-            f"images (bytes, or the paths of files) among {', '.join(features)}."
+            f"images (bytes, or the paths of files) among {', '.join(names)}."
         )
     for kind in label:
         if not (pa.types.is_integer(kind) or _is_text(kind) or pa.types.is_boolean(kind)):
             raise UserError(
                 f"{place} holds {kind} in {list(columns)[1]!r}, which is no class: set data.label_column to one of "
-                f"whole numbers or names among {', '.join(features)}."
+                f"whole numbers or names among {', '.join(names)}."
             )
 
 
@@ -60,16 +70,26 @@ def _sizes(column: pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(pc.binary_length(content.cast(pa.large_binary())), ASSUMED).to_numpy()
 
 
-def _open(path: str) -> tuple[Features, Dataset | None]:
-    """A table's features, and its rows if they can be memory-mapped (Arrow, not parquet)."""
+def _open(path: str, columns: Columns) -> tuple[Features, Dataset | None]:
+    """The columns' features, and a table's rows if they can be memory-mapped (Arrow, not parquet)."""
     try:
-        if extension(path) == ".parquet":
-            return Features.from_arrow_schema(pq.read_schema(path)), None
-        dataset = Dataset.from_file(path)
-        return dataset.features, dataset
+        table = None if extension(path) == ".parquet" else MemoryMappedTable.from_file(path)
+        schema = pq.read_schema(path) if table is None else table.schema
+        check_columns(columns, schema.names, path)
+        if table is None:
+            # What other columns hold never matters; some types are none of `datasets`.
+            fields = [schema.field(column).with_type(_plain(schema.field(column).type)) for column in columns]
+            dataset, features = None, Features.from_arrow_schema(pa.schema(fields, schema.metadata))
+        else:
+            dataset = Dataset(table.select(list(columns)))
+            features = dataset.features
+    except UserError:
+        raise
     except (OSError, ValueError, pa.ArrowException) as error:
         kind = "parquet file" if extension(path) == ".parquet" else "Arrow stream of `datasets`"
         raise UserError(f"{path} is no {kind} that can be read ({one_line(error)}): write it anew.") from error
+    _check(features, columns, schema.names, path)
+    return features, dataset
 
 
 def _stored(path: str, columns: Columns, features: Features) -> Dataset:
@@ -78,7 +98,7 @@ def _stored(path: str, columns: Columns, features: Features) -> Dataset:
     def rows() -> Iterator[Row]:
         for _, row in TABLES[".parquet"](path, columns):
             value = row[image]
-            content = value["bytes"] if isinstance(value, dict) else value
+            content = value.get("bytes") if isinstance(value, dict) else value
             yield row | {"characters": len(content or b"")}
 
     image = next(iter(columns))
@@ -103,10 +123,9 @@ def state_of_files(column: pa.ChunkedArray) -> str:
 
 
 def load_files(files: list[str], columns: Columns) -> Source:
-    opened = {path: _open(path) for path in files}
+    opened = {path: _open(path, columns) for path in files}
     first, (expected, _) = next(iter(opened.items()))
     for path, (features, _) in opened.items():
-        _check(features, columns, path)
         for column, setting in columns.items():
             if features[column] != expected[column]:
                 raise UserError(
@@ -130,7 +149,7 @@ def load_files(files: list[str], columns: Columns) -> Source:
 def load_hub(settings: ImageSettings, columns: Columns, split: str) -> Source:
     others = ["digits", "folder", "files"]
     dataset, place = readers.load_hub(settings.source, settings.subset, split, columns, others)
-    _check(dataset.features, columns, place)
+    _check(dataset.features, columns, dataset.column_names, place)
     if not len(dataset):
         raise UserError(f"{place} holds no images: name another.")
     sizes = _sizes(dataset.data.column(settings.column))
