@@ -199,9 +199,8 @@ def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator
         numbered: whether `columns` are numbers, counted from 1, whatever the first row holds.
     """
     name = shown(path)
-    cells: Iterator[tuple[int, list[str]]] = (
-        (number, row) for number, row in enumerate(rows, 1) if row
-    )  # none in a blank line
+    # A blank line has no cells.
+    cells: Iterator[tuple[int, list[str]]] = filter(lambda numbered_row: numbered_row[1], enumerate(rows, 1))
     number, header = next(cells, (0, []))
     if not header:
         return

@@ -87,7 +87,7 @@ def store(
     path = Path(datasets.config.HF_DATASETS_CACHE, "keel", f"{digest.hexdigest()}.arrow")
     to_tell = path.with_suffix(".txt")
     if path.exists():
-        tell(f"{unit}: nothing has changed since they were read; the copy of then is used, {path}")
+        tell(f"{unit}: nothing has changed since they were read, and the stored copy is used: {path}")
     else:
         setting = "the environment variable HF_DATASETS_CACHE"
         check_writable(path.parent, setting)

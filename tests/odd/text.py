@@ -352,6 +352,9 @@ def cases() -> Iterator[Case]:
     # ---- data sets ----
     data = Dataset.from_dict({"text": NFD, "other": list(range(len(NFD)))})
     yield Case("save_to_disk", saved(data), NFC)
+    for kind in (pa.string_view(), pa.large_string(), pa.binary_view()):
+        of_kind = saved(Dataset(pa.table({"text": of_type(kind)})))
+        yield Case(f"save_to_disk, {kind}", of_kind, ["a", "한"], told="1 rows hold no text")
     yield Case("save_to_disk of splits", saved(DatasetDict(train=data, test=data)), NFC)
     yield Case(
         "save_to_disk, no such split", saved(DatasetDict(test=data)), error=r"saved', .*split 'train' .*splits test"

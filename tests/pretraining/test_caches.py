@@ -56,7 +56,7 @@ def test_of_two_that_need_a_folder_one_makes_it(tmp_path: Path):
 
     with ThreadPoolExecutor(2) as pool:
         folders = set(pool.map(lambda _: build_cached(tmp_path, "text", [1], make, True), range(2)))
-    assert len(folders) == len(made) == 1
+    assert len(folders) == len(made) == 1 and list(tmp_path.iterdir()) == list(folders)
 
 
 def test_what_a_deletion_left_is_made_anew(tmp_path: Path):
