@@ -226,6 +226,9 @@ def cases() -> Iterator[Case]:
                error=r"a\.jsonl, line 2 has no key 'text'.*body")  # fmt: skip
     yield Case(".jsonl, the first line without the key", file("a.jsonl", '\n{"txt": "a"}\n{"text": "b"}\n'),
                error=r"a\.jsonl, line 2 has no column 'text' \(did you mean 'txt'\?\): set data\.column")  # fmt: skip
+    yield Case(
+        ".jsonl, no key at all", file("a.jsonl", "{}"), error=r"a\.jsonl, line 1 has no column 'text'.*none at all"
+    )
     yield Case(".jsonl, null", file("a.jsonl", '{"text": null}\n{"text": "b"}\n'), ["b"], told="1 rows hold no text")
     yield Case(
         ".jsonl, deep in another key", file("a.jsonl", f'{{"text": "a", "x": {DEEP}}}'), error=r"a\.jsonl, line 1.*deep"
@@ -346,6 +349,10 @@ def cases() -> Iterator[Case]:
         tree(files=["a.docx"], pattern="*"),
         error=r"a\.docx in data\.files has an unknown extension",
     )
+    nfd = unicodedata.normalize("NFD", "é.txt")
+    other_form = r"no file matches .*\(but 'e\\u0301\.txt', which looks the same"
+    yield Case("a name in NFD", tree(files=[nfd], pattern=unicodedata.normalize("NFC", nfd)), error=other_form)
+    yield Case("an empty name", lambda _: {"files": [""]}, error=r"no file matches ''")
     yield Case("no file", tree(files=["a.txt"], pattern="b.txt"), error=r"no file matches .*b\.txt.*mean 'a\.txt'")
     yield Case("a folder", tree(files=["d/a.txt"], pattern="d"), error=r"d in data\.files is a folder")
 

@@ -93,6 +93,16 @@ def test_a_run_looks_at_its_cache_first(tmp_path: Path, digits: list[str], capsy
 
 
 @pytest.mark.usefixtures("here")
+def test_a_data_set_whose_cache_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch):
+    Path("data").mkdir()
+    Path("data/train.jsonl").write_text('{"text": "x"}')
+    Path("file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(Path("file").absolute()))
+    with one_sentence("file cannot be written to", "HF_DATASETS_CACHE"):
+        load_text(TextSettings(source="data"))
+
+
+@pytest.mark.usefixtures("here")
 def test_a_file_of_equal_size_and_time_is_read_again(capsys: pytest.CaptureFixture):
     def read() -> list[str]:
         settings = TextSettings(source="files", files=["a.txt"], validation_fraction=0)
