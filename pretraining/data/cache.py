@@ -27,6 +27,16 @@ def check_cache(cache: Path) -> None:
         check_writable(cache, "cache")
 
 
+def _make(folder: Path, kind: str, make: Callable[[Path], dict[str, Any]]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # what a deletion left that was cut short
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
+        unfinished = Path(temporary, kind)
+        unfinished.mkdir()
+        meta = make(unfinished)
+        (unfinished / MARK).write_text(json.dumps(meta))
+        publish(unfinished, folder)
+
+
 def build_cached(
     cache: Path, kind: str, content: list[Any], make: Callable[[Path], dict[str, Any]], is_builder: bool
 ) -> Path:
@@ -41,16 +51,13 @@ def build_cached(
     folder = cache / folder_name(kind, content)
     if is_builder and not (folder / MARK).exists():
         check_writable(cache, "cache")
-        # Of several runs or nodes that share the cache, one makes it.
-        with writing_to(cache, "cache"), FileLock(cache / f".{folder.name}.lock"):
-            if not (folder / MARK).exists():
-                shutil.rmtree(folder, ignore_errors=True)  # what a deletion left that was cut short
-                with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}.") as temporary:
-                    unfinished = Path(temporary, kind)
-                    unfinished.mkdir()
-                    meta = make(unfinished)
-                    (unfinished / MARK).write_text(json.dumps(meta))
-                    publish(unfinished, folder)
+        lock = cache / f".{folder.name}.lock"
+        with writing_to(cache, "cache"), FileLock(lock):  # of several runs or nodes that share the cache, one makes it
+            try:
+                if not (folder / MARK).exists():
+                    _make(folder, kind, make)
+            finally:
+                lock.unlink(missing_ok=True)  # before it is free: FileLock sees that, and those who wait make another
     while not (folder / MARK).exists():
         time.sleep(0.2)
     return folder

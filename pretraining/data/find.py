@@ -5,6 +5,7 @@ import fnmatch
 import glob
 import os
 import stat
+import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,6 +27,11 @@ def shown(path: str) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
+    """What a message adds: the name that was meant, if one is like it, or looks the same in another normal form."""
+    names = list(names)
+    for other in names:
+        if other != name and unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", name):
+            return f" (but {other!a}, which looks the same in another normal form of Unicode)"
     return "".join(f" (did you mean {near!r}?)" for near in difflib.get_close_matches(name, names, n=1))
 
 
@@ -108,7 +114,7 @@ def find(patterns: list[str], setting: str, known: Iterable[str] | None = None, 
         try:
             # A path that exists may itself contain a bracket or a star.
             is_file = os.path.isfile(pattern)
-            matches = [pattern] if is_file else list(_matches("", list(Path(pattern).parts), again))
+            matches = [pattern] if is_file else list(_matches("", list(Path(pattern).parts) or [""], again))
             matches = sorted({os.path.normpath(path) for path in matches if os.path.isfile(path)})
             folder, name = os.path.split(pattern)
             near = "" if matches or not os.path.isdir(folder or ".") else nearest(name, os.listdir(folder or "."))

@@ -15,14 +15,18 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from pretraining.data.find import is_saved, nearest, shown
+from pretraining.data.stored import CACHE
 from pretraining.errors import UserError, one_line
+from pretraining.files import check_writable
 
 BATCH = 16  # rows read at a time; they can be whole books
 BUFFER = 2**18  # bytes of a file read at a time, and looked at to know its encoding and its line ends
@@ -78,7 +82,7 @@ def check_columns(columns: Columns, names: list[str], place: str, is_header: boo
         if column not in names:
             near = nearest(column, names)
             if is_header:
-                mend = f"set data.{setting} to one of {', '.join(names)}"
+                mend = f"set data.{setting} to one of {', '.join(names)}" if names else "it has none at all"
             else:
                 row = ", ".join(f"{name!r:.40}" for name in names)
                 mend = (
@@ -199,9 +203,8 @@ def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator
         numbered: whether `columns` are numbers, counted from 1, whatever the first row holds.
     """
     name = shown(path)
-    cells: Iterator[tuple[int, list[str]]] = (
-        (number, row) for number, row in enumerate(rows, 1) if row
-    )  # none in a blank line
+    # A blank line has no cells.
+    cells: Iterator[tuple[int, list[str]]] = filter(lambda numbered_row: numbered_row[1], enumerate(rows, 1))
     number, header = next(cells, (0, []))
     if not header:
         return
@@ -326,6 +329,7 @@ def load_hub(source: str, subset: str | None, split: str, columns: Columns, othe
     try:
         dataset = _load(source, subset, split)
     except Exception as error:  # there are dozens, of the Hub's client, of fsspec and of datasets itself
+        check_writable(Path(datasets.config.HF_DATASETS_CACHE), CACHE)
         if "datasets dtype" in str(error):
             raise UserError(
                 f"{place} has a column of a type that `datasets` does not know ({one_line(error)}): name its parquet "

@@ -19,6 +19,7 @@ from pretraining.errors import tell
 from pretraining.files import check_writable, publish, write_text, writing_to
 
 CHARACTERS = 2**22  # of rows held in memory at a time, unless one alone has more
+CACHE = "the environment variable HF_DATASETS_CACHE"
 OVERHEAD = 100  # characters that a row counts beyond its own: many short ones are work too
 
 
@@ -87,11 +88,10 @@ def store(
     path = Path(datasets.config.HF_DATASETS_CACHE, "keel", f"{digest.hexdigest()}.arrow")
     to_tell = path.with_suffix(".txt")
     if path.exists():
-        tell(f"{unit}: nothing has changed since they were read; the copy of then is used, {path}")
+        tell(f"{unit}: nothing has changed since they were read, and the stored copy is used: {path}")
     else:
-        setting = "the environment variable HF_DATASETS_CACHE"
-        check_writable(path.parent, setting)
-        with writing_to(path.parent, setting), FileLock(f"{path}.lock"):  # of the processes on this machine, one reads
+        check_writable(path.parent, CACHE)
+        with writing_to(path.parent, CACHE), FileLock(f"{path}.lock"):  # of the processes on this machine, one reads
             if not path.exists():
                 _write(rows(), features, unit, path, to_tell)
     for line in to_tell.read_text(encoding="utf-8").splitlines():

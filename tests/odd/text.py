@@ -138,6 +138,9 @@ def cases() -> Iterator[Case]:
         yield Case(f"every script, .{end}", written(end, NFC), NFC)
         yield Case(f"every script in NFD, .{end}", written(end, NFD), NFC)
         yield Case(f"nothing but blanks, .{end}", written(end, [" ", "\u3000"]), error=rf"a\.{end} holds no text")
+        if end != "parquet":
+            empty = gzip.compress(b"") if end.endswith("gz") else b""
+            yield Case(f"empty, .{end}", file(f"a.{end}", empty), error=rf"a\.{end} holds no text")
         texts = ["a", " ", "b"]
         told = None if end.startswith("txt") else "1 rows hold no text"
         yield Case(f"a blank among others, .{end}", written(end, texts), ["a", "b"], told=told)
@@ -158,6 +161,9 @@ def cases() -> Iterator[Case]:
                 error = rf"a\.{end}(, line \d holds a NUL| is not UTF-8 at line \d, byte \d)"
                 bad = file(f"a.{end}", content.encode(encoding, "replace"), **LINES)
                 yield Case(f"{name} in {encoding} without a mark, .{end}", bad, error=error)
+    latin = gzip.compress("한국어\ncafé".encode().replace("é".encode(), b"\xe9"))
+    error = r"a\.txt\.gz is not UTF-8 at line 2, byte 13 \(0xe9\)"
+    yield Case("Latin 1 among UTF-8, .txt.gz", file("a.txt.gz", latin), error=error)
     yield Case("half of UTF-16", file("a.txt", WORD.encode("utf-16")[:-1]), error=r"a\.txt is not UTF-16 at line 1")
     yield Case("bytes past the first buffer", file("a.txt", b"x\n" * 2**18 + b"\xe9"),
                error=r"a\.txt is not UTF-8 at line 262145, byte 524288 \(0xe9\)")  # fmt: skip
@@ -211,7 +217,6 @@ def cases() -> Iterator[Case]:
     yield Case(".csv, the column twice", file("a.csv", "text,text\na,b\n"), error=r"a\.csv.* has 2 columns 'text'")
     yield Case(".csv, another column twice", file("a.csv", "id,text,id\n1,a,2\n"), ["a"])
     yield Case(".csv, nothing but a header", file("a.csv", "text\n"), error=r"a\.csv holds no text")
-    yield Case(".csv, empty", file("a.csv", ""), error=r"a\.csv holds no text")
     yield Case(".csv, blank lines", file("a.csv", "\ntext\n\na\n\n"), ["a"])
     yield Case(".csv, an open quote", file("a.csv", 'text\n"open\n'), error=r"a\.csv, line 2 is not CSV")
     yield Case(
@@ -226,6 +231,9 @@ def cases() -> Iterator[Case]:
                error=r"a\.jsonl, line 2 has no key 'text'.*body")  # fmt: skip
     yield Case(".jsonl, the first line without the key", file("a.jsonl", '\n{"txt": "a"}\n{"text": "b"}\n'),
                error=r"a\.jsonl, line 2 has no column 'text' \(did you mean 'txt'\?\): set data\.column")  # fmt: skip
+    yield Case(
+        ".jsonl, no key at all", file("a.jsonl", "{}"), error=r"a\.jsonl, line 1 has no column 'text'.*none at all"
+    )
     yield Case(".jsonl, null", file("a.jsonl", '{"text": null}\n{"text": "b"}\n'), ["b"], told="1 rows hold no text")
     yield Case(
         ".jsonl, deep in another key", file("a.jsonl", f'{{"text": "a", "x": {DEEP}}}'), error=r"a\.jsonl, line 1.*deep"
@@ -346,12 +354,19 @@ def cases() -> Iterator[Case]:
         tree(files=["a.docx"], pattern="*"),
         error=r"a\.docx in data\.files has an unknown extension",
     )
+    nfd = unicodedata.normalize("NFD", "é.txt")
+    other_form = r"no file matches .*\(but 'e\\u0301\.txt', which looks the same"
+    yield Case("a name in NFD", tree(files=[nfd], pattern=unicodedata.normalize("NFC", nfd)), error=other_form)
+    yield Case("an empty name", lambda _: {"files": [""]}, error=r"no file matches ''")
     yield Case("no file", tree(files=["a.txt"], pattern="b.txt"), error=r"no file matches .*b\.txt.*mean 'a\.txt'")
     yield Case("a folder", tree(files=["d/a.txt"], pattern="d"), error=r"d in data\.files is a folder")
 
     # ---- data sets ----
     data = Dataset.from_dict({"text": NFD, "other": list(range(len(NFD)))})
     yield Case("save_to_disk", saved(data), NFC)
+    for kind in (pa.string_view(), pa.large_string(), pa.binary_view()):
+        of_kind = saved(Dataset(pa.table({"text": of_type(kind)})))
+        yield Case(f"save_to_disk, {kind}", of_kind, ["a", "한"], told="1 rows hold no text")
     yield Case("save_to_disk of splits", saved(DatasetDict(train=data, test=data)), NFC)
     yield Case(
         "save_to_disk, no such split", saved(DatasetDict(test=data)), error=r"saved', .*split 'train' .*splits test"

@@ -56,7 +56,7 @@ def test_of_two_that_need_a_folder_one_makes_it(tmp_path: Path):
 
     with ThreadPoolExecutor(2) as pool:
         folders = set(pool.map(lambda _: build_cached(tmp_path, "text", [1], make, True), range(2)))
-    assert len(folders) == len(made) == 1
+    assert len(folders) == len(made) == 1 and list(tmp_path.iterdir()) == list(folders)
 
 
 def test_what_a_deletion_left_is_made_anew(tmp_path: Path):
@@ -90,6 +90,16 @@ def test_a_run_looks_at_its_cache_first(tmp_path: Path, digits: list[str], capsy
     build(tmp_path / "cache")
     with room_for(2**10):
         check_cache(tmp_path / "cache")  # it may hold all that is needed
+
+
+@pytest.mark.usefixtures("here")
+def test_a_data_set_whose_cache_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch):
+    Path("data").mkdir()
+    Path("data/train.jsonl").write_text('{"text": "x"}')
+    Path("file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(Path("file").absolute()))
+    with one_sentence("file cannot be written to", "HF_DATASETS_CACHE"):
+        load_text(TextSettings(source="data"))
 
 
 @pytest.mark.usefixtures("here")

@@ -269,20 +269,6 @@ def test_files_of_unequal_length():
     mistake(counts, source_files=["*.en"], target_files=["a.de"])
 
 
-@pytest.mark.parametrize("blank", ["", "  "])
-def test_an_empty_side(blank: str):
-    pairs = [PAIRS[0], (PAIRS[1][0], blank)]
-    write_aligned(pairs)
-    mistake("a.de:2 is empty: fill what is empty, or delete the pair on both sides", **ALIGNED)
-    write_aligned([("", ""), *pairs, (" ", "x"), PAIRS[2], ("x", "")])
-    mistake("a.de:3 is empty, and so is one side of 2 more pairs of a.en: fill", **ALIGNED)
-    mistake("a.jsonl:2, de is empty", files=[write("a.jsonl", pairs)], **LANGUAGES)
-    mistake("a.parquet:2, de is empty", files=[write("a.parquet", pairs)], **LANGUAGES)
-    mistake("a.csv:3, de is empty", files=[write("a.csv", pairs, plain=True)], **COLUMNS)
-    mistake("b.tsv:2, column 1 is empty", files=[write("b.tsv", [PAIRS[0], (blank, "x")])])
-    mistake("b.jsonl:1, en is empty", files=[write("b.jsonl", [(None, "x")])], **LANGUAGES)
-
-
 def test_a_missing_language():
     write("a.jsonl", PAIRS)
     mistake("a.jsonl:1 has the languages en, de: set data.source_language", files=["a.jsonl"])

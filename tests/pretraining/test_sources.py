@@ -94,14 +94,6 @@ def test_names_tell_file_and_row():
         assert file == "a.txt" and lines[int(number) - 1] == text.split("\n")[0]
 
 
-def test_line_ends_and_a_byte_order_mark_leave_no_trace():
-    Path("plain.txt").write_bytes(b"One.\n\nTwo.\n")
-    Path("windows.txt").write_bytes("\ufeffOne.\r\n\r\nTwo.\r\n".encode())
-    assert documents("plain.txt") == documents("windows.txt") == ["One.\n\nTwo."]
-    Path("windows.csv").write_bytes('\ufefftext\r\n"a\r\nb"\r\n'.encode())
-    assert documents("windows.csv") == ["a\nb"]
-
-
 def test_globs_are_sorted_and_name_each_file_once():
     for name in ("b.txt", "a.txt", "[c].txt", "sub/d.txt"):
         Path(name).parent.mkdir(exist_ok=True)
@@ -109,11 +101,6 @@ def test_globs_are_sorted_and_name_each_file_once():
     assert documents("*.txt", "./a.txt") == ["[c].txt", "a.txt", "b.txt"]
     assert documents("b.txt", "**/*.txt") == ["b.txt", "[c].txt", "a.txt", "sub/d.txt"]
     assert documents("[c].txt") == ["[c].txt"]
-
-
-def test_blank_and_missing_text_is_no_document():
-    assert documents(write("a.jsonl", ["", None, " \n", "x"])) == ["x"]
-    assert documents(write("a.parquet", [None, "x"])) == ["x"]
 
 
 def test_a_changed_file_is_read_again():
@@ -308,63 +295,9 @@ def test_unknown_extension(name: str):
     mistake(f"{name} in data.files", "unknown extension", ".jsonl.gz", files=[name])
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.csv", "a.parquet"])
-def test_files_without_text(name: str):
-    write("good.txt", DOCUMENTS)
-    mistake(name, "holds no text", files=["good.txt", write(name, [" ", "\n"])])
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.csv"])
-def test_an_empty_file(name: str):
-    Path(name).write_bytes(gzip.compress(b"") if name.endswith("gz") else b"")
-    mistake(name, "holds no text", files=[name])
-
-
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
 def test_wrong_column(name: str):
     mistake(name, "'tetx'", "did you mean 'text'", "set data.column", files=[write(name, DOCUMENTS)], column="tetx")
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
-@pytest.mark.parametrize("value", [3, ["a list"], 1.5])
-def test_values_that_are_no_text(name: str, value):
-    mistake(f"{name}:1 holds {value!r}", "set data.column", files=[write(name, [value])])
-
-
-def test_text_that_is_not_utf8():
-    data = "한국어\n둘째 줄은 café".encode()
-    bad = data.replace("é".encode(), "é".encode("latin-1"))
-    at = f"byte {bad.index(0xE9)} (0xe9)"
-    Path("a.txt").write_bytes(bad)
-    mistake("a.txt", "not UTF-8", at, files=["a.txt"])
-    Path("a.txt.gz").write_bytes(gzip.compress(bad))
-    mistake("a.txt.gz", "not UTF-8", at, files=["a.txt.gz"])
-    Path("b.csv").write_bytes(b"text\n" + bad)
-    mistake("b.csv", f"byte {5 + bad.index(0xE9)}", files=["b.csv"])
-
-
-def test_broken_rows():
-    Path("a.jsonl").write_text('{"text": "fine"}\n\n{"text": "cut\n')
-    mistake("a.jsonl, line 3", "not JSON", files=["a.jsonl"])
-    Path("b.jsonl").write_text('["text"]\n')
-    mistake("b.jsonl, line 1", "no object", files=["b.jsonl"])
-    Path("c.jsonl").write_text('{"text": "fine"}\n{"body": "x"}\n')
-    mistake("c.jsonl, line 2", "no key 'text'", "body", files=["c.jsonl"])
-    Path("d.jsonl").write_text('{"text": "half of \\ud83d"}\n')
-    mistake("d.jsonl:1", "half a character", files=["d.jsonl"])
-    Path("a.csv").write_text("id,text\n1,fine\n2,one, two\n")
-    mistake("a.csv, row 3", "3 cells instead of 2", files=["a.csv"])
-    Path("b.csv").write_text('text\n"open\n')
-    mistake("b.csv", "not CSV", files=["b.csv"])
-
-
-def test_broken_files():
-    Path("a.txt.gz").write_text("not compressed")
-    mistake("a.txt.gz cannot be read", files=["a.txt.gz"])
-    Path("b.txt.gz").write_bytes(gzip.compress(np.random.default_rng(0).bytes(999))[:-100])
-    mistake("b.txt.gz", files=["b.txt.gz"])
-    Path("a.parquet").write_text("not parquet")
-    mistake("a.parquet is no parquet file", files=["a.parquet"])
 
 
 def test_settings_that_contradict_one_another():
