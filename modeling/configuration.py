@@ -40,6 +40,8 @@ def check_range(config: PreTrainedConfig) -> None:
     ):
         for name in names:
             value = getattr(config, name, None)
+            if value is not None and not isinstance(value, int | float):  # ViTConfig takes image_size=(16, 1024)
+                raise ValueError(f"{name}={value!r} must be one number.")
             if value is not None and not holds(value):
                 raise ValueError(f"{name}={value} must be {rule}.")
 

@@ -197,6 +197,8 @@ def test_larger_images_for_good(tiny, head, position_embedding_type, fields, tmp
     close(loaded(large)[0], expected, rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="image_size=13 is no multiple of patch_size=2"):
         model.resize_position_embeddings(13)
+    with pytest.raises(ValueError, match=r"image_size=\(16, 1024\) must be one number"):  # as ViTConfig takes it
+        type(model.config)(image_size=(16, 1024))
 
 
 def test_images_of_another_shape_are_refused(tiny):

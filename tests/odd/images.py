@@ -277,11 +277,27 @@ CASES: list[Case] = [
     ),
     layout("train_set and dev", under("train_set", "dev"), right=of_splits(2), told=r"held out: .*/dev$"),
     layout("train alone", under("train"), right=of_splits(1), told=r"trained on .*/train, held out: a share of it$"),
+    layout(
+        "an image beside the splits", under("train", "val") | {"x.png": EEL}, error=r"x\.png lies beside the splits"
+    ),
+    layout(
+        "a note beside the splits",
+        under("train", "val") | {"README.md": b"x"},
+        right=of_splits(2),
+        told=r"held out: .*/val$",
+    ),
+    layout(
+        "numbered classes of trains",
+        {"train 1/1.png": CAT, "train 2/2.png": DOG, "train 2/3.png": EEL},
+        right=sorted([piped("train 1", CAT), piped("train 2", DOG), piped("train 2", EEL)]),
+    ),
     layout("val and test alone", under("val", "test"), error="holds 'val', 'test' and no 'train'"),
-    layout("splits and another folder", under("train", "val", "masks"), error="holds 'masks' beside the splits"),
-    folder_case(
+    layout(
+        "splits and another folder", under("train", "val", "masks"), error="masks lies beside the splits 'train', 'val'"
+    ),
+    layout(
         "splits within classes",
-        {"cat/train/4.png": EEL, "cat/val/5.png": DOG},
+        {"cat/train/1.png": CAT, "cat/val/2.png": DOG, "dog/train/3.png": EEL},
         error="cat holds splits: put them above the classes",
     ),
     layout(
@@ -299,6 +315,7 @@ CASES: list[Case] = [
     table("names", STRUCT, NAMES, right=NAMED),
     table("labels of -1", BINARY, pa.array([0, 1, -1, 1]), error=r"t\.parquet:3 has label -1"),
     table("labels of -100", BINARY, pa.array([0, 1, -100, 1], pa.int8()), error=r"t\.parquet:3 has label -100"),
+    table("an empty label", BINARY, pa.array(["a", "b", "", "b"]), error=r"t\.parquet:3 has label ''"),
     table("no label", BINARY, pa.array([0, 1, None, 1]), error=r"t\.parquet:3 has no label"),
     table("a label of no UTF-8", BINARY, NO_UTF8, error=r"t\.parquet.* UTF-8"),
     table("floating-point labels", BINARY, pa.array([0.0, 1.0, 0.0, 1.0]), error="which is no class"),
@@ -332,7 +349,7 @@ CASES: list[Case] = [
         "images as lists of pixels",
         pa.array([[1, 2]] * 4),
         NAMES,
-        error=r"t\.parquet holds list<.*> in 'image', which is no image",
+        error=r"t\.parquet holds list<.*> in 'image', which is no image.* among image, label",
     ),
     table("images of null", pa.nulls(4), NAMES, error=r"t\.parquet holds null in 'image', which is no image"),
     table("a row without an image", pa.array([*PICTURES[:3], None]), NAMES, error=r"t\.parquet:4 cannot be read"),

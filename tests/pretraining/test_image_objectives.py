@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from runs import FIXED, WIDTHS, run_here
 from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTForImageClassification, pipeline
+from transformers.image_utils import load_image
 
 import modeling
 from modeling import KeelViTForImageClassification, KeelViTForMaskedImageModeling
@@ -23,6 +24,7 @@ from pretraining.objectives import make_objective as objective_of
 from pretraining.objectives.base import Objective
 from pretraining.optim import make_optimizer
 from pretraining.step import train_step
+from tests.odd.images import FORMS
 
 SIZE = [
     "--model.family=vit",
@@ -101,6 +103,26 @@ def test_held_out_images_are_what_the_saved_processor_makes(cache: Path, tmp_pat
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
         theirs = processor(image, return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(row, theirs, rtol=0, atol=2e-6)
+
+
+def test_a_pipeline_shows_the_model_what_training_did(cache: Path, here: Path):
+    """Of every mode, from the file on: transformers' own `load_image` and the saved processor."""
+    for n, (name, (data, _)) in enumerate(FORMS.items()):
+        folder = here / "images" / f"class {n % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{n}.{name.split()[-1]}").write_bytes(data)
+    source = ["--data.source=folder", f"--data.folder={here / 'images'}", "--model.num_channels=3"]
+    objective = make(cache, *source, "--objective.crop=none", "--objective.flip=0")
+    objective.head.save_inputs(here)
+    processor = AutoImageProcessor.from_pretrained(here)
+    count = 0
+    for split, images in objective.examples.data.items():
+        for number in range(len(images)):
+            theirs = processor(load_image(images.place(number)), return_tensors="pt")["pixel_values"][0]
+            ours = batch_of(objective, split, 0, [number])["pixel_values"][0]
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
+            count += 1
+    assert count > 40  # some forms are one file
 
 
 def test_pixels_have_mean_0_and_deviation_1_over_the_training_images(cache: Path):

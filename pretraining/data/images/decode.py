@@ -62,7 +62,7 @@ def _has_alpha(image: Image.Image) -> bool:
     of_palette = isinstance(image.info.get("transparency"), bytes)
     if not of_palette and "A" not in image.getbands():
         return False
-    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
 
 
 def look(data: bytes, channels: int) -> tuple[np.ndarray, bool]:

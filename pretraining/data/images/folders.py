@@ -1,4 +1,9 @@
-"""Folders of images: which files are images, and which folders are classes."""
+"""Folders of images: which files are images, and which folders are classes or splits.
+
+It is ours where `datasets` has "imagefolder", for that loses images and labels in silence: all labels where one folder
+is deeper than the others, all other classes where one is called "train", all other images where one file is called
+"dog_test_3.png", and every folder that is a link.
+"""
 
 import hashlib
 import json
@@ -88,34 +93,43 @@ def _split_of(name: str) -> str | None:
     return next((word for word in words if word in TRAINING + HELD_OUT), None)
 
 
+def _parts(folder: str) -> tuple[list[str], list[str], list[str]]:
+    """The folders whose names speak of training, those whose names speak of held-out images, and all other images."""
+    train, held_out, others = [], [], []
+    for entry in _entries(folder):
+        split = _split_of(entry.name)
+        if not entry.is_dir():
+            others += [entry.path] if os.path.splitext(entry.name)[1].lower() in EXTENSIONS else []
+        elif split in TRAINING:
+            train.append(entry.path)
+        elif split in HELD_OUT:
+            held_out.append(entry.path)
+        else:
+            others.append(entry.path)
+    return train, sorted(held_out, key=lambda path: HELD_OUT.index(_split_of(os.path.basename(path)))), others
+
+
 def splits_in(folder: str) -> tuple[str, str | None, list[str]]:
-    """The folders of training and of held-out images in a folder, and of others; the folder itself if it has no splits.
+    """The folders of training and of held-out images in a folder, and those of no use; or it itself, without splits.
 
     All of a folder's folders are splits, or none is: a class may be called "train", but not beside "val" and "car".
 
     Raises:
-        UserError: there are held-out images alone, or folders besides the splits.
+        UserError: there are held-out images alone, or images besides the splits.
     """
-    folders = {entry.name: entry.path for entry in _entries(folder) if entry.is_dir()}
-    order = TRAINING + HELD_OUT
-    splits = sorted((name for name in folders if _split_of(name)), key=lambda name: order.index(_split_of(name)))
-    train = [folders[name] for name in splits if _split_of(name) in TRAINING]
-    held_out = [folders[name] for name in splits if _split_of(name) in HELD_OUT]
-    others = [name for name in folders if name not in splits]
-    plain = {name.lower() for name in folders}
-    if others and plain & set(TRAINING) and plain & set(HELD_OUT):
+    train, held_out, others = _parts(folder)
+    plain = [path for path in (*train, *held_out) if os.path.basename(path).lower() in TRAINING + HELD_OUT]
+    names = ", ".join(repr(os.path.basename(path)) for path in (*train, *held_out))
+    if others and set(train) & set(plain) and set(held_out) & set(plain):
         raise UserError(
-            f"{folder} holds {others[0]!r} beside the splits {', '.join(map(repr, splits))}: name the folders to read "
-            "in data.folder and data.validation_folder."
+            f"{others[0]} lies beside the splits {names}: name the folders to read in data.folder and "
+            "data.validation_folder."
         )
-    has_splits = (train and held_out) or (plain and plain <= set(order))
-    if others or not has_splits:
+    # "train 1" and "train 2" alone are classes; "train" alone is none.
+    if others or not ((train and held_out) or plain):
         return folder, None, []
     if not train:
-        raise UserError(
-            f"{folder} holds {', '.join(map(repr, splits))} and no 'train': name the folder of the training images in "
-            "data.folder."
-        )
+        raise UserError(f"{folder} holds {names} and no 'train': name the training images in data.folder.")
     return train[0], held_out[0] if held_out else None, [*train[1:], *held_out[1:]]
 
 
@@ -131,12 +145,12 @@ def classes_in(folder: str) -> list[str]:
     if beside:
         raise UserError(f"{folder} has files but no classes: put the images of each class into a folder of its own.")
     for name in classes:
-        if splits_in(os.path.join(folder, name))[1]:
-            raise UserError(
-                f"{os.path.join(folder, name)} holds splits: put them above the classes, as in train/{name}."
-            )
-        if not any(True for _ in images_in(os.path.join(folder, name))):
-            raise UserError(f"{os.path.join(folder, name)} holds no image: fill it, or delete it.")
+        path = os.path.join(folder, name)
+        train, held_out, others = _parts(path)
+        if train and held_out and not others:
+            raise UserError(f"{path} holds splits: put them above the classes, as in train/{name}.")
+        if not any(True for _ in images_in(path)):
+            raise UserError(f"{path} holds no image: fill it, or delete it.")
     return classes
 
 

@@ -94,9 +94,11 @@ def _classes(column: pa.ChunkedArray, feature: Any, place: Callable[[int], str])
             )
         return labels.astype(np.int64), names
     values = sorted(column.unique().to_pylist())
-    if isinstance(values[0], int) and values[0] < 0:  # -1 and -100 say "no label" in most data sets
+    if values[0] == "" or (
+        isinstance(values[0], int) and values[0] < 0
+    ):  # -1 and -100 say "no label" nearly everywhere
         row = pc.index(column, pa.scalar(values[0], column.type)).as_py()
-        raise UserError(f"{place(row)} has label {values[0]}, which is no class: give it one, or delete the image.")
+        raise UserError(f"{place(row)} has label {values[0]!r}, which is no class: give it one, or delete the image.")
     numbers = pc.index_in(column, value_set=pa.array(values, column.type))
     return numbers.to_numpy().astype(np.int64), list(map(str, values))
 

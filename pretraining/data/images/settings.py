@@ -14,9 +14,11 @@ class ImageSettings:
     source: str = "digits"
     """The source: `digits` (1,797 scanned digits of scikit-learn), `folder`, `files`, or the name of a Hub data set."""
     folder: str | None = None
-    """The folder of data.source=folder: a folder of images for each class, or images if no labels are learnt."""
+    """The folder of data.source=folder: a folder of images for each class, or images if no labels are learnt; or train/
+    and val/, each with these."""
     validation_folder: str | None = None
-    """The folder of held-out images, like data.folder; null: data.validation_fraction of the images is held out."""
+    """The folder of held-out images, like data.folder; null: what data.folder has as val/ or test/, or else
+    data.validation_fraction of the images."""
     files: list[str] = field(default_factory=list)
     """The files of data.source=files: names or globs of .parquet and .arrow files."""
     validation_files: list[str] = field(default_factory=list)

@@ -55,16 +55,16 @@ def _load(settings: ImageSettings, labelled: bool) -> tuple[Source, Source | Non
     if settings.source == "folder":
         assert settings.folder
         folder = find_folder(settings.folder, "folder")
-        train, validation, others = splits_in(folder)
+        training, validation, others = splits_in(folder)
         if settings.validation_folder:
             others = [validation, *others] if validation else others
             validation = find_folder(settings.validation_folder, "validation_folder")
             others = [other for other in others if not os.path.samefile(other, validation)]
-            check_apart(train, validation)
-        source = load_folder(train, labelled)
-        if train != folder:
+            check_apart(training, validation)
+        source = load_folder(training, labelled)
+        if training != folder:
             unread = f"; not read: {', '.join(others)}" if others else ""
-            source.notes.append(f"splits: trained on {train}, held out: {validation or 'a share of it'}{unread}")
+            source.notes.append(f"splits: trained on {training}, held out: {validation or 'a share of it'}{unread}")
         return source, load_folder(validation, labelled) if validation else None
     if settings.source == "files":
         files = find(settings.files, "files", KNOWN)

@@ -46,9 +46,9 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def _check(features: Features, columns: Columns, names: list[str], place: str) -> None:
     """Raises UserError where one of the columns, out of `names`, does not hold images or classes."""
     image, *label = (features.arrow_schema.field(column).type for column in columns)
-    names = {field.name for field in image} if pa.types.is_struct(image) else set()
+    parts = {field.name for field in image} if pa.types.is_struct(image) else set()
     plain = pa.types.is_binary(image) or pa.types.is_large_binary(image) or _is_text(image)
-    if not plain and not set(IMAGE) <= names:
+    if not plain and not set(IMAGE) <= parts:
         raise UserError(
             f"{place} holds {image} in {next(iter(columns))!r}, which is no image: set data.column to one of encoded "
             f"images (bytes, or the paths of files) among {', '.join(names)}."
