@@ -31,8 +31,7 @@ def edited(text: str, changes: int, seed: int = 0) -> str:
 def exact(a: str, b: str) -> float:
     """Jaccard similarity of the sets of five words."""
     one, other = (
-        {tuple(found[i : i + 5]) for i in range(max(1, len(found) - 4))}
-        for found in (words(text) for text in (a, b))
+        {tuple(found[i : i + 5]) for i in range(max(1, len(found) - 4))} for found in (words(text) for text in (a, b))
     )
     return len(one & other) / len(one | other)
 
@@ -142,7 +141,8 @@ def test_held_out_text_never_leaks(keep):
 
 @pytest.mark.parametrize("threshold", [0.05, 0.8, 1])
 def test_texts_of_a_few_words_are_compared_exactly(keep, threshold: float):
-    texts = ["One two.", "one, TWO", "C++", "C#", "->", "...", "😀", "😀" * 300, "🇰🇷", "하나", "हिन्दी", "हिन्दू", "ไทย", "中"]
+    texts = ["One two.", "one, TWO", "C++", "C#", "->", "...", "😀", "😀" * 300, "🇰🇷", "하나", "ไทย", "中"]
+    texts += ["हिन्दी", "हिन्दू"]
     texts += [f"word{number} of five words here" for number in range(3000)]  # unlike in one word each
     texts += ["किताब पढ़ो और सो जाओ अभी", "क तब पढ और स ज अभ"]  # unlike in every vowel
     kept, left_out = keep([*texts, *texts[:10]], ["x"], near_duplicates=threshold)
