@@ -108,5 +108,8 @@ def unknown_share(meta: dict[str, Any], tokens: np.ndarray, *unknown: int | None
     """The share of the characters that have become the unknown token; what an older cache can tell is of tokens."""
     if "unknown" in meta:
         return meta["unknown"]
-    blocks = (tokens[first : first + BLOCK] for first in range(0, len(tokens), BLOCK))
-    return sum(int(np.isin(block, unknown).sum()) for block in blocks) / max(len(tokens), 1)
+    numbers = [number for number in unknown if number is not None]
+    count = sum(
+        np.count_nonzero(np.isin(tokens[first : first + BLOCK], numbers)) for first in range(0, len(tokens), BLOCK)
+    )
+    return count / len(tokens)
