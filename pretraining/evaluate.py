@@ -1,5 +1,7 @@
 """Held-out evaluation: the same examples, masks and rows every time."""
 
+import math
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
@@ -42,4 +44,5 @@ def evaluate(
                     sums[name] = sums.get(name, torch.zeros_like(total)) + total
         scores = objective.scoring.score_outputs(model, plan.examples, accelerator, final=False)
     totals = {name: accelerator.reduce(total, "sum").tolist() for name, total in sums.items()}
-    return {name: total / max(count, 1) for name, (total, count) in totals.items()} | scores
+    # The mean of nothing is no number.
+    return {name: total / count if count else math.nan for name, (total, count) in totals.items()} | scores

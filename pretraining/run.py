@@ -348,6 +348,7 @@ def finish(run: Run) -> None:
         write_reference(model, unlabelled, folder / "reference.safetensors")
         signatures = objective.scoring.signatures
         results = {"step": step, "examples": len(index), **metrics, "signatures": signatures}
+        results |= objective.examples.results
         files.write_text(folder / "results.json", files.to_json(results, indent=1))
         state, say = run.state, run.log.say
         say(

@@ -21,6 +21,7 @@ from pretraining.data import new_words
 from pretraining.data.cache import build_cached
 from pretraining.data.new_words import Reader
 from pretraining.data.settings import TokenizerSettings
+from pretraining.data.tokenise import CLEAN
 from pretraining.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
@@ -100,21 +101,10 @@ def sample_lines(corpus: Corpus, characters: int) -> Iterator[str]:
                 yield piece
 
 
-def _clean(*steps: normalizers.Normalizer) -> normalizers.Normalizer:
-    """What every kind does to a text first, and then `steps`: a user's text becomes what the training text was.
-
-    One normal form, or a word would have two spellings; a single space for white space and control characters. Format
-    characters stay: Persian and Sinhala are written with joiners, and emoji are made with them.
-    """
-    # A lone space does not match: to replace each by itself would take time.
-    space = Regex(r"[[\s\p{Cc}]&&[^ ]][\s\p{Cc}]*| [\s\p{Cc}]+")
-    return normalizers.Sequence([normalizers.NFC(), normalizers.Replace(space, " "), *steps])
-
-
 def _clean_spaced(settings: TokenizerSettings) -> normalizers.Normalizer:
-    """The same for the kinds that keep a space with the word behind it: behind the last word it would be a token."""
+    """`CLEAN` for the kinds that keep a space with the word behind it: behind the last word it would be a token."""
     lower = [] if settings.cased else [normalizers.Lowercase()]
-    return _clean(*lower, normalizers.Strip(left=False, right=True))
+    return normalizers.Sequence([*CLEAN, *lower, normalizers.Strip(left=False, right=True)])
 
 
 def _without(read: Reader, characters: list[str]) -> Reader:
@@ -188,7 +178,7 @@ def _wordpiece(settings: TokenizerSettings, read: Reader, special: SpecialTokens
         backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=RUN))
         lower = not settings.cased
         bert = normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=lower)
-        backend.normalizer = _clean(bert)
+        backend.normalizer = normalizers.Sequence([*CLEAN, bert])
         # A longer run without a space would be [UNK], and a line of Thai is one; WordPiece is quadratic in its length.
         cut = pre_tokenizers.FixedLength(RUN)
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), cut])

@@ -37,6 +37,8 @@ class Examples(ABC):
     """A hash of the prepared data of both splits, known after `prepare`."""
     row_lengths: tuple[int, ...]
     """Units that a row has room for, on each of its sides."""
+    results: dict[str, Any] = {}
+    """What results.json says of the data, known after `prepare`."""
     libraries: tuple[str, ...] = ()
     """Libraries whose version decides what is prepared, beside settings and data."""
 

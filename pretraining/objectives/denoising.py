@@ -6,6 +6,7 @@ An example is a chunk of text, damaged as `data/text/noise.py` draws it from (se
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from pretraining.data import draws
 from pretraining.data.packing import Example
@@ -27,12 +28,30 @@ class DenoisingExamples(Seq2SeqExamples):
     def prepare(self, is_builder: bool) -> list[str]:
         cache, options = Path(self.run.cache).expanduser(), self.settings
         limit, short_rate = options.sequence_length - 1, options.short_sequence_rate
-        self.corpus = prepare_corpus(self.run.data, self.run.tokenizer, limit, short_rate, cache, is_builder, "seq2seq")
+        self.corpus = prepare_corpus(
+            self.run.data,
+            self.run.tokenizer,
+            limit,
+            short_rate,
+            cache,
+            is_builder,
+            lambda counts: None,  # one document is enough
+            self.check_tokenizer,
+            "seq2seq",
+        )
         self.tokenizer = self.corpus.tokenizer
-        require_tokens(self.tokenizer, ("pad_token", "eos_token", "mask_token"))
-        require_end(self.tokenizer)
         self.index_examples()
-        return self.corpus.describe(limit, self.run.seed)
+        return [
+            *self.corpus.describe(limit, self.run.seed),
+            *self.describe_unknown({split: data.unknown for split, data in self.corpus.splits.items()}),
+            *self.describe_case(source.language for source in self.run.data.sources),
+            *self.describe_bleu(),
+        ]
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises UserError where a token is missing that examples are made with."""
+        require_tokens(tokenizer, ("pad_token", "eos_token", "mask_token"))
+        require_end(tokenizer)
 
     def index_examples(self) -> None:
         self.corpus = self.corpus.rechunk(self.settings.sequence_length - 1, self.settings.short_sequence_rate)

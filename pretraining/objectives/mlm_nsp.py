@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling import KeelBertConfig, KeelBertForMaskedLM, KeelBertForPreTraining
 from pretraining.data import draws
@@ -24,10 +24,12 @@ from pretraining.objectives.base import Batch, Objective, Scoring
 from pretraining.objectives.text import TokenExamples, TokenHead
 from pretraining.settings import Settings
 
+BLOCK = 2**24  # tokens looked at together, for memory
+SHORTEST, LONGEST = 1.01, 10.0  # tokens of a word in the mean, beyond which a text has no words to mask
 SAMPLE = 2**14  # examples of a split by which the share of those that bear a pair label is told
 
 
-def log_frequencies(tokens: np.ndarray, vocab_size: int, block: int = 2**24) -> np.ndarray:
+def log_frequencies(tokens: np.ndarray, vocab_size: int, block: int = BLOCK) -> np.ndarray:
     """The logarithm of each token's share of the text (V,), one more counted of each; in blocks, for memory's sake."""
     counts = np.ones(vocab_size, dtype=np.int64)
     for start in range(0, len(tokens), block):
@@ -59,15 +61,68 @@ class SentencePairExamples(TokenExamples):
             )
         cache, short_rate = Path(self.run.cache).expanduser(), self.settings.short_sequence_rate
         self.corpus = prepare_corpus(
-            self.run.data, self.run.tokenizer, self.chunk_length, short_rate, cache, is_builder
+            self.run.data,
+            self.run.tokenizer,
+            self.chunk_length,
+            short_rate,
+            cache,
+            is_builder,
+            self.check_documents,
+            self.check_tokenizer,
         )
         self.tokenizer = self.corpus.tokenizer
-        require_tokens(self.tokenizer, ("cls_token", "sep_token", "mask_token", "pad_token"))
         self.special = np.zeros(len(self.tokenizer), dtype=bool)
         self.special[self.tokenizer.all_special_ids] = True
         self.regular = regular_ids(self.tokenizer)
+        unknown = {split: data.unknown for split, data in self.corpus.splits.items()}
+        self.check_maskable()
         self.index_examples()
-        return [*self.corpus.describe(self.chunk_length, self.run.seed), *self.describe_pairs()]
+        return [
+            *self.corpus.describe(self.chunk_length, self.run.seed),
+            *self.describe_unknown(unknown),
+            *self.describe_case(source.language for source in self.run.data.sources),
+            *self.describe_words(),
+            *self.describe_pairs(),
+        ]
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises UserError where a token is missing that examples are made with, or words are asked for and unseen."""
+        require_tokens(tokenizer, ("cls_token", "sep_token", "mask_token", "pad_token"))
+        if self.settings.whole_words:
+            word_starts(tokenizer)
+
+    def check_documents(self, counts: dict[str, int]) -> None:
+        """Raises UserError where a split has too few documents for NSP."""
+        for split, count in counts.items():
+            if self.settings.next_sentence == "nsp" and count < 2:
+                raise UserError(
+                    f"The {split} split has {count} document, and NSP needs two (B comes from another document half of "
+                    "the time): add documents, cut the text into more (data.document), or set "
+                    "objective.next_sentence to sop or none."
+                )
+
+    def check_maskable(self) -> None:
+        """Raises UserError where no token of a split can be masked."""
+        for split, data in self.corpus.splits.items():
+            blocks = (data.tokens[start : start + BLOCK] for start in range(0, len(data.tokens), BLOCK))
+            if all(self.special[block].all() for block in blocks):
+                raise UserError(
+                    f"No token of the {split} split can be masked, for all are {self.tokenizer.unk_token}: "
+                    f"{self.mend_unknown()}."
+                )
+
+    def describe_words(self) -> list[str]:
+        """A line where whole words are to be masked, and the text has none that the tokenizer sees."""
+        if self.word_starts is None:
+            return []
+        tokens = self.data["train"].tokens[:BLOCK]
+        length = len(tokens) / max(int(self.word_starts[tokens].sum()), 1)
+        if SHORTEST < length < LONGEST:
+            return []
+        return [
+            f"objective.whole_words: a word has {length:.1f} tokens in the mean, as in scripts without spaces, so that "
+            + ("single tokens are masked" if length <= SHORTEST else "whole lines are masked: set it to false")
+        ]
 
     def index_examples(self) -> None:
         self.row_lengths = (self.settings.row_size,)
@@ -83,14 +138,8 @@ class SentencePairExamples(TokenExamples):
     def check_pairs(self) -> None:
         """Raises UserError where the next-sentence loss has nothing to ask of a split."""
         kind = self.settings.next_sentence
+        self.check_documents({split: len(data.documents) - 1 for split, data in self.data.items()})
         for split, data in self.data.items():
-            count = len(data.documents) - 1
-            if kind == "nsp" and count < 2:
-                raise UserError(
-                    f"The {split} split has {count} document, and NSP needs two (B comes from another document half of "
-                    "the time): add documents, cut the text into more (data.document), or set "
-                    "objective.next_sentence to sop or none."
-                )
             # Of a sample, evenly spread: the text may be large.
             sample = np.unique(np.linspace(0, len(data) - 1, SAMPLE).astype(np.int64))
             self.pair_shares[split] = float((self.draw(split, 0, sample).label != IGNORED).mean())

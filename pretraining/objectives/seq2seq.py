@@ -3,6 +3,7 @@
 N examples, R rows.
 """
 
+import re
 from abc import abstractmethod
 from typing import Any
 
@@ -16,6 +17,7 @@ from modeling import KeelSeq2SeqConfig, KeelSeq2SeqForConditionalGeneration
 from modeling.search import Search
 from pretraining.data.packing import IGNORED, Example, layout, pack_tokens
 from pretraining.data.plan import choose_row_lengths
+from pretraining.data.text.filters import UNSPACED
 from pretraining.metrics import Bleu, ChrF, ExactMatch, TextMetric
 from pretraining.objectives.base import Batch, Scoring, by_all_processes
 from pretraining.objectives.text import TokenExamples, TokenHead
@@ -70,6 +72,21 @@ class Seq2SeqExamples(TokenExamples):
     def references(self, index: np.ndarray, examples: list[Example]) -> list[str]:
         """The texts that the model should generate for held-out examples `index` (N,), as their source has them."""
         return [self.decode("labels", example["labels"]) for example in examples]
+
+    def describe_bleu(self) -> list[str]:
+        """A line where BLEU counts words by spaces, and the held-out targets are written without."""
+        options = self.settings
+        if not options.generate_examples or options.bleu_tokenize not in ("13a", "intl"):
+            return []
+        index = self.index("validation", 0)[: options.generate_examples]
+        text = "".join(self.references(index, self.examples("validation", 0, index)))
+        unspaced = len(re.findall(f"[{UNSPACED}]", text))
+        if unspaced <= 0.5 * sum(map(str.isalpha, text)):
+            return []
+        return [
+            f"bleu: objective.bleu_tokenize is {options.bleu_tokenize}, which cuts words at spaces, and the targets "
+            "have none: set it to zh, ja-mecab or char"
+        ]
 
     def group(self, number: int) -> str:
         """The kind of a held-out example, which is scored by itself too; empty: there are no kinds."""

@@ -1,6 +1,6 @@
 """What every objective of tokens shares: the tokenizer that is saved, and positions that a longer phase begins with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,13 @@ from pretraining.data.tokenizer import TARGET
 from pretraining.init_from import load_weights
 from pretraining.objectives.base import Examples, Head
 
+UNKNOWN = 0.01  # share of a text from which on it is worth a warning that the tokenizer does not know it
+LOWER_CASE = {
+    "tr": "i of the Turkish I, which is the capital of ı",
+    "az": "i of the Azerbaijani I, which is the capital of ı",
+    "el": "σ of every Greek Σ, also where ς ends a word",
+}
+
 
 class TokenExamples(Examples):
     """Examples of tokens."""
@@ -19,6 +26,34 @@ class TokenExamples(Examples):
     tokenizer: PreTrainedTokenizerBase
     target_tokenizer: PreTrainedTokenizerBase | None = None
     """The targets' tokenizer, where they have a vocabulary of their own."""
+
+    def describe_unknown(self, shares: dict[str, float]) -> list[str]:
+        """A line that tells how much of each split's text its tokens lack, and a warning where that is much.
+
+        Args:
+            shares: of the characters that are the unknown token.
+        """
+        self.results = {"unknown": shares}
+        token = self.tokenizer.unk_token or "unknown to the tokenizer"
+        lines = [f"{' and '.join(f'{share:.2%} of the {split}' for split, share in shares.items())} text is {token}"]
+        if max(shares.values()) > UNKNOWN:
+            lines.append(f"warning: nothing is learnt of text that is {token}: {self.mend_unknown()}")
+        return lines
+
+    def mend_unknown(self) -> str:
+        """What helps where the tokenizer does not know the text."""
+        if self.run.init_from is not None:
+            return "start from a checkpoint whose tokenizer knows this text (init_from)"
+        if self.run.tokenizer.path is not None:
+            return "name a tokenizer that knows it, or leave tokenizer.path out and set tokenizer.kind to bpe"
+        return "set tokenizer.kind to bpe, which knows every character, or tokenizer.vocab_size higher"
+
+    def describe_case(self, languages: Iterable[str | None]) -> list[str]:
+        """A line where small letters are other letters: of the Turkish I and the final sigma of Greek."""
+        if self.run.tokenizer.path is not None or self.run.tokenizer.cased:
+            return []
+        found = [LOWER_CASE[language] for language in dict.fromkeys(languages) if language in LOWER_CASE]
+        return [f"tokenizer.cased is false, and small letters make {what}: set it to true" for what in found]
 
 
 AnyTokens = TypeVar("AnyTokens", bound=TokenExamples)

@@ -53,8 +53,13 @@ class TranslationExamples(Seq2SeqExamples):
         self.check_alignments()
         self.fingerprint = f"{self.data['train'].name} {self.data['validation'].name}"
         self.index_examples()
-        lines = [f"pairs {options.source}, fingerprint {pairs['train'].fingerprint}"]
-        return lines + [self.describe(split) for split in self.data]
+        return [
+            f"pairs {options.source}, fingerprint {pairs['train'].fingerprint}",
+            *[self.describe(split) for split in self.data],
+            *self.describe_unknown({split: data.unknown for split, data in self.data.items()}),
+            *self.describe_case([options.source_language, options.target_language]),
+            *self.describe_bleu(),
+        ]
 
     def build_tokenizers(self, pairs: Pairs, cache: Path, is_builder: bool) -> None:
         """Loads or trains one tokenizer for both sides of the training pairs, or one for each; raises as `prepare`."""

@@ -111,7 +111,7 @@ def test_the_report_tells_what_is_there(arguments: list[str], corpus: Path, tmp_
     mixture = [{"source": "files", "files": [str(tmp_path / "one.txt")], "document": "line", "weight": 2}]
     more = [f"--data.mixture={json.dumps(mixture)}", "--data.min_characters=2"]
     objective = objective_of(parse([*arguments, "--train.steps=1", *more]))
-    head, train, validation, _ = objective.examples.prepare(is_builder=True)
+    head, train, validation, *_ = objective.examples.prepare(is_builder=True)
     assert head.startswith("text files + files, fingerprint")
     data = objective.examples.data["train"]
     for part in (

@@ -170,8 +170,8 @@ def test_pairs_that_are_too_long_or_too_unlike_are_left_out_and_counted(argument
     held.write_text(f"{'eight ' * 4}\t8\n{'one two three four five ' * 20}\t1\nnine\t9\n")
     named = ["--train.steps=1", f'--data.files=["{path}"]', f'--data.validation_files=["{held}"]']
     objective = objective_of(parse([*arguments("translation"), *named, "--tokenizer.vocab_size=290"]))
-    assert (
-        "left out: 1 longer than 32 tokens" in objective.examples.prepare(is_builder=True)[-1]
+    assert "left out: 1 longer than 32 tokens" in " ".join(
+        objective.examples.prepare(is_builder=True)
     )  # or scores would not compare
     assert len(objective.examples.kept["validation"]) == 2
 

@@ -1,6 +1,7 @@
 """The text of a run, prepared: what is cut into examples, and which of them an epoch has."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,6 +106,8 @@ def prepare_corpus(
     short_rate: float,
     cache: Path,
     is_builder: bool,
+    check_documents: Callable[[dict[str, int]], None],
+    check_tokenizer: Callable[[PreTrainedTokenizerBase], None],
     family: str = "bert",
 ) -> TextCorpus:
     """Reads, filters and tokenises the text, in so far as the cache does not have it.
@@ -112,6 +115,8 @@ def prepare_corpus(
     Args:
         limit, short_rate: as in `PreparedText.rechunk`.
         cache, is_builder: as in `cache.build_cached`.
+        check_documents, check_tokenizer: raise UserError where each split's number of documents or the tokenizer will
+            not do, before hours of tokenising.
         family: of the model, which decides the tokenizer's special tokens.
 
     Raises:
@@ -120,7 +125,9 @@ def prepare_corpus(
     documents = load_text(settings)
     require_held_out(documents, "documents", "cut the text into more documents (data.document: blank_line)")
     documents, left_out = filter_text(documents, settings, cache, is_builder)
+    check_documents({split: len(remaining) for split, remaining in documents.items()})
     tokenizer = build_tokenizer(tokenizer_settings, documents["train"], cache, is_builder, family)
+    check_tokenizer(tokenizer)
     languages = [source.language for source in settings.sources]
     processes = count_processes(settings.processes)
     splits = {

@@ -54,7 +54,7 @@ class PreparedText:
     """The source of each document."""
     dropped: int
     """Documents of fewer than two tokens, which no chunk can be made from."""
-    unknown: float
+    unknown: float = 0.0
     """Share of the characters that are the unknown token."""
 
     def __len__(self) -> int:
