@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from pretraining.errors import UserError, one_line
-from pretraining.files import publish, sync
+from pretraining.files import follow_umask, publish, sync
 from pretraining.objectives.base import Head
 
 
@@ -30,6 +30,7 @@ def write_model(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> N
     if fresh.can_generate():
         fresh.generation_config = model.generation_config
     fresh.save_pretrained(folder)
+    follow_umask(folder)
 
 
 def export(accelerator: Accelerator, model: nn.Module, head: Head, folder: Path) -> Path:
@@ -99,3 +100,4 @@ def write_reference(model: PreTrainedModel, inputs: dict[str, Tensor], path: Pat
     outputs = {f"output.{name}": x.contiguous() for name, x in found if isinstance(x, Tensor) and x.ndim}
     torch.set_num_threads(threads)
     save_file({f"input.{name}": x.contiguous() for name, x in inputs.items()} | outputs, path)
+    follow_umask(path)

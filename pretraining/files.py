@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON that every program reads."""
+"""Files that are whole or not there, that others may read, and JSON that every program reads."""
 
 import hashlib
 import json
@@ -7,6 +7,19 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+
+UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(UMASK)
+
+
+def follow_umask(path: Path) -> None:
+    """Gives a file, or a folder with all that is in it, what the umask allows: safetensors writes for its owner alone."""
+    for each in [path, *path.rglob("*")]:
+        mode = each.stat().st_mode
+        allowed = mode | (0o777 if each.is_dir() else 0o666) & ~UMASK
+        if allowed != mode:
+            each.chmod(allowed)
 
 
 def sync(path: Path) -> None:
@@ -28,6 +41,7 @@ def publish(unfinished: Path, final: Path) -> None:
 
     A rename can reach the disk before the bytes that it names: so these are waited for first, and then the rename.
     """
+    follow_umask(unfinished)
     sync(unfinished)
     os.replace(unfinished, final)
     _sync(final.parent)
