@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from modeling.convert import TO_NATIVE, to_native
 from pretraining.errors import UserError, one_line
 from pretraining.files import follow_umask, publish, sync
 from pretraining.objectives.base import Head
@@ -89,6 +90,26 @@ def open_one_of(classes: Sequence[type[PreTrainedModel]], called: str, folder: P
         raise UserError(
             f"no {called} of ours can be read from {folder} ({one_line(error)}): give a run's model/."
         ) from error
+
+
+def write_native(model: Path | str, folder: Path | str) -> None:
+    """Writes a run's model as transformers' own bert, marian or vit, with all that lies beside the weights.
+
+    That is the tokenizer, or the image processor, and how to generate.
+
+    Args:
+        model: a run's `model/`.
+
+    Raises:
+        UserError: there is no model of ours.
+        ValueError: it has no native form.
+    """
+    model, folder = Path(model), Path(folder)
+    native = to_native(open_one_of(list(TO_NATIVE), "model", model))
+    ours = ("*.py", "config.json", "generation_config.json", "*.safetensors*")
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns(*ours), dirs_exist_ok=True)
+    native.save_pretrained(folder)
+    follow_umask(folder)
 
 
 @torch.no_grad()

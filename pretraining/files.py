@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-
 UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(UMASK)
 
 
 def follow_umask(path: Path) -> None:
-    """Gives a file, or a folder with all that is in it, what the umask allows: safetensors writes for its owner alone."""
+    """Gives a file, or a folder with all that is in it, the modes of the umask: safetensors writes for its owner."""
     for each in [path, *path.rglob("*")]:
         mode = each.stat().st_mode
         allowed = mode | (0o777 if each.is_dir() else 0o666) & ~UMASK

@@ -132,9 +132,9 @@ def quietly() -> Iterator[None]:
 
 
 def own_class(checkpoint: str) -> type[PreTrainedModel]:
-    """The class that wrote a checkpoint, ours or native; where the checkpoint does not tell, its family's base model."""
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    classes = [known for known in (*TO_NATIVE, *FROM_NATIVE) if isinstance(config, known.config_class)]
+    """The class that wrote a checkpoint, ours or native; where it does not tell, its family's base model."""
+    config: Any = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    classes = [known for known in (*TO_NATIVE, *FROM_NATIVE) if known.config_class is type(config)]
     named = [known for known in classes if config.architectures == [known.__name__]]
     return (named or classes)[0]
 
@@ -150,7 +150,7 @@ def read_weights(checkpoint: str, opener: type[PreTrainedModel]) -> tuple[PreTra
         loaded: Any = opener.from_pretrained(checkpoint, dtype=torch.float32, **options)
     except Exception as error:
         raise UserError(
-            f"init_from: no weights can be read from {checkpoint!r} ({one_line(error)}): give a folder with whole weights."
+            f"init_from: no weights can be read from {checkpoint!r} ({one_line(error)}): give whole weights."
         ) from error
     opened, found = loaded
     if mismatched := sorted(found["mismatched_keys"]):

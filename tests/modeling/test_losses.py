@@ -8,8 +8,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_pt_utils import LabelSmoother
 from transformers.modeling_outputs import ModelOutput
+from transformers.trainer_pt_utils import LabelSmoother
 
 from modeling.seq2seq import CACHE
 from modeling.vit_masked import patch_statistics

@@ -107,7 +107,9 @@ def test_a_step_is_the_whole_model(lively, beams):
     for step in range(searching.ROOM + 2):
         logits = decoder(prefixes[:, -1])
         seen = {name: value[rows].repeat_interleave(beams, 0) for name, value in batch.items()}
-        torch.testing.assert_close(logits, model(**seen, decoder_input_ids=prefixes, use_cache=False).logits[:, -1].float())
+        torch.testing.assert_close(
+            logits, model(**seen, decoder_input_ids=prefixes, use_cache=False).logits[:, -1].float()
+        )
         if beams > 1:
             parents = (torch.randint(beams, (len(rows), beams)) + torch.arange(len(rows))[:, None] * beams).flatten()
             decoder.follow(parents)
