@@ -10,6 +10,7 @@ whose pooler_output is None and whose last_hidden_state[:, 0] is our pooler_outp
 """
 
 import re
+import warnings
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -317,6 +318,12 @@ def to_native(model: PreTrainedModel) -> PreTrainedModel:
     if isinstance(model, KeelViTModel):
         options["add_pooling_layer"] = False
 
+    if family is MARIAN and config.pad_token_id != config.vocab_size - 1:
+        warnings.warn(
+            f"pad_token_id={config.pad_token_id} is not the last of {config.vocab_size} entries, where CTranslate2 "
+            "expects a Marian's padding: that engine will not take this model, or translate otherwise.",
+            stacklevel=2,
+        )
     if family is MARIAN:  # its sinusoids are weights, ours are not
         weights |= {name: table for name, table in model.named_buffers() if name.endswith("positions.weight")}
         weights = permuted(weights, sines_then_cosines(config.hidden_size))

@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
+import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -56,9 +57,36 @@ class Parser(ArgumentParser):
             key, value = wrong.groups()
             hint = types.get(key)
             takes = ", ".join(getattr(kind, "__name__", str(kind)) for kind in get_args(hint) or (hint,))
+            takes = f"a list of {takes}, in brackets" if get_origin(hint) is list else takes
             message = f"{key} cannot be {value.strip()!r}; it takes: {takes}."
         print(f"{self.prog}: error: {message} (--help lists every setting)", file=sys.stderr)
         sys.exit(2)
+
+
+class OneKey(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: of two sections `train` the first would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in keys:
+                raise yaml.YAMLError(f"{name} stands twice, again in line {key.start_mark.line + 1}")
+            keys.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str) -> dict:
+    """What a file of settings says; ends the program where there is none."""
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), OneKey)
+        if not isinstance(content, dict):
+            raise yaml.YAMLError("it holds no settings")
+        return content
+    except OSError as error:
+        Parser(prog="pretrain.py").error(f"--config: {path} cannot be read ({error.strerror}): name a YAML file.")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        Parser(prog="pretrain.py").error(f"{path} is no YAML: {one_line(error)}.")
 
 
 def peek(arguments: list[str], key: str, default: str) -> str:
@@ -67,11 +95,8 @@ def peek(arguments: list[str], key: str, default: str) -> str:
     for i, argument in enumerate(arguments):
         option, _, given = argument.partition("=")
         given = given or (arguments[i + 1] if i + 1 < len(arguments) else "")
-        if option == "--config" and Path(given).is_file():
-            try:
-                content: Any = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                Parser(prog="pretrain.py").error(f"{given} is no YAML: {one_line(error)}.")
+        if option == "--config" and given:
+            content: Any = read_yaml(given)
             for step in key.split("."):
                 content = content.get(step) if isinstance(content, dict) else None
             value = value if content is None else str(content)
@@ -126,6 +151,36 @@ def make_parser(family: str, objective: str) -> Parser:
     return parser
 
 
+def gather_lists(parser: Parser, arguments: list[str]) -> list[str]:
+    """The arguments with every list in brackets: `--data.files a.txt b.txt`, as the shell makes of `*.txt`, is one."""
+    kinds = {f"--{action.dest}": getattr(action, "_typehint", None) for action in parser._actions}
+    gathered, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        option, equals, given = argument.partition("=")
+        kind = kinds.get(option)
+        if get_origin(kind) is not list:
+            gathered.append(argument)
+            continue
+        values = [given] if equals else []
+        while rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        if not values or (len(values) == 1 and isinstance(plain(values[0]), list)):
+            gathered += [option, *values]
+        else:
+            members = values if get_args(kind) == (str,) else [plain(value) for value in values]
+            gathered.append(f"{option}={json.dumps(members, ensure_ascii=False)}")
+    return gathered
+
+
+def plain(value: str) -> Any:
+    """A value as YAML; the text itself where it is none, as a pattern like [ab]*.txt."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
 def instantiate(parser: Parser, given: Namespace) -> Namespace:
     """The settings classes with these values.
 
@@ -149,6 +204,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
     names = [name for name, entry in OBJECTIVES.items() if entry.family == family]  # the usual one first
     name = peek(arguments, "objective.name", names[0])
     parser = make_parser(family, name if name in names else names[0])
+    arguments = gather_lists(parser, arguments)
     parser.set_defaults(DEFAULTS[family])
     checkpoint = peek(arguments, "init_from", "null")
     try:

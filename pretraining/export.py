@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from modeling.convert import TO_NATIVE, to_native
 from pretraining.errors import UserError, one_line
-from pretraining.files import publish, sync
+from pretraining.files import follow_umask, publish, sync
 from pretraining.objectives.base import Head
 
 
@@ -30,6 +31,7 @@ def write_model(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> N
     if fresh.can_generate():
         fresh.generation_config = model.generation_config
     fresh.save_pretrained(folder)
+    follow_umask(folder)
 
 
 def export(accelerator: Accelerator, model: nn.Module, head: Head, folder: Path) -> Path:
@@ -90,6 +92,26 @@ def open_one_of(classes: Sequence[type[PreTrainedModel]], called: str, folder: P
         ) from error
 
 
+def write_native(model: Path | str, folder: Path | str) -> None:
+    """Writes a run's model as transformers' own bert, marian or vit, with all that lies beside the weights.
+
+    That is the tokenizer, or the image processor, and how to generate.
+
+    Args:
+        model: a run's `model/`.
+
+    Raises:
+        UserError: there is no model of ours.
+        ValueError: it has no native form.
+    """
+    model, folder = Path(model), Path(folder)
+    native = to_native(open_one_of(list(TO_NATIVE), "model", model))
+    ours = ("*.py", "config.json", "generation_config.json", "*.safetensors*")
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns(*ours), dirs_exist_ok=True)
+    native.save_pretrained(folder)
+    follow_umask(folder)
+
+
 @torch.no_grad()
 def write_reference(model: PreTrainedModel, inputs: dict[str, Tensor], path: Path) -> None:
     """Inputs and what the model makes of them, on one thread: whoever reads the model back can compare bit by bit."""
@@ -99,3 +121,4 @@ def write_reference(model: PreTrainedModel, inputs: dict[str, Tensor], path: Pat
     outputs = {f"output.{name}": x.contiguous() for name, x in found if isinstance(x, Tensor) and x.ndim}
     torch.set_num_threads(threads)
     save_file({f"input.{name}": x.contiguous() for name, x in inputs.items()} | outputs, path)
+    follow_umask(path)

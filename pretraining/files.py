@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON that every program reads."""
+"""Files that are whole or not there, that others may read, and JSON that every program reads."""
 
 import errno
 import hashlib
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.errors import UserError
+
+UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(UMASK)
 
 # Why a folder cannot be written to: no room, or no right.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -46,6 +49,15 @@ def check_writable(folder: Path, setting: str) -> None:
         raise _unwritable(folder, setting, error) from error
 
 
+def follow_umask(path: Path) -> None:
+    """Gives a file, or a folder with all that is in it, the modes of the umask: safetensors writes for its owner."""
+    for each in [path, *path.rglob("*")]:
+        mode = each.stat().st_mode
+        allowed = mode | (0o777 if each.is_dir() else 0o666) & ~UMASK
+        if allowed != mode:
+            each.chmod(allowed)
+
+
 def sync(path: Path) -> None:
     """Waits until a file, or a folder with all that is in it, is on the disk, where a power cut cannot undo it."""
     for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
@@ -65,6 +77,7 @@ def publish(unfinished: Path, final: Path) -> None:
 
     A rename can reach the disk before the bytes that it names: so these are waited for first, and then the rename.
     """
+    follow_umask(unfinished)
     sync(unfinished)
     os.replace(unfinished, final)
     _sync(final.parent)

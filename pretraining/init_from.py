@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.utils import logging as transformers_logging
 
 from modeling import KeelSeq2SeqConfig, KeelViTConfig
-from modeling.convert import FAMILIES, TO_NATIVE, from_native, keel_config, keel_names
+from modeling.convert import FAMILIES, FROM_NATIVE, TO_NATIVE, from_native, keel_config, keel_names
 from pretraining.data.tokenizer import load_tokenizer
 from pretraining.errors import UserError, one_line
 from pretraining.settings import NOT_SET_BY_HAND, Settings
@@ -70,7 +70,8 @@ def resolve(settings: Settings, start: PreTrainedConfig) -> Settings:
     """The settings with what no setting names taken from the checkpoint's configuration `start`.
 
     Raises:
-        UserError: the settings ask for another tokenizer, or for another architecture than the checkpoint's.
+        UserError: the settings ask for another tokenizer, or for another architecture than the checkpoint's; or its
+            weights do not fit its configuration or its tokenizer, are none, or are no numbers.
     """
     if not isinstance(start, KeelViTConfig):
         check_tokenizer(settings, start)
@@ -87,6 +88,9 @@ def resolve(settings: Settings, start: PreTrainedConfig) -> Settings:
         model.position_grid_size = start.position_grid_size or start.image_size // start.patch_size
     else:
         model.tie_word_embeddings = start.tie_word_embeddings
+    assert settings.init_from
+    with quietly():
+        read_weights(settings.init_from, own_class(settings.init_from))  # before any data is prepared
     return dataclasses.replace(settings, model=model)
 
 
@@ -108,6 +112,12 @@ def check_tokenizer(settings: Settings, start: PreTrainedConfig) -> None:
             f"tokenizer.separate is {settings.tokenizer.separate}, but {settings.init_from} has "
             f"{'two vocabularies' if is_separate(start) else 'one vocabulary'}: leave it out, the checkpoint decides."
         )
+    entries = len(load_tokenizer(settings.init_from))
+    if entries > start.vocab_size:
+        raise UserError(
+            f"init_from: the tokenizer of {settings.init_from} has {entries} entries, its model {start.vocab_size}: "
+            "give them a checkpoint in which they fit each other."
+        )
 
 
 @contextmanager
@@ -121,20 +131,34 @@ def quietly() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def open_checkpoint(checkpoint: str, ours: type[PreTrainedModel]) -> tuple[PreTrainedModel, set[str]]:
-    """A checkpoint as a model of class `ours`, in fp32, and the names of the weights that it lacks.
+def own_class(checkpoint: str) -> type[PreTrainedModel]:
+    """The class that wrote a checkpoint, ours or native; where it does not tell, its family's base model."""
+    config: Any = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    classes = [known for known in (*TO_NATIVE, *FROM_NATIVE) if known.config_class is type(config)]
+    named = [known for known in classes if config.architectures == [known.__name__]]
+    return (named or classes)[0]
+
+
+def read_weights(checkpoint: str, opener: type[PreTrainedModel]) -> tuple[PreTrainedModel, set[str]]:
+    """A checkpoint as a model of a class that reads its kind, in fp32, and the names of the weights that it lacks.
 
     Raises:
-        UserError: it has no weights that fit its configuration, or more or fewer below its heads.
+        UserError: it has no weights, others than its configuration says, or weights that are no numbers.
     """
-    family, native = TO_NATIVE[ours]
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    opener = ours if isinstance(config, family.config) else native
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # we say it ourselves
     try:
-        loaded: Any = opener.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = opener.from_pretrained(checkpoint, dtype=torch.float32, **options)
     except Exception as error:
-        raise UserError(f"init_from: no weights can be read from {checkpoint!r} ({one_line(error)}).") from error
+        raise UserError(
+            f"init_from: no weights can be read from {checkpoint!r} ({one_line(error)}): give whole weights."
+        ) from error
     opened, found = loaded
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, has, wants = mismatched[0]
+        raise UserError(
+            f"init_from: {name} is {tuple(has)} in the weights of {checkpoint}, but {tuple(wants)} by its config.json: "
+            "give the config.json that was saved with these weights."
+        )
     for state, keys in (("lacks", "missing_keys"), ("has", "unexpected_keys")):
         body = [name for name in found[keys] if BODY.search(name)]
         if body:
@@ -142,9 +166,27 @@ def open_checkpoint(checkpoint: str, ours: type[PreTrainedModel]) -> tuple[PreTr
                 f"init_from: {checkpoint} {state} {min(body)}, unlike any {opener.__name__}: give a checkpoint whose "
                 "weights are those of its config.json."
             )
-    if opener is native:
-        return from_native(opened), set(keel_names(family, dict.fromkeys(found["missing_keys"])))
+    for name, weight in opened.state_dict().items():
+        if bad := int((~weight.isfinite()).sum()):
+            raise UserError(
+                f"init_from: {bad:,} of {weight.numel():,} numbers of {name} in the weights of {checkpoint} are NaN or "
+                "infinite: give a checkpoint from before its training diverged."
+            )
     return opened, set(found["missing_keys"])
+
+
+def open_checkpoint(checkpoint: str, ours: type[PreTrainedModel]) -> tuple[PreTrainedModel, set[str]]:
+    """A checkpoint as a model of class `ours`, in fp32, and the names of the weights that it lacks.
+
+    Raises:
+        UserError: as `read_weights`.
+    """
+    family, native = TO_NATIVE[ours]
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    if isinstance(config, family.config):
+        return read_weights(checkpoint, ours)
+    opened, missing = read_weights(checkpoint, native)
+    return from_native(opened), set(keel_names(family, dict.fromkeys(missing)))
 
 
 @torch.no_grad()
@@ -229,16 +271,11 @@ def load_weights(model: PreTrainedModel, checkpoint: str, tokenizer: PreTrainedT
         A line that tells what came from where.
 
     Raises:
-        UserError: the checkpoint is not whole, or has fewer rows than its tokenizer has entries.
+        UserError: the checkpoint is not whole.
     """
     own = load_tokenizer(checkpoint)
     with quietly():
         source, missing = open_checkpoint(checkpoint, type(model))
-        if len(own) > source.config.vocab_size:
-            raise UserError(
-                f"init_from: the tokenizer of {checkpoint} has {len(own)} entries, its model {source.config.vocab_size}"
-                ": give them a checkpoint in which they fit each other."
-            )
         words = extend_vocabulary(source, own, tokenizer)
         positions = model.config.max_position_embeddings
         if positions != source.config.max_position_embeddings:

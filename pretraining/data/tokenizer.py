@@ -286,10 +286,24 @@ def _unigram(settings: TokenizerSettings, read: Reader, special: SpecialTokens) 
 TRAINERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
 
 
+def cased(path: Path) -> dict[str, bool]:
+    """What must be told of the vocabulary in a folder, where no file beside it tells: that it has capital letters.
+
+    transformers lower-cases whatever a BERT reads unless it is told. An uncased vocabulary has no capitals but those of
+    its special tokens.
+    """
+    told = any((path / name).exists() for name in ("tokenizer_config.json", "tokenizer.json"))
+    if told or not (path / "vocab.txt").exists():
+        return {}
+    entries = (path / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    capitals = sum(entry != entry.lower() and not entry.startswith("[") for entry in entries)
+    return {"do_lower_case": False} if capitals > 0.01 * len(entries) else {}
+
+
 def load_tokenizer(path: str, subfolder: str = "") -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or Hub name, or of a folder in it; a UserError where there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, subfolder=subfolder)
+        tokenizer = AutoTokenizer.from_pretrained(path, subfolder=subfolder, **cased(Path(path, subfolder)))
         if not tokenizer.is_fast:
             raise UserError(f"a {type(tokenizer).__name__} is none of the library tokenizers, whose processes read it")
         if not len(regular_ids(tokenizer)):  # what transformers makes of a BERT model's folder without a vocabulary

@@ -1,6 +1,7 @@
 """Converted models against transformers' own: every head and loss, both ways, to the last digits."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -549,3 +550,14 @@ def test_other_classes_are_refused():
 def test_checkpoints_do_not_drag_the_converter_along():
     for path in Path(modeling.__file__).parent.glob("*.py"):
         assert path.name == "convert.py" or not re.search(r"import.*\bconvert\b|\.convert\b", path.read_text())
+
+
+@pytest.mark.parametrize("pad", [58, 59])
+def test_padding_that_ctranslate2_would_not_take_is_told(pad):
+    model = modeling.KeelSeq2SeqForConditionalGeneration(
+        modeling.KeelSeq2SeqConfig(vocab_size=60, hidden_size=8, num_attention_heads=2, pad_token_id=pad)
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        to_native(model)
+    assert ["is not the last of 60 entries" in str(warning.message) for warning in caught] == [True] * (pad != 59)

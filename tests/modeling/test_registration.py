@@ -42,10 +42,9 @@ for folder, autos in json.loads(sys.argv[1]).items():
             getattr(transformers, auto).from_pretrained(f"{folder}/again/{auto}", trust_remote_code=True)
         ).__name__
     torch.save(seen, f"{folder}/seen.pt")
-scalings = [
-    transformers.AutoModel.from_pretrained(f"{folder}/model", trust_remote_code=True).encoder.blocks[0].attention.scaling
-    for folder in ("one", "two", "one")
-]
+paths = ["one/model", "two/model", "one/model"]
+models = [transformers.AutoModel.from_pretrained(path, trust_remote_code=True) for path in paths]
+scalings = [model.encoder.blocks[0].attention.scaling for model in models]
 assert scalings == [8**-0.5, 7.0, 8**-0.5], scalings
 assert "modeling" not in sys.modules
 """

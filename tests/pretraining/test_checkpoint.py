@@ -37,6 +37,13 @@ def strict(text: str) -> object:
 # ---- whole ----
 
 
+def test_files_follow_the_umask(averaged: Path):
+    """safetensors writes for its owner alone: another user could not open the model."""
+    files_of_it = [path for path in averaged.rglob("*.safetensors")]
+    assert len(files_of_it) >= 5  # the model's, the inputs and outputs, two checkpoints with their averages
+    assert all(path.stat().st_mode & 0o777 == 0o666 & ~files.UMASK for path in files_of_it)
+
+
 def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every file, then the folders that name them, then the rename, then the folder that names it."""
     (tmp_path / "unfinished/deeper").mkdir(parents=True)

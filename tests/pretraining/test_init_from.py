@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from mistakes import one_sentence
 from runs import lines, run_here
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import modeling
@@ -19,8 +20,8 @@ from modeling import KeelBertConfig, KeelBertForPreTraining
 from modeling.convert import from_native, to_native
 from pretraining.cli import parse
 from pretraining.data.settings import TokenizerSettings
-from pretraining.data.tokenizer import build_tokenizer, regular_ids, word_starts
-from pretraining.init_from import load_weights
+from pretraining.data.tokenizer import build_tokenizer, load_tokenizer, regular_ids, word_starts
+from pretraining.init_from import load_weights, own_class, read_weights
 
 SHAPE = {
     "hidden_size": 32,
@@ -292,6 +293,8 @@ def test_what_cannot_be_started_from_is_one_sentence(run, checkpoint, tokenizer,
     (deeper / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     shutil.copytree(deeper, tmp_path / "shallower")
     (tmp_path / "shallower/config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    shutil.copytree(deeper, tmp_path / "wider")
+    (tmp_path / "wider/config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
     (tmp_path / "words.txt").write_text("two words\n")
     good = checkpoint()
     for init_from, more, expected in (
@@ -306,8 +309,9 @@ def test_what_cannot_be_started_from_is_one_sentence(run, checkpoint, tokenizer,
         (bare, [], "it has no vocabulary"),
         (tmp_path / "small", [], "has 1500 entries, its model 1400"),
         (tmp_path / "empty", [], "init_from: no weights can be read from"),
-        (deeper, [], "lacks bert.encoder.layer.2"),
+        (deeper, [], "lacks encoder.layer.2"),
         (tmp_path / "shallower", [], "has encoder.layer.1"),
+        (tmp_path / "wider", [], "is (64,) in the weights of"),
         (good, ["--tokenizer.new_words=100000"], "tokenizer.new_words is 100000 but this text has"),
         (good, [f"--tokenizer.words={tmp_path}/words.txt"], "'two words' in"),
         (good, ["--tokenizer.words=nowhere.txt"], "tokenizer.words: nowhere.txt cannot be read"),
@@ -319,6 +323,48 @@ def test_what_cannot_be_started_from_is_one_sentence(run, checkpoint, tokenizer,
         assert end.value.code in (1, 2) and expected in said, (expected, said)
         assert len(re.findall("error:", said)) == 1
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("convert", [lambda model: model, to_native], ids=["ours", "native"])
+@pytest.mark.parametrize("head", ["BertForPreTraining", "Seq2SeqForConditionalGeneration", "ViTForImageClassification"])
+def test_weights_that_are_no_numbers_or_of_another_size_are_named(head, convert, kind, tiny, tmp_path: Path):
+    model = convert(tiny(f"Keel{head}").float())
+    model.save_pretrained(tmp_path)
+    if kind == "bin":
+        torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert own_class(str(tmp_path)) is type(model)
+    opened, missing = read_weights(str(tmp_path), type(model))
+    assert not missing and all(torch.equal(weight, weights[name]) for name, weight in opened.state_dict().items())
+
+    name = next(name for name, _ in model.named_parameters() if name.endswith(("fc1.bias", "up.bias", "dense.bias")))
+    for change, parts in (
+        (lambda weight: weight.where(torch.arange(len(weight)) > 0, torch.nan), ["1 of", "NaN", "diverged"]),
+        (lambda weight: weight[1:], [f"({len(weights[name]) - 1},)", f"({len(weights[name])},)", "config.json"]),
+    ):
+        changed = {other: weight for other, weight in weights.items() if other not in model.all_tied_weights_keys}
+        changed[name] = change(weights[name])
+        if kind == "bin":
+            torch.save(changed, tmp_path / "pytorch_model.bin")
+        else:
+            save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with one_sentence("init_from", name, str(tmp_path), *parts):
+            read_weights(str(tmp_path), type(model))
+
+
+@pytest.mark.parametrize("told", [None, True, False])
+def test_a_cased_vocabulary_is_read_as_cased_unless_told_otherwise(told: bool | None, tmp_path: Path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "The", "the", "Spring", "in", "paris"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertConfig(vocab_size=len(words)).save_pretrained(tmp_path)
+    if told is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": told}))
+    expected = ["the", "in", "[UNK]"] if told else ["The", "in", "Spring"]
+    assert load_tokenizer(str(tmp_path)).tokenize("The in Spring") == expected
+    (tmp_path / "vocab.txt").write_text("\n".join(words[:5] + [word.lower() for word in words[6:]]))
+    assert load_tokenizer(str(tmp_path)).tokenize("THE")[0] == ("[UNK]" if told is False else "the")
 
 
 def test_a_unigram_tokenizer_takes_no_new_words(corpus: Path, tmp_path: Path, make_documents):

@@ -20,6 +20,7 @@ from pretraining.cli import parse
 from pretraining.data.packing import IGNORED
 from pretraining.data.pairs.prepared import token_points, words_of
 from pretraining.data.plan import make_plan
+from pretraining.export import write_native
 from pretraining.metrics import Bleu, ExactMatch
 from pretraining.objectives import make_objective as objective_of
 from pretraining.objectives.base import Objective
@@ -380,9 +381,7 @@ def test_keel_transformers_and_ctranslate2_write_the_same(beams: int, translator
     ctranslate2 = pytest.importorskip("ctranslate2")
     tokenizer = AutoTokenizer.from_pretrained(translator / "model")
     model = KeelSeq2SeqForConditionalGeneration.from_pretrained(translator / "model").eval()
-    native = to_native(model)
-    native.save_pretrained(tmp_path / "native")
-    tokenizer.save_pretrained(tmp_path / "native")
+    write_native(translator / "model", tmp_path / "native")
     random = np.random.default_rng(5)
     texts = [" ".join(NUMBERS[d] for d in random.integers(10, size=random.integers(1, 9))) for _ in range(40)]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)

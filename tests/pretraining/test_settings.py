@@ -49,6 +49,29 @@ def test_the_command_line_overrides_files_in_order(tmp_path: Path):
     assert parse([*files, "--model.hidden_size", "48"]).model.hidden_size == 48
 
 
+NAMES = ["../up", ".", "..", "", "a/../b", "/absolute", "a b"]
+LISTS = {
+    "one": (["--data.files", "a.txt"], ["a.txt"]),
+    "one, by =": (["--data.files=a.txt"], ["a.txt"]),
+    "two": (["--data.files", "a.txt", "b c.txt"], ["a.txt", "b c.txt"]),
+    "two, by =": (["--data.files=a.txt", "b.txt"], ["a.txt", "b.txt"]),
+    "a pattern": (["--data.files", "[ab]*.txt"], ["[ab]*.txt"]),
+    "numbers": (["--data.files", "2023", "2024"], ["2023", "2024"]),
+    "brackets": (["--data.files", "['a.txt', b.txt]"], ["a.txt", "b.txt"]),
+    "nothing in brackets": (["--data.files", "[]"], []),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_needs_no_brackets_on_the_command_line(name: str):
+    arguments, expected = LISTS[name]
+    settings = parse([*arguments, "--train.steps=1", "--log.trackers", "wandb", "--data.mixture", "{source: files}"])
+    assert settings.data.files == expected and settings.log.trackers == ["wandb"] and len(settings.data.mixture) == 1
+    assert settings.train.steps == 1
+    image = parse(["--model.family=vit", "--objective.crop_scale", "0.5", "1", "--train.steps=1"])
+    assert image.objective.crop_scale == [0.5, 1.0]
+
+
 MISTAKES = {
     "two vocabularies for one text": (["--train.steps=1", "--tokenizer.separate=true"], "separate is for pairs"),
     "an unknown key": (["--train.step=3"], "no setting train.step; the nearest is train.steps"),
@@ -58,7 +81,12 @@ MISTAKES = {
     ),
     "an unknown section in a file": (["--config={tmp}/section.yaml"], "no setting trian"),
     "a file that is no YAML": (["--config={tmp}/broken.yaml"], "broken.yaml is no YAML"),
-    "a file that is not there": (["--config={tmp}/nothing.yaml"], "nothing.yaml"),
+    "a file that is not there": (["--config={tmp}/nothing.yaml"], "nothing.yaml cannot be read (No such file"),
+    "a folder for a file": (["--config={tmp}"], "cannot be read (Is a directory)"),
+    "a file of nothing": (["--config={tmp}/empty.yaml"], "it holds no settings"),
+    "a section twice": (["--config={tmp}/twice.yaml"], "twice.yaml is no YAML: train stands twice, again in line 3"),
+    "a key twice": (["--config={tmp}/deep.yaml"], "until stands twice, again in line 1"),
+    "one value for a list in a file": (["--config={tmp}/list.yaml"], "it takes: a list of str, in brackets"),
     "a word for a number": (["--train.steps=many"], "train.steps cannot be 'many'; it takes: int"),
     "an unknown choice": (["--objective.next_sentence=nsb"], "it takes: nsp, sop, none"),
     "an unknown objective": (["--objective.name=clozes"], "objective.name cannot be 'clozes'"),
@@ -75,7 +103,7 @@ MISTAKES = {
     "examples beyond the table": (["--objective.sequence_length=513"], "model.max_position_embeddings to at least 513"),
     "rows shorter than examples": (["--objective.row_length=64"], "objective.row_length"),
     "noam without steps": (["--optim.schedule=noam"], "optim.warmup"),
-    "a name that is a path": (["--name=../up"], "a run's name is letters"),
+    **{f"the name {name!r}": ([f"--name={name}"], "a run's name is letters") for name in NAMES},
     "a learning rate below zero": (["--optim.learning_rate=-0.1"], "optim.learning_rate"),
     "a beta of one": (["--optim.beta1=1"], "optim.beta1 is 1"),
     "a seed below zero": (["--seed=-1"], "seed is -1"),
@@ -117,6 +145,10 @@ def test_a_mistake_is_one_sentence(mistake: str, tmp_path: Path, capsys: pytest.
     (tmp_path / "key.yaml").write_text("optim: {lerning_rate: 1.0}")
     (tmp_path / "section.yaml").write_text("trian: {steps: 1}")
     (tmp_path / "broken.yaml").write_text("train: [")
+    (tmp_path / "empty.yaml").touch()
+    (tmp_path / "twice.yaml").write_text("train:\n  steps: 1\ntrain:\n  window: 2\n")
+    (tmp_path / "deep.yaml").write_text("train: {phases: [{until: 0.5, until: 0.6}]}")
+    (tmp_path / "list.yaml").write_text("data: {files: a.txt}")
     arguments, expected = MISTAKES[mistake]
     with pytest.raises(SystemExit) as end:
         parse(["--train.steps=3", *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments)])
