@@ -37,7 +37,7 @@ def piped(label: str, data: bytes) -> Shown:
 def read(data: dict[str, Any]) -> list[Shown]:
     """All images of a run on these settings, sorted; what is told is printed."""
     source = {"source": "files" if "files" in data else "folder"} | data
-    prepared = prepare_images(ImageSettings(**source), 3, True, Path("cache"), is_builder=True)
+    prepared = prepare_images(ImageSettings(**source), 3, True, Path("../prepared"), is_builder=True)
     print(*prepared.lines, sep="\n")
     return sorted(
         shown(images.classes[images.labels[number]], images.image(number))
@@ -263,20 +263,20 @@ CASES: list[Case] = [
     Case("a link to nothing", linked({"cat/x.png": "gone.png"}), error=r"cat/x\.png cannot be read"),
     Case("one file by two paths", linked({"dog/again.png": "2.png"}), right=RIGHT, told="1 duplicates"),
     Case("a name in no UTF-8", misnamed, error=r"dog/caf\\xe9\.png' is a name in no UTF-8"),
-    layout("train and val", under("train", "val"), right=of_splits(2), told=r"trained on .*/train, held out: .*/val$"),
+    layout("train and val", under("train", "val"), right=of_splits(2), told=r"trained on .*/train, held out: .*/val\n"),
     layout(
         "train, val and test",
         under("train", "val", "test"),
         right=of_splits(2),
-        told=r"held out: .*/val; not read: .*/test$",
+        told=r"held out: .*/val; not read: .*/test\n",
     ),
-    layout("Training and Testing", under("Training", "Testing"), right=of_splits(2), told=r"held out: .*/Testing$"),
-    layout("train2017 and val2017", under("train2017", "val2017"), right=of_splits(2), told=r"held out: .*/val2017$"),
+    layout("Training and Testing", under("Training", "Testing"), right=of_splits(2), told=r"held out: .*/Testing\n"),
+    layout("train2017 and val2017", under("train2017", "val2017"), right=of_splits(2), told=r"held out: .*/val2017\n"),
     layout(
-        "seg_train and seg_test", under("seg_train", "seg_test"), right=of_splits(2), told=r"held out: .*/seg_test$"
+        "seg_train and seg_test", under("seg_train", "seg_test"), right=of_splits(2), told=r"held out: .*/seg_test\n"
     ),
-    layout("train_set and dev", under("train_set", "dev"), right=of_splits(2), told=r"held out: .*/dev$"),
-    layout("train alone", under("train"), right=of_splits(1), told=r"trained on .*/train, held out: a share of it$"),
+    layout("train_set and dev", under("train_set", "dev"), right=of_splits(2), told=r"held out: .*/dev\n"),
+    layout("train alone", under("train"), right=of_splits(1), told=r"trained on .*/train, held out: a share of it\n"),
     layout(
         "an image beside the splits", under("train", "val") | {"x.png": EEL}, error=r"x\.png lies beside the splits"
     ),
@@ -284,7 +284,7 @@ CASES: list[Case] = [
         "a note beside the splits",
         under("train", "val") | {"README.md": b"x"},
         right=of_splits(2),
-        told=r"held out: .*/val$",
+        told=r"held out: .*/val\n",
     ),
     layout(
         "numbered classes of trains",
@@ -329,7 +329,7 @@ CASES: list[Case] = [
         "a class of no image",
         lambda folder: save(folder, False, files="saved/*.arrow", names=("a", "never", "b")),
         right=NAMED,
-        told="classes without a training image: never$",
+        told="classes without a training image: never\n",
     ),
     table("one label", BINARY, pa.array([1, 1, 1, 1]), error="all 4 training images are of the class '1'"),
     table("labels of uint64", BINARY, pa.array(LABELS, pa.uint64()), right=TABLE),
