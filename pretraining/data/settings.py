@@ -26,7 +26,9 @@ class TokenizerSettings:
     path: str | None = None
     """Folder or Hub name of an existing tokenizer. If it is null, one is trained."""
     kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
-    """The subword model that is trained."""
+    """The subword model that is trained. All read text in its composed form (NFC), and white space and control
+    characters as one space. What they write is what they read, but wordpiece forgets the spaces beside punctuation and
+    Chinese characters, and unigram takes ▁ for a space."""
     separate: bool = False
     """The sources of pairs have one vocabulary and the targets another, of the same size. The targets' tokenizer of
     `path` is in its folder target/."""
