@@ -96,10 +96,9 @@ class KeelConfig(PreTrainedConfig):
             self.initializer_range = self.hidden_size**-0.5
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the copy of this file ends with a hash of the code that is saved with it.
+        """As in transformers; the copy of this file ends with a hash of the code beside it.
 
-        transformers finds a model's class by its configuration's class, and knows that by this file's content: of two
-        checkpoints in one process whose other files differ, the second would run the code of the first.
+        transformers knows code by this file alone: a second checkpoint of other code would run the first one's.
         """
         super().save_pretrained(save_directory, *args, **kwargs)
         own = Path(save_directory, "configuration.py")

@@ -76,8 +76,7 @@ class TokenEmbeddings(nn.Module):
         Args:
             sequence_ids: (B, past + T), the examples of packed rows.
             past_length: how many tokens a cache holds.
-            attention_mask: a decoder's or an encoder's, whose positions count from each row's first token: padding may
-                stand on either side.
+            attention_mask: where positions count from each row's first token: padding may stand on either side.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, or more tokens than positions.

@@ -38,10 +38,9 @@ PADDING_BIAS = -1e4
 
 
 def level_padding(logits: Tensor, bias: Tensor) -> Tensor:
-    """Logits (B, T, V) for a loss of somebody else's: a mean over V is as if padding were not in it.
+    """Logits (B, T, V) for a loss of somebody else's, in which padding's is the mean of the others less 20.
 
-    Padding's logit is the mean of the others less 20: its probability vanishes beside theirs, in a mean of
-    log-probabilities it counts little more than they do, and the gradient of its row stays zero.
+    Its probability vanishes, a mean over V hardly moves, and its row of the table gets no gradient.
     """
     low = bias < PADDING_BIAS / 2  # (1, V): padding, unless the weights come from a model that trained its row
     others = logits.masked_fill(low, 0.0)
@@ -333,10 +332,9 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             num_items_in_batch: what the losses are divided by, as `losses.mean_over_step` says.
 
         Returns:
-            Logits (B, T, V) of which losses may be made, label smoothing too (transformers' `Trainer` does); where
-            `use_cache` is given, as `generate` does, or `num_items_in_batch` is a dict, padding's are PADDING_BIAS.
+            Logits (B, T, V). Without `labels` and `use_cache` (which `generate` gives) somebody else may make a loss of
+            them, with label smoothing too, as `Trainer` does: `level_padding` was applied.
         """
-        level = use_cache is None and not isinstance(num_items_in_batch, dict)
         if alignment_labels is not None:
             kwargs["output_attentions"] = True
         if labels is not None:
@@ -359,7 +357,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             total = nll_loss(logprobs.flatten(0, 1), alignment_labels.flatten(), reduction="sum")
             targets = (alignment_labels, "alignment_labels")
             loss = loss + self.config.alignment_weight * mean_over_step(total, *targets, num_items_in_batch, labels)
-        if level:
+        if use_cache is None:  # nor labels
             logits = level_padding(logits, self.final_logits_bias)
         others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}  # under equal names
         return Seq2SeqLMOutput(loss=loss, logits=logits, **others)
