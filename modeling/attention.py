@@ -79,7 +79,7 @@ def varlen_attention(
 
 
 AttentionInterface.register("varlen", varlen_attention)
-AttentionMaskInterface.register("varlen", flash_attention_mask)  # which makes none unless there is padding
+AttentionMaskInterface.register("varlen", flash_attention_mask)  # None unless rows are padded
 
 
 class MultiHeadAttention(nn.Module):

@@ -90,7 +90,7 @@ class KeelPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-            # A loaded weight carries a flag that its slices lose: without the check its row would be zeroed.
+            # transformers marks loaded weights by a flag, which the slice lacks: its row would be zeroed.
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, nn.LayerNorm):
@@ -118,7 +118,7 @@ class KeelTextPreTrainedModel(KeelPreTrainedModel):
     _input_embed_layer = "tokens"
 
     def token_embeddings(self) -> Iterator[TokenEmbeddings]:
-        """BERT's; or the encoder's and the decoder's."""
+        """The embeddings of tokens: one module in BERT, two in an encoder-decoder."""
         return (module for module in self.modules() if isinstance(module, TokenEmbeddings))
 
     def get_position_embeddings(self) -> Any:

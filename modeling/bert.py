@@ -76,9 +76,7 @@ class KeelBertModel(KeelBertPreTrainedModel):
         logits_to_keep: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPooling:
-        """`logits_to_keep` (M,): indices into the flattened batch, as transformers has it for packed tokens.
-        `last_hidden_state` is then (M, D), the states at these indices, instead of (B, T, D).
-        """
+        """`last_hidden_state` is (B, T, D), or (M, D) with `logits_to_keep` (M,), as `Stack.forward` says."""
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, sequence_ids)
         mask = self_attention_mask(self.config, x, attention_mask, sequence_ids, kwargs)
         if self.pooler is None:
@@ -144,8 +142,7 @@ class KeelBertForPreTraining(KeelBertPreTrainedModel):
         Args:
             labels: (B, T), the token to predict, -100 for none.
             next_sentence_label: (B,) or (B, E); 0: B follows A, 1: it does not, -100: no pair.
-            logits_to_keep: (M,), the indices of all labels in the flattened batch: `prediction_logits` are (M, V), at
-                these alone, instead of (B, T, V).
+            logits_to_keep: (M,), the flat indices of all labels: `prediction_logits` are (M, V), not (B, T, V).
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs = self.bert(*inputs, sequence_ids, sequence_starts, logits_to_keep, return_dict=True, **kwargs)

@@ -75,7 +75,7 @@ class EncoderBlock(GradientCheckpointingLayer):
         memory = None
         if cls_only:  # keys and values of every token, the query of the first: x becomes (B, 1, D)
             memory, x = self.attention_residual.pre_norm(x), x[:, :1]
-        # A mask, a memory and the bounds of packed examples hold something for every row: rows cannot be left out.
+        # Masks, memories and packed bounds have an entry for every row, so no row may be left out.
         rowwise = mask is None and memory is None and not kwargs
         x = self.attention_residual(x, lambda y: self.attention(y, mask, memory, **kwargs)[0], rowwise)
         if logits_to_keep is not None:
@@ -138,7 +138,7 @@ class Stack(nn.Module):
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, *args, **kwargs)
-        if logits_to_keep is not None:  # given only where asked for: a decoder's block takes neither
+        if logits_to_keep is not None:  # passed only where it is set: DecoderBlock has neither
             kwargs["logits_to_keep"] = logits_to_keep
         if cls_only:
             kwargs["cls_only"] = True

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import PreTrainedConfig
 
-Count = Tensor | int | float
-Counts = dict[str, Count] | Count | None
+Counts = dict[str, Tensor | int | float] | Tensor | int | float | None
 
 
 def mean_over_step(
@@ -21,8 +20,8 @@ def mean_over_step(
         targets: this batch's targets, -100 where there is none.
         name: forward's argument for these targets.
         num_items_in_batch: None: divide by this batch's targets. A dict {argument of forward: targets in the step}:
-            exact. One number (transformers' `Trainer`, which counts `labels` alone): exact for `labels`; any other
-            loss is its mean over this batch times the batch's share of `labels`, so that accumulation inflates nothing.
+            divide by that count. One number (transformers' `Trainer`, which counts `labels` alone): divide `labels` by
+            it; any other loss is its mean over this batch, times this batch's share of the step's `labels`.
         labels: this batch's `labels`, if `targets` are another argument or leave out some of them.
     """
     count = (targets != -100).sum().clamp(min=1)

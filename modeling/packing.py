@@ -28,13 +28,11 @@ from transformers.masking_utils import (
 
 from .attention import Mask
 
-# Positions and starts
-
 
 def packed_positions(sequence_ids: Tensor) -> Tensor:
     """Position of each token in its own example, 0 for padding: (B, T) -> (B, T)."""
     index = torch.arange(sequence_ids.shape[1], device=sequence_ids.device).expand_as(sequence_ids)
-    starts = torch.ones_like(sequence_ids, dtype=torch.bool)  # where another example begins than stood before
+    starts = torch.ones_like(sequence_ids, dtype=torch.bool)  # true where an example begins
     starts[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
     start_of_token = (index * starts).cummax(-1).values  # the last start so far: (B, T)
     return (index - start_of_token) * (sequence_ids != 0)
@@ -57,9 +55,6 @@ def first_tokens(x: Tensor, sequence_ids: Tensor | None = None, sequence_starts:
         return rows
     starts = packed_starts(sequence_ids) if sequence_starts is None else sequence_starts
     return rows[:, None] + starts
-
-
-# Masks
 
 
 def same_sequence(query_ids: Tensor, key_ids: Tensor) -> Callable:
@@ -156,11 +151,8 @@ def cross_attention_mask(
     return create_bidirectional_mask(config, x, attention_mask, encoder_hidden_states=memory)
 
 
-# Bounds
-
-
 def self_attention_kwargs(kwargs: Mapping, side: Literal["q", "k"]) -> dict[str, Any]:
-    """What a kernel is given besides, where the target (`q`) or the source (`k`) of a packed pair attends to itself.
+    """The kernel's keyword arguments for self-attention of a packed pair's target (`q`) or source (`k`).
 
     `cu_seq_lens_q` and `cu_seq_lens_k` are the bounds of queries and of keys: in cross-attention the target's and the
     source's, in self-attention the same ones twice. So it is with `max_length_q` and `max_length_k`.

@@ -29,11 +29,11 @@ from .layers import DecoderBlock, EncoderBlock, Stack
 from .losses import Counts, mean_over_step, smoothed_loss
 from .packing import cross_attention_mask, packed_positions, self_attention_kwargs, self_attention_mask
 
-# The cache is `past_key_values` up to transformers 5.23 and `cache` since: `forward` takes either, outputs have this.
+# transformers calls the cache `past_key_values` up to 5.23 and `cache` since. `forward` takes both; outputs use CACHE.
 CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
 
 # Added to the logit of padding, which is never a target: its probability is then exactly zero in every dtype, and its
-# row of the tied table gets no gradient. Not minus infinity, of which arithmetic makes nan.
+# row of the tied table gets no gradient. Not -inf: arithmetic on it gives nan.
 PADDING_BIAS = -1e4
 
 
@@ -341,7 +341,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels, decoder_sequence_ids)
-        outputs = self.model(
+        outputs = self.model(  # in the order of KeelSeq2SeqModel.forward
             *(input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs, cache),
             *(inputs_embeds, decoder_inputs_embeds, use_cache, sequence_ids, decoder_sequence_ids, past_key_values),
             return_dict=True,
@@ -355,8 +355,8 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         if loss is not None and alignment_labels is not None:
             logprobs = self.alignment_weights(outputs).clamp(min=torch.finfo(logits.dtype).tiny).log()  # (B, T, S)
             total = nll_loss(logprobs.flatten(0, 1), alignment_labels.flatten(), reduction="sum")
-            targets = (alignment_labels, "alignment_labels")
-            loss = loss + self.config.alignment_weight * mean_over_step(total, *targets, num_items_in_batch, labels)
+            aligned = mean_over_step(total, alignment_labels, "alignment_labels", num_items_in_batch, labels)
+            loss = loss + self.config.alignment_weight * aligned
         if use_cache is None:  # nor labels
             logits = level_padding(logits, self.final_logits_bias)
         others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}  # under equal names

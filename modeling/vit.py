@@ -213,7 +213,6 @@ class KeelViTForMaskedImageModeling(KeelViTPreTrainedModel):
             x = self.pixels(x)  # (B, P, C * size * size)
             reconstruction = pixel_shuffle(x.transpose(1, 2).unflatten(2, (height, width)), self.config.patch_size)
             if bool_masked_pos is not None:
-                inputs = (reconstruction, pixel_values, bool_masked_pos, num_items_in_batch)
-                loss = pixel_loss(self.config, *inputs)
+                loss = pixel_loss(self.config, reconstruction, pixel_values, bool_masked_pos, num_items_in_batch)
         states = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
         return MaskedImageModelingOutput(loss=loss, reconstruction=reconstruction, **states)

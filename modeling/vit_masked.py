@@ -16,8 +16,8 @@ COLOR_LEVELS = 8  # of each channel of a mean color: three bits (Dosovitskiy 202
 def visible_patches(bool_masked_pos: Tensor) -> Tensor:
     """The indices of the patches that are not masked, in their order: (B, P) -> (B, V).
 
-    The host reads their number, so it waits for an accelerator. Of an image with nothing masked (an empty row of a
-    batch, which has no loss) the first V patches are taken.
+    Reading the counts makes the host wait for the accelerator. An image with nothing masked (an empty row, which has no
+    loss) gives its first V patches.
 
     Raises:
         ValueError: unequal numbers of patches are masked.
@@ -77,5 +77,5 @@ def pixel_loss(
     error = error.mean(1).unflatten(2, (-1, size)).unflatten(1, (-1, size))  # (B, H, size, W, size)
     error = error.mean((2, 4)).flatten(1)  # (B, P)
     masked = bool_masked_pos.bool()
-    targets = masked.long().where(masked, -100)
+    targets = masked.long().where(masked, -100)  # mean_over_step counts what is not -100
     return mean_over_step((error * masked).sum(), targets, "bool_masked_pos", num_items_in_batch)
