@@ -10,11 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Regex, Tokenizer, normalizers
 
-# What each of our tokenizers does to a text first. One normal form, or a word would have two spellings; and a single
-# space for white space and control characters. Format characters stay: Persian and Sinhala are written with joiners,
-# and emoji are made with them. A lone space does not match: to replace each by itself would take time.
+from pretraining.data.readers import CONTROL
+
+# What each of our tokenizers does to a text first, as the readers do: control characters go, and there is one normal
+# form, or a word would have two spellings. White space becomes a single space. Format characters stay: Persian and
+# Sinhala are written with joiners, and emoji are made with them. A lone space does not match: to replace each by itself
+# would take time.
 SPACE = Regex(r"[[\s\p{Cc}]&&[^ ]][\s\p{Cc}]*| [\s\p{Cc}]+")
-CLEAN = [normalizers.NFC(), normalizers.Replace(SPACE, " ")]
+CLEAN = [
+    normalizers.Replace(Regex(CONTROL.pattern), ""),
+    normalizers.NFC(),
+    normalizers.Replace(SPACE, " "),
+]
 BLOCK = 2**24  # tokens looked at together, for memory
 BATCH = 500  # texts tokenised at a time: token ids take ten times more memory as Python's integers than in an array
 

@@ -15,6 +15,7 @@ import torch
 
 from pretraining import evaluate
 from pretraining.cli import parse
+from pretraining.data.readers import normalise
 from pretraining.data.settings import TokenizerSettings
 from pretraining.data.text import corpus as text_corpus
 from pretraining.data.text.sentences import sentences
@@ -84,17 +85,17 @@ def test_every_script_survives(tokenizer):
 
 
 def test_raw_text_gets_the_ids_of_training(tokenizer):
-    odd = ["a b.\nC d.", "  x \t\u00a0y\u3000z\x1c w\x00v\n\n", "ends\n", "[ab] " + "é" * 200]
+    odd = ["a b.\nC d.", "  x \t\u00a0y\u3000z\x1c w\x00v\x7fu\x9ft\ufeffs\x85r\n\n", "ends\n", "[ab] " + "é" * 200]
     pairs = [unicodedata.normalize("NFD", text) for text in LINES] + odd
     for raw in [*LINES, *pairs]:
-        runs = sentences(unicodedata.normalize("NFC", raw), "zh" if raw == CHINESE else "en")
+        runs = sentences(normalise(raw), "zh" if raw == CHINESE else "en")
         found = encode(runs, tokenizer.backend_tokenizer, "int32", tokenizer.unk_token_id)
         assert found.tokens.tolist() == tokenizer(raw, add_special_tokens=False).input_ids, raw
         assert found.lengths.sum() == len(found.tokens) and len(found.lengths) == sum(map(len, runs))
 
 
 def test_clean_text_is_what_cleaning_leaves_as_it_is():
-    for text in ["a b", "a  b", "a\u00a0b", "e\u0301", "é", "a\x00b", " a", *LINES]:
+    for text in ["a b", "a  b", "a\u00a0b", "e\u0301", "é", "a\x00b", "a\ufeffb", " a", *LINES]:
         cleaned = text
         for step in CLEAN:
             cleaned = step.normalize_str(cleaned)
