@@ -134,18 +134,23 @@ def test_all_runs_end(launch: Launch):
     assert launch.codes == [0, 0], launch.said
 
 
+def numbers(metrics: dict) -> dict[str, float]:
+    """A held-out mean of nothing is null: the one example may have no pair to judge."""
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
+
+
 @pytest.mark.parametrize(("kind", "rows"), CASES)
 def test_two_processes_learn_what_one_does(kind: str, rows: int, launch: Launch, data: Path):
     main(arguments_of(kind, rows, data, processes=1))
     one, two = (data / processes / f"{kind}-{rows}" for processes in "12")
     assert (two / "results.json").exists(), launch.said
     for line, other in zip(lines(one), lines(two), strict=True):
-        assert all(map(math.isfinite, other.values()))
-        assert line == pytest.approx(other, rel=1e-4, abs=1e-6)
+        assert "loss" not in line or all(map(math.isfinite, other.values()))
+        assert numbers(line) == pytest.approx(numbers(other), rel=1e-4, abs=1e-6, nan_ok=True)
     judged, others = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
     for fact in ("signatures", "unknown"):  # no metrics
         assert judged.pop(fact, None) == others.pop(fact, None)
-    assert judged == pytest.approx(others, rel=1e-4, abs=1e-6)
+    assert numbers(judged) == pytest.approx(numbers(others), rel=1e-4, abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize(("kind", "rows"), RESUMED)
