@@ -194,9 +194,7 @@ class PatchEmbeddings(nn.Module):
             )
         x = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, C, height, width) -> (B, D, H, W)
         cls_position, positions = self.split_cls(self.interpolated(*x.shape[2:]))
-        x = (
-            x.flatten(2).transpose(1, 2).contiguous()
-        )  # (B, P, D); without it every later sum is of the transposed layout
+        x = x.flatten(2).transpose(1, 2).contiguous()  # (B, P, D); or every later sum has the transposed layout
         if bool_masked_pos is not None:
             if self.mask_token is None:
                 raise ValueError("bool_masked_pos needs a mask token: use KeelViTForMaskedImageModeling.")
