@@ -77,14 +77,14 @@ def _matches(folder: str, parts: list[str], again: list[str]) -> Iterator[str]:
             yield from _matches(each, rest or ["*"], again)
         return
     names = [part]
-    if glob.has_magic(part):
+    if glob.has_magic(part) and not os.path.lexists(os.path.join(folder, part)):
         names = fnmatch.filter(sorted(os.listdir(folder or ".")), part)
         names = [name for name in names if part.startswith(".") or not name.startswith(".")]
     for path in (os.path.join(folder, name) for name in names):
         try:
             state = os.stat(path)
         except FileNotFoundError:
-            if glob.has_magic(part) and not rest:  # a link to nothing
+            if os.path.islink(path) and not rest:  # a link to nothing
                 raise
             continue
         if not rest:
@@ -107,8 +107,10 @@ def find(patterns: list[str], setting: str, known: Iterable[str] | None = None, 
     files: dict[object, str] = {}
     again: list[str] = []  # paths that lead where others lead
     for number, pattern in enumerate(map(os.path.expanduser, patterns)):
+        name = shown(pattern)
+        if os.path.exists(pattern) and not os.path.isfile(pattern) and not os.path.isdir(pattern):
+            raise UserError(f"{name} in data.{setting} is a pipe or a device: write what it gives into a file.")
         if os.path.isdir(pattern):
-            name = shown(pattern)
             mend = f"set data.source to {name}" if is_saved(pattern) else f"name its files, as in {name}/*.txt"
             raise UserError(f"{name} in data.{setting} is a folder: {mend}.")
         try:

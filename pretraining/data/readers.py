@@ -6,11 +6,13 @@ aligned files out of step. It reads no table with a column that is a map, and it
 """
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
 import itertools
 import json
+import os
 import re
 import unicodedata
 import zlib
@@ -29,6 +31,7 @@ from pretraining.errors import UserError, one_line
 from pretraining.files import check_writable
 
 BATCH = 16  # rows read at a time; they can be whole books
+HEAD = 20  # rows that are looked at to know the separator
 BUFFER = 2**18  # bytes of a file read at a time, and looked at to know its encoding and its line ends
 
 Row = dict[str, Any]
@@ -72,6 +75,12 @@ def texts(dataset: Dataset, column: str = "text") -> Iterator[str]:
     return (row[column] for row in read(dataset, [column]))
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names in one line of a message, the first of them if there are many."""
+    names = [name if name.isprintable() else ascii(name) for name in names]
+    return ", ".join(names[:20] + ["..."] * (len(names) > 20))
+
+
 def check_columns(columns: Columns, names: list[str], place: str, is_header: bool = True) -> None:
     """Raises UserError where a column is not there, or twice.
 
@@ -82,7 +91,7 @@ def check_columns(columns: Columns, names: list[str], place: str, is_header: boo
         if column not in names:
             near = nearest(column, names)
             if is_header:
-                mend = f"set data.{setting} to one of {', '.join(names)}" if names else "it has none at all"
+                mend = f"set data.{setting} to one of {listed(names)}" if names else "it has none at all"
             else:
                 row = ", ".join(f"{name!r:.40}" for name in names)
                 mend = (
@@ -137,11 +146,14 @@ def _first_bad_byte(path: str, encoding: str) -> str:
             position += len(block)
 
 
-def lines(path: str) -> Iterator[str]:
+def lines(path: str, every_end: bool = False) -> Iterator[str]:
     """The lines of a file, plain or .gz, each with its line end, which becomes a line feed.
 
     UTF-8, or what a byte-order mark says. A carriage return ends a line only before a line feed, or in a file that has
     no line feeds: within a line it is white space, or two files that are aligned would slip against one another.
+
+    Args:
+        every_end: whether a carriage return ends a line wherever it is.
     """
     name, number, encoding = shown(path), 0, "utf-8"
     try:
@@ -149,18 +161,21 @@ def lines(path: str) -> Iterator[str]:
             head = file.peek(BUFFER)
             encoding = next(encoding for mark, encoding in ENCODINGS.items() if head.startswith(mark))
             start = head.decode(encoding, "ignore")
-            newline = None if "\r" in start and "\n" not in start else "\n"
+            newline = None if every_end or ("\r" in start and "\n" not in start) else "\n"
             for number, line in enumerate(io.TextIOWrapper(file, encoding, newline=newline), 1):
                 if "\0" in line:
                     raise UserError(
                         f"{name}, line {number} holds a NUL, as UTF-16 without a byte-order mark and files that are no "
                         "text do: convert it to UTF-8, or delete the NUL."
                     )
+                if "\x1b$" in line:
+                    raise UserError(f"{name}, line {number} is ISO 2022, as in Japanese mail: convert it to UTF-8.")
+                line = line.lstrip("\ufeff")  # the mark of another file, which this one was joined from
                 yield f"{line[:-2]}\n" if line.endswith("\r\n") else line
     except UnicodeDecodeError as error:
         place = _first_bad_byte(path, encoding)
         kind = encoding.upper().removesuffix("-SIG")
-        raise UserError(f"{name} is not {kind} at {place}: convert it to UTF-8.") from error
+        raise UserError(f"{name} is not {kind} at {place}: convert it to UTF-8, or unpack it.") from error
     except (OSError, EOFError, zlib.error) as error:
         after = f" after line {number}" if number else ""
         raise UserError(f"{name} cannot be read{after} ({error}): check its rights, or write it anew.") from error
@@ -189,10 +204,15 @@ def _jsonl(path: str, columns: Columns) -> Rows:
         for column in columns:
             if column not in row:
                 raise UserError(
-                    f"{place} has no key {column!r}, which the first line has, but {', '.join(row) or 'none'}: "
+                    f"{place} has no key {column!r}, which the first line has, but {listed(row) or 'none'}: "
                     f"write its {column!r}, if only as null, or delete the line."
                 )
         yield f"{name}:{number}", row
+
+
+def _is_filled(row: list[str]) -> bool:
+    """Whether it is no blank line, which has no cells, or one of white space."""
+    return len(row) > 1 or bool("".join(row).strip())
 
 
 def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator: str, numbered: bool = False) -> Rows:
@@ -203,15 +223,16 @@ def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator
         numbered: whether `columns` are numbers, counted from 1, whatever the first row holds.
     """
     name = shown(path)
-    # A blank line has no cells.
-    cells: Iterator[tuple[int, list[str]]] = filter(lambda numbered_row: numbered_row[1], enumerate(rows, 1))
-    number, header = next(cells, (0, []))
-    if not header:
+    cells: Iterator[tuple[int, list[str]]]
+    cells = ((number, row) for number, row in enumerate(rows, 1) if _is_filled(row))
+    number, first = next(cells, (0, []))
+    if not first:
         return
+    header = [normalise(name).strip() for name in first]
     # A table of numbers may have numbers for names; in any other, a number is none, whatever cell is equal to it.
     has_names = set(columns) <= set(header) and all(name.isdecimal() for name in header)
     if numbered or (all(column.isdecimal() for column in columns) and not has_names):
-        cells = itertools.chain([(number, header)], cells)
+        cells = itertools.chain([(number, first)], cells)
         header, numbered = [str(column) for column in range(1, len(header) + 1)], True
     check_columns(columns, header, f"{name}, separated by {separator},", numbered)
     for number, row in cells:
@@ -224,22 +245,31 @@ def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator
 
 
 def _csv(path: str, columns: Columns) -> Rows:
-    """Cells stand between what the header has most of, but between commas if these give all columns asked for."""
+    """Cells stand between what a first line `sep=;` says, as Excel writes it, or what gives all columns asked for.
+
+    Else between what gives the most cells, and the same number in each of the first rows.
+    """
     csv.field_size_limit(2**31 - 1)  # by default 128 KiB, less than a book
+    stated = re.fullmatch('"?sep=([,;\t|])"?\\s*', next(lines(path, every_end=True), ""), re.IGNORECASE)
 
     def parse(separator: str) -> Any:
-        return csv.reader(lines(path), delimiter=separator, strict=True)
+        rows = lines(path, every_end=True)
+        if stated:
+            rows = itertools.chain(["\n"], itertools.islice(rows, 1, None))
+        return csv.reader(rows, delimiter=separator, strict=True)
 
-    def header(separator: str) -> list[str]:
-        try:
-            return next(filter(None, parse(separator)), [])
-        except csv.Error:  # of another separator, or told below
-            return []
+    def fit(separator: str) -> tuple[bool, bool, int]:
+        header: list[str] = []
+        counts: set[int] = set()
+        with contextlib.suppress(csv.Error):  # of another separator, or told below
+            for row in itertools.islice(filter(_is_filled, parse(separator)), HEAD):
+                header = header or row
+                counts.add(len(row))
+        if len(header) < 2:
+            return False, False, len(header)
+        return set(columns) <= {normalise(name).strip() for name in header}, len(counts) == 1, len(header)
 
-    headers = {separator: header(separator) for separator in SEPARATORS}
-    separator = max(headers, key=lambda each: len(headers[each]))  # the first of equals
-    if len(headers[","]) > 1 and set(columns) <= set(headers[","]):
-        separator = ","
+    separator = stated[1] if stated else max(SEPARATORS, key=fit)  # the first of equals
     rows = parse(separator)
     try:
         yield from _by_header(path, rows, columns, SEPARATORS[separator])
@@ -255,7 +285,7 @@ def tsv(path: str, columns: Columns) -> Rows:
 
     if columns:
         return _by_header(path, rows(), columns, "tabs")
-    first = next(filter(None, rows()), None)
+    first = next(filter(_is_filled, rows()), None)
     if first is None:
         return iter(())
     if len(first) != 2:
@@ -325,6 +355,7 @@ def load_hub(source: str, subset: str | None, split: str, columns: Columns, othe
     Args:
         others: the sources that are none of the Hub, for the message.
     """
+    source = os.path.expanduser(source)
     place = f"data set {source!r}, subset {subset!r}, split {split!r}"
     try:
         dataset = _load(source, subset, split)

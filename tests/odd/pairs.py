@@ -79,6 +79,12 @@ def one_by_two_paths(folder: Path) -> dict[str, Any]:
     return {**names, "duplicates": True}
 
 
+def one_for_both(folder: Path) -> dict[str, Any]:
+    (folder / "a.en").write_text("a\n")
+    (folder / "a.de").symlink_to("a.en")
+    return {setting: [str(folder / f"a.{end}")] for setting, end in SIDES.items()}
+
+
 def maps() -> pa.Table:
     pairs = [[("en", "a"), ("de", "b")], [("en", "c"), ("de", "d")]]
     return pa.table({"translation": pa.array(pairs, pa.map_(pa.string(), pa.string()))})
@@ -121,6 +127,8 @@ def cases() -> Iterator[Case]:
     )
     yield Case("aligned, several targets", several_targets, [("a.en", "a.de"), ("a.en", "b.de")])
     yield Case("aligned, one by two paths", one_by_two_paths, [("en", "de")], told="1 of 2 files repeat others")
+    error = r"a\.en in data\.source_files and .*a\.de in data\.target_files are one file"
+    yield Case("aligned, one file for both sides", one_for_both, error=error)
     yield Case("control characters", aligned("a\x01b\ufeff\n", "\x1bc\n"), [("ab", "c")])
 
     # ---- .tsv ----
@@ -133,6 +141,9 @@ def cases() -> Iterator[Case]:
     )
     yield Case(".tsv of four cells, by number", file("a.tsv", four, columns=[2, 4]), right)
     yield Case(".tsv of four cells, by number in words", file("a.tsv", four, columns=["2", "4"]), right)
+    yield Case(".tsv, one number twice", file("a.tsv", four, columns=[2, "2"]), error=r"data\.columns is \[2, '2'\]")
+    yield Case(".tsv, names between spaces", file("a.tsv", "\ufeffen \t de\na\tb\n", **COLUMNS), [("a", "b")])
+    yield Case(".tsv, lines of white space", file("a.tsv", "  \na\tb\n \nc\td\n"), [("a", "b"), ("c", "d")])
     yield Case(
         ".tsv, a number too high", file("a.tsv", four, columns=[2, 5]), error=r"a\.tsv.*no column '5'.*1, 2, 3, 4"
     )

@@ -95,10 +95,20 @@ def saved(data: Dataset | DatasetDict, **settings: Any) -> Write:
     return write
 
 
+def saved_at_home(folder: Path) -> dict[str, Any]:
+    Dataset.from_dict({"text": ["x"]}).save_to_disk(str(folder / "saved"))
+    return {"source": f"~/{os.path.relpath(folder / 'saved', Path.home())}"}
+
+
 def hard_link(folder: Path) -> dict[str, Any]:
     (folder / "a.txt").write_text("once")
     os.link(folder / "a.txt", folder / "b.txt")
     return {"files": [str(folder / "*.txt")]}
+
+
+def pipe(folder: Path) -> dict[str, Any]:
+    os.mkfifo(folder / "a.txt")
+    return {"files": [str(folder / "a.txt")]}
 
 
 def with_map(folder: Path) -> dict[str, Any]:
@@ -165,6 +175,8 @@ def cases() -> Iterator[Case]:
     error = r"a\.txt\.gz is not UTF-8 at line 2, byte 13 \(0xe9\)"
     yield Case("Latin 1 among UTF-8, .txt.gz", file("a.txt.gz", latin), error=error)
     yield Case("half of UTF-16", file("a.txt", WORD.encode("utf-16")[:-1]), error=r"a\.txt is not UTF-16 at line 1")
+    mail = "日本語".encode("iso2022_jp")
+    yield Case("Japanese of mail", file("a.txt", mail), error=r"a\.txt, line 1 is ISO 2022.*convert it to UTF-8")
     yield Case("bytes past the first buffer", file("a.txt", b"x\n" * 2**18 + b"\xe9"),
                error=r"a\.txt is not UTF-8 at line 262145, byte 524288 \(0xe9\)")  # fmt: skip
     for end in ("txt", "csv", "jsonl"):
@@ -214,6 +226,20 @@ def cases() -> Iterator[Case]:
     )
     yield Case(".csv, a number too high", file("a.csv", "x,1\n", column="3"), error=r"a\.csv.*no column '3'.*1, 2")
     yield Case(".csv, columns by numbers in its header", file("a.csv", "0,1\nx,y\n", column="1"), ["y"])
+    for name, content in {
+        "a separator stated": "sep=;\nid;text\n1;a, b\n",
+        "a separator stated, with a mark": "\ufeffsep=;\r\nid;text\r\n1;a, b\r\n",
+        "names between spaces": "id | text\n1 | a, b\n",
+        "a mark within the header": '\ufeff\ufefftext,id\n"a, b",1\n',
+        "more commas than semicolons in the header": "price, tax, sum;text\n1;a, b\n",
+        "CR with LF in quotes": 'text,id\r"a, b",1\r"c\nd",2\r',
+        "lines of white space": "\t\nid;text\n1;a, b\n  \n",
+    }.items():
+        right = ["a, b", "c\nd"] if "quotes" in name else ["a, b"]
+        yield Case(f".csv, {name}", file("a.csv", content), right)
+    by_number = file("a.csv", "1;a, b, and c\n2;d\n", column="2")
+    yield Case(".csv by number, more commas than semicolons", by_number, ["a, b, and c", "d"])
+    yield Case(".csv, nothing but white space", file("a.csv", " \n  \n"), error=r"a\.csv holds no text")
     yield Case(".csv, the column twice", file("a.csv", "text,text\na,b\n"), error=r"a\.csv.* has 2 columns 'text'")
     yield Case(".csv, another column twice", file("a.csv", "id,text,id\n1,a,2\n"), ["a"])
     yield Case(".csv, nothing but a header", file("a.csv", "text\n"), error=r"a\.csv holds no text")
@@ -264,6 +290,13 @@ def cases() -> Iterator[Case]:
         file("a.jsonl", '{\n"text": "a"\n}'),
         error=r"a\.jsonl, line 1 is not JSON.*on each line",
     )
+
+    joined = file("a.jsonl", '{"text": "a"}\n\ufeff{"text": "b"}\n')
+    yield Case(".jsonl, joined with its mark", joined, ["a", "b"])
+    two = json.dumps({"text": "a"}) + "\n" + json.dumps({"b\nc": "d"})
+    yield Case(".jsonl, a key of two lines", file("a.jsonl", two), error=r"a\.jsonl, line 2.*but 'b\\nc'")
+    many = file("a.jsonl", json.dumps({f"key {n}": n for n in range(999)}))
+    yield Case(".jsonl, many keys", many, error=r"a\.jsonl, line 1.*one of key 0, .{,200}key 19, \.\.\.\.$")
 
     # ---- .parquet ----
     for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()):
@@ -348,6 +381,13 @@ def cases() -> Iterator[Case]:
         "names of two lines", tree(files=["a\nb.csv"], pattern="*.csv"), error=r"a\\nb\.csv.* has no column 'text'"
     )
     yield Case("stars and brackets", tree(files=["[a]*?.txt"], pattern="[a]*?.txt"), ["[a]*?.txt"])
+    folders = tree(files=["d[1]/a.txt", "d1/b.txt"], pattern="d[1]/*.txt")
+    yield Case("stars and brackets of a folder, before a glob", folders, ["a.txt"])
+    link = tree(("a.txt", "gone"), files=[], pattern="a.txt")
+    yield Case(
+        "a link to nothing, named", link, error=r"a\.txt in data\.files cannot be read.*mend its rights or its link"
+    )
+    yield Case("a pipe", pipe, error=r"a\.txt in data\.files is a pipe or a device: write what it gives into a file")
     yield Case("an extension in capitals", tree(files=["A.TXT"], pattern="*"), ["A.TXT"])
     yield Case(
         "an unknown extension",
@@ -364,6 +404,7 @@ def cases() -> Iterator[Case]:
     # ---- data sets ----
     data = Dataset.from_dict({"text": NFD, "other": list(range(len(NFD)))})
     yield Case("save_to_disk", saved(data), NFC)
+    yield Case("save_to_disk, from home", saved_at_home, ["x"])
     for kind in (pa.string_view(), pa.large_string(), pa.binary_view()):
         of_kind = saved(Dataset(pa.table({"text": of_type(kind)})))
         yield Case(f"save_to_disk, {kind}", of_kind, ["a", "한"], told="1 rows hold no text")

@@ -64,7 +64,7 @@ class PairSettings:
         for one, other in (("source_language", "target_language"), ("source_files", "target_files")):
             if getattr(self, one) and getattr(self, one) == getattr(self, other):
                 raise UserError(f"data.{one} and data.{other} are both {getattr(self, one)}: name one for each side.")
-        if len(set(self.columns)) == 1:
+        if len(set(map(str, self.columns))) == 1:
             raise UserError(f"data.columns is {self.columns}: name the source's column and the target's.")
         lines = ["source_files", "target_files"]
         train = [kind for kind in ("files", *lines, "alignment_files") if getattr(self, kind)]

@@ -11,7 +11,7 @@ from pretraining.data import readers
 from pretraining.data.find import check_apart, extension, find, identity, nearest, shown, state
 from pretraining.data.pairs import dates
 from pretraining.data.pairs.settings import PairSettings
-from pretraining.data.readers import TABLES, Columns, Row, Rows, check_text, lines, tsv
+from pretraining.data.readers import TABLES, Columns, Row, Rows, check_text, lines, listed, tsv
 from pretraining.data.stored import hash_text, store
 from pretraining.errors import UserError, tell
 
@@ -50,7 +50,7 @@ def _translation(row: Row, name: str, settings: PairSettings) -> Iterator[Cell]:
             f'{{"{settings.column}": {{"en": "...", "de": "..."}}}}, or name two plain columns in data.columns.'
         )
     for setting in ("source_language", "target_language"):
-        language, languages = getattr(settings, setting), ", ".join(value)
+        language, languages = getattr(settings, setting), listed(value)
         if language is None:
             raise UserError(
                 f"{name} has the languages {languages}: set data.source_language and data.target_language to two of "
@@ -189,6 +189,12 @@ def _find(settings: PairSettings, prefix: str = "") -> list[tuple[str, ...]]:
                 "same order."
             )
     groups = list(zip(*sides, strict=True))
+    for source, target, *_ in groups:
+        if identity(source) == identity(target):
+            raise UserError(
+                f"{shown(source)} in data.{names[0]} and {shown(target)} in data.{names[1]} are one file: name one for "
+                "each side."
+            )
     once = {tuple(map(identity, files)): files for files in groups}
     if len(once) < len(groups):
         tell(f"data.{names[0]}: {len(groups) - len(once)} of {len(groups)} files repeat others: each is read once.")
