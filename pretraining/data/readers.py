@@ -228,7 +228,7 @@ def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator
     number, first = next(cells, (0, []))
     if not first:
         return
-    header = [normalise(name).strip() for name in first]
+    header = first if set(columns) <= set(first) else [normalise(name).strip() for name in first]
     # A table of numbers may have numbers for names; in any other, a number is none, whatever cell is equal to it.
     has_names = set(columns) <= set(header) and all(name.isdecimal() for name in header)
     if numbered or (all(column.isdecimal() for column in columns) and not has_names):
@@ -267,7 +267,8 @@ def _csv(path: str, columns: Columns) -> Rows:
                 counts.add(len(row))
         if len(header) < 2:
             return False, False, len(header)
-        return set(columns) <= {normalise(name).strip() for name in header}, len(counts) == 1, len(header)
+        names = {each for name in header for each in (name, normalise(name).strip())}
+        return set(columns) <= names, len(counts) == 1, len(header)
 
     separator = stated[1] if stated else max(SEPARATORS, key=fit)  # the first of equals
     rows = parse(separator)

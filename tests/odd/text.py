@@ -237,6 +237,7 @@ def cases() -> Iterator[Case]:
     }.items():
         right = ["a, b", "c\nd"] if "quotes" in name else ["a, b"]
         yield Case(f".csv, {name}", file("a.csv", content), right)
+    yield Case(".csv, a name with its spaces", file("a.csv", "id, text\n1,a\n", column=" text"), ["a"])
     by_number = file("a.csv", "1;a, b, and c\n2;d\n", column="2")
     yield Case(".csv by number, more commas than semicolons", by_number, ["a, b, and c", "d"])
     yield Case(".csv, nothing but white space", file("a.csv", " \n  \n"), error=r"a\.csv holds no text")
