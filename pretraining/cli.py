@@ -39,26 +39,37 @@ RENAMED = {
 }
 
 
+SECTIONS = {"model", "data", "tokenizer", "objective", "train", "optim", "evaluation", "checkpoint", "log"}
+
+
+def describe(hint: Any) -> str:
+    """The values that a setting takes, in words."""
+    kinds = get_args(hint) or (hint,)
+    takes = ", ".join("null" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds)
+    takes = f"a list of {takes}, in brackets" if get_origin(hint) is list else takes
+    return f"{takes} (in quotes in YAML, where it looks like a number, yes or no)" if str in kinds else takes
+
+
 class Parser(ArgumentParser):
     """Errors of one sentence: the key, what is wrong with it, and the nearest right key or the values it takes."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         types = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
-        unknown = re.search(r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted", message)
-        nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+        unknown = re.search(r"unrecognized arguments: --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
+        nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.-]+)'", message)
         wrong = re.search(r'Parser key "([\w.]+)":.*(?:Given value|Got value|value): (.*)', message, re.DOTALL)
         if unknown or nested:
             key = ".".join(nested.groups()) if nested else next(filter(None, unknown.groups() if unknown else ()))
-            near = difflib.get_close_matches(key, types, n=1, cutoff=0.0)[0]
+            names = [name for name in types if name not in SECTIONS]
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
             message = f"there is no setting {key}; the nearest is {near}."
             if key in RENAMED:
                 message = f"{key} is named {RENAMED[key]} now: rename it."
         elif wrong:
             key, value = wrong.groups()
             hint = types.get(key)
-            takes = ", ".join(getattr(kind, "__name__", str(kind)) for kind in get_args(hint) or (hint,))
-            takes = f"a list of {takes}, in brackets" if get_origin(hint) is list else takes
-            message = f"{key} cannot be {value.strip()!r}; it takes: {takes}."
+            message = f"{key} cannot be {value.strip()!r}; it takes: {describe(hint)}."
+        message = " ".join(message.split()).encode(errors="backslashreplace").decode()
         print(f"{self.prog}: error: {message} (--help lists every setting)", file=sys.stderr)
         sys.exit(2)
 
@@ -82,11 +93,16 @@ def read_yaml(path: str) -> dict:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), OneKey)
         if not isinstance(content, dict):
             raise yaml.YAMLError("it holds no settings")
+        for key, value in content.items():
+            if key in SECTIONS and not isinstance(value, dict):
+                raise yaml.YAMLError(f"its section {key} is {value!r}: indent its settings below it, or leave it out")
+            if str(key).partition(".")[0] in SECTIONS - {key}:
+                raise yaml.YAMLError(f"{key} stands in no section: write it below {key.partition('.')[0]}, indented")
         return content
     except OSError as error:
         Parser(prog="pretrain.py").error(f"--config: {path} cannot be read ({error.strerror}): name a YAML file.")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        Parser(prog="pretrain.py").error(f"{path} is no YAML: {one_line(error)}.")
+        Parser(prog="pretrain.py").error(f"{path} is no YAML of settings: {one_line(error)}.")
 
 
 def peek(arguments: list[str], key: str, default: str) -> str:
@@ -165,7 +181,7 @@ def gather_lists(parser: Parser, arguments: list[str]) -> list[str]:
         values = [given] if equals else []
         while rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
-        if not values or (len(values) == 1 and isinstance(plain(values[0]), list)):
+        if not values or (len(values) == 1 and values[0][:1] == "[" and isinstance(plain(values[0]), list)):
             gathered += [option, *values]
         else:
             members = values if get_args(kind) == (str,) else [plain(value) for value in values]
@@ -199,11 +215,14 @@ def parse(arguments: list[str] | None = None) -> Settings:
     Whatever is wrong ends the program with one sentence.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    family = peek(arguments, "model.family", "bert")
-    family = family if family in CONFIGS else "bert"  # the parser itself refuses it
+    asked = peek(arguments, "model.family", "bert")
+    family = asked if asked in CONFIGS else "bert"  # the parser itself refuses it
     names = [name for name, entry in OBJECTIVES.items() if entry.family == family]  # the usual one first
     name = peek(arguments, "objective.name", names[0])
     parser = make_parser(family, name if name in names else names[0])
+    if name not in names and asked == family:
+        others = f" {name} is one of {OBJECTIVES[name].family}." if name in OBJECTIVES else ""
+        parser.error(f"objective.name is {name!r}, and model.family {family} takes: {', '.join(names)}.{others}")
     arguments = gather_lists(parser, arguments)
     parser.set_defaults(DEFAULTS[family])
     checkpoint = peek(arguments, "init_from", "null")
@@ -226,6 +245,10 @@ def parse(arguments: list[str] | None = None) -> Settings:
 def make_settings(parser: Parser, arguments: list[str], family: str, trained_positions: int = 0) -> Settings:
     """The settings that these arguments give, with their YAML."""
     given = parser.parse_args(arguments)
+    for action in parser._actions:  # in YAML jsonargparse takes null for anything
+        hint = getattr(action, "_typehint", None)
+        if hint and given.get(action.dest, "") is None and hint is not Any and type(None) not in get_args(hint):
+            parser.error(f"{action.dest} cannot be null; it takes: {describe(hint)}.")
     if family in READERS:
         given.tokenizer.path = given.tokenizer.path or given.init_from
     resolved = parser.dump(given, skip_none=False)

@@ -34,6 +34,8 @@ def read_config(checkpoint: str, ours: type[PreTrainedConfig]) -> PreTrainedConf
     Raises:
         UserError: there is none, it is another family's, or it has no keel form.
     """
+    if Path(checkpoint, "model", "config.json").exists():
+        raise UserError(f"init_from: {checkpoint} is a run's folder: give {Path(checkpoint, 'model')}.")
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except Exception as error:  # there are dozens, from missing files to a missing network
@@ -41,6 +43,8 @@ def read_config(checkpoint: str, ours: type[PreTrainedConfig]) -> PreTrainedConf
             f"init_from: no checkpoint can be read from {checkpoint!r} ({one_line(error)}): it must be a folder with "
             "config.json and weights, or a Hub name."
         ) from error
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"init_from: the weights of {checkpoint} are quantised: give those from before.")
     if isinstance(config, ours):
         return config
     (native,) = (family.native_config for family in FAMILIES if family.config is ours)

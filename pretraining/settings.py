@@ -1,7 +1,7 @@
 """The run's settings as small frozen dataclasses: typed, documented, validated; nothing heavy is imported here."""
 
 import dataclasses
-import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -78,8 +78,8 @@ class TrainSettings:
                 f"Give the run exactly one budget, one of train.{', train.'.join(budgets)}; "
                 f"given: {' and '.join(given) or 'none'}."
             )
-        if getattr(self, given[0]) <= 0:
-            raise UserError(f"train.{given[0]} is {getattr(self, given[0])}: a budget is more than 0.")
+        if not 0 < getattr(self, given[0]) < float("inf"):
+            raise UserError(f"train.{given[0]} is {getattr(self, given[0])}: a budget is more than 0, and finite.")
         for name in ("rows_per_step", "micro_batch", "window", "threads"):
             if getattr(self, name) != "auto":
                 between(f"train.{name}", getattr(self, name), 1)
@@ -247,9 +247,11 @@ class Settings:
     """Positions of the model's table that come, trained, from the checkpoint `init_from`."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.name) or not self.name.strip("."):  # runs/.. is no folder of ours
+        letters = all(c in "._-" or unicodedata.category(c)[0] in "LMN" for c in self.name)
+        if not letters or not self.name.strip(".") or len(self.name.encode()) > 200:  # runs/.. is no folder of ours
             raise UserError(
-                f"name is {self.name!r}: a run's name is letters, digits, '.', '_' and '-', and not of dots alone."
+                f"name is {self.name!r}: a run's name is letters, digits, '.', '_' and '-', not of dots alone, and at "
+                "most 200 bytes, since it is a folder's."
             )
         between("seed", self.seed, 0, 2**32 - 1)
         self.objective.check(self)

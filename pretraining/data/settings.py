@@ -8,8 +8,8 @@ from pretraining.errors import UserError
 
 def between(name: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raises UserError where a setting is out of its range."""
-    if not low <= value <= high:
-        bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+    if not low <= value <= high or value == float("inf"):
+        bound = f"a number of at least {low}" if high == float("inf") else f"between {low} and {high}"
         raise UserError(f"{name} is {value}: it must be {bound}.")
 
 

@@ -21,7 +21,8 @@ from modeling.convert import from_native, to_native
 from pretraining.cli import parse
 from pretraining.data.settings import TokenizerSettings
 from pretraining.data.tokenizer import build_tokenizer, load_tokenizer, regular_ids, word_starts
-from pretraining.init_from import load_weights, own_class, read_weights
+from pretraining.errors import UserError
+from pretraining.init_from import load_weights, own_class, read_config, read_weights
 
 SHAPE = {
     "hidden_size": 32,
@@ -372,3 +373,14 @@ def test_a_unigram_tokenizer_takes_no_new_words(corpus: Path, tmp_path: Path, ma
     build_tokenizer(TokenizerSettings(kind="unigram", vocab_size=900), topics, tmp_path).save_pretrained(tmp_path / "t")
     with pytest.raises(ValueError, match=r"new_words .* need a WordPiece or BPE tokenizer, and .* is Unigram"):
         build_tokenizer(TokenizerSettings(path=str(tmp_path / "t"), new_words=1), topics, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place, extra, expected",
+    [("run/model", {}, "is a run's folder: give "), ("run", {"quantization_config": {"bits": 4}}, "are quantised")],
+)
+def test_a_checkpoint_that_is_no_start(place: str, extra: dict, expected: str, tmp_path: Path):
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "config.json").write_text(json.dumps({"model_type": "bert", **extra}))
+    with pytest.raises(UserError, match=expected):
+        read_config(str(tmp_path / "run"), KeelBertConfig)

@@ -57,6 +57,7 @@ LISTS = {
     "two, by =": (["--data.files=a.txt", "b.txt"], ["a.txt", "b.txt"]),
     "a pattern": (["--data.files", "[ab]*.txt"], ["[ab]*.txt"]),
     "numbers": (["--data.files", "2023", "2024"], ["2023", "2024"]),
+    "a hyphen": (["--data.files", "-"], ["-"]),
     "brackets": (["--data.files", "['a.txt', b.txt]"], ["a.txt", "b.txt"]),
     "nothing in brackets": (["--data.files", "[]"], []),
 }
@@ -84,12 +85,24 @@ MISTAKES = {
     "a file that is not there": (["--config={tmp}/nothing.yaml"], "nothing.yaml cannot be read (No such file"),
     "a folder for a file": (["--config={tmp}"], "cannot be read (Is a directory)"),
     "a file of nothing": (["--config={tmp}/empty.yaml"], "it holds no settings"),
-    "a section twice": (["--config={tmp}/twice.yaml"], "twice.yaml is no YAML: train stands twice, again in line 3"),
+    "a section twice": (
+        ["--config={tmp}/twice.yaml"],
+        "twice.yaml is no YAML of settings: train stands twice, again in line 3",
+    ),
     "a key twice": (["--config={tmp}/deep.yaml"], "until stands twice, again in line 1"),
     "one value for a list in a file": (["--config={tmp}/list.yaml"], "it takes: a list of str, in brackets"),
     "a word for a number": (["--train.steps=many"], "train.steps cannot be 'many'; it takes: int"),
     "an unknown choice": (["--objective.next_sentence=nsb"], "it takes: nsp, sop, none"),
-    "an unknown objective": (["--objective.name=clozes"], "objective.name cannot be 'clozes'"),
+    "an unknown objective": (["--objective.name=clozes"], "model.family bert takes: sentence_pairs"),
+    "an objective of another family": (["--objective.name=translation"], "translation is one of seq2seq"),
+    "a setting with hyphens": (["--train.rows-per-step=3"], "rows-per-step; the nearest is train.rows_per_step"),
+    "a setting that its section lacks": (["--config={tmp}/lacks.yaml"], "optim.lr; the nearest is optim."),
+    "a budget that is no number": (["--train.minutes=.nan", "--train.steps=null"], "train.minutes is nan"),
+    "a budget without end": (["--train.epochs=.inf", "--train.steps=null"], "train.epochs is inf"),
+    "a learning rate without end": (["--optim.learning_rate=.inf"], "optim.learning_rate is inf"),
+    "a name too long for a folder": ([f"--name={'ab' * 150}"], "at most 200 bytes"),
+    "a name that is no text": (["--data.files=a\udcff"], "surrogates not allowed"),
+    "a source that is no dictionary": (["--data.mixture=foo"], "data.mixture"),
     "an unknown family": (["--model.family=gpt"], "invalid choice: 'gpt'"),
     "two budgets": (["--train.minutes=1"], "exactly one budget"),
     "no budget": (["--train.steps=null"], "exactly one budget"),
@@ -140,6 +153,32 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("name: null", "name cannot be null; it takes: str"),
+        ("tokenizer: {cased: null}", "tokenizer.cased cannot be null; it takes: bool"),
+        ("data: {language: no}", "data.language cannot be 'False'; it takes: str (in quotes"),
+        ("optim:\n  # learning_rate: 1", "section optim is None"),
+        ("optim: [1]", "section optim is [1]"),
+        ("optim: fast", "section optim is 'fast'"),
+        ("model.family: vit", "model.family stands in no section"),
+        ("optim: {learning_rate: 1}\noptim.learning_rate: 2", "optim.learning_rate stands in no section"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_sentence(text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "wrong.yaml").write_text(f"seed: 1\n{text}\n")
+    with pytest.raises(SystemExit):
+        parse([f"--config={tmp_path}/wrong.yaml", "--train.steps=1"])
+    said = capsys.readouterr().err
+    assert expected in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["한글", "हिन्दी", "e\u0301t\u0301", "1e3", "null"])
+def test_a_name_is_of_letters_in_any_script(name: str):
+    assert parse([f"--name={name}", "--train.steps=1"]).name == name
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence(mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "key.yaml").write_text("optim: {lerning_rate: 1.0}")
@@ -149,6 +188,7 @@ def test_a_mistake_is_one_sentence(mistake: str, tmp_path: Path, capsys: pytest.
     (tmp_path / "twice.yaml").write_text("train:\n  steps: 1\ntrain:\n  window: 2\n")
     (tmp_path / "deep.yaml").write_text("train: {phases: [{until: 0.5, until: 0.6}]}")
     (tmp_path / "list.yaml").write_text("data: {files: a.txt}")
+    (tmp_path / "lacks.yaml").write_text("optim: {lr: 1}")
     arguments, expected = MISTAKES[mistake]
     with pytest.raises(SystemExit) as end:
         parse(["--train.steps=3", *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments)])
