@@ -89,6 +89,12 @@ def linked(links: dict[str, str]) -> Callable[[Path], dict[str, Any]]:
     return write
 
 
+def piped_file(folder: Path) -> dict[str, Any]:
+    data = put(folder, PLAIN)
+    os.mkfifo(folder / "cat/x.png")
+    return data
+
+
 def misnamed(folder: Path) -> dict[str, Any]:
     data = put(folder, PLAIN)
     Path(os.fsdecode(os.fsencode(folder) + b"/dog/caf\xe9.png")).write_bytes(EEL)
@@ -262,7 +268,17 @@ CASES: list[Case] = [
     Case("a link to itself", linked({"cat/x.png": "x.png"}), error=r"cat/x\.png cannot be read"),
     Case("a link to nothing", linked({"cat/x.png": "gone.png"}), error=r"cat/x\.png cannot be read"),
     Case("one file by two paths", linked({"dog/again.png": "2.png"}), right=RIGHT, told="1 duplicates"),
-    Case("a name in no UTF-8", misnamed, error=r"dog/caf\\xe9\.png' is a name in no UTF-8"),
+    Case("a name in no UTF-8", misnamed, error=r"dog/caf\\xe9\.png is a name in no UTF-8"),
+    folder_case("a name of two lines", {"cat/x\ny.png": CAT}, error=r"cat/x\\ny\.png is a name .* of several lines"),
+    Case("a pipe", piped_file, error=r"cat/x\.png is a pipe or a device: take it away"),
+    Case("a link to a device", linked({"cat/x.png": "/dev/zero"}), error=r"cat/x\.png is a pipe or a device"),
+    folder_case("a table beside the classes", {"labels.csv": b"x"}, error=r"labels\.csv lies .*\): take it away\.$"),
+    layout("an archive", {"images.zip": b"PK"}, error=r"images\.zip is no image, .*: unpack it, or name others"),
+    layout(
+        "a folder above the splits",
+        {f"data/{path}": data for path, data in under("train", "val").items()},
+        error=r"holds splits: name it in data\.folder",
+    ),
     layout("train and val", under("train", "val"), right=of_splits(2), told=r"trained on .*/train, held out: .*/val\n"),
     layout(
         "train, val and test",
@@ -298,7 +314,7 @@ CASES: list[Case] = [
     layout(
         "splits within classes",
         {"cat/train/1.png": CAT, "cat/val/2.png": DOG, "dog/train/3.png": EEL},
-        error="cat holds splits: put them above the classes",
+        error="cat holds splits: .* put the splits above the classes",
     ),
     layout(
         "splits without classes",

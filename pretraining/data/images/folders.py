@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretraining.data.find import nearest
+from pretraining.data.find import nearest, shown
 from pretraining.data.images.decode import FORMATS
 from pretraining.data.images.rows import Source, as_source, state_of, store_images
 from pretraining.data.readers import Row
@@ -24,6 +24,7 @@ SYSTEM_NAMES = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
     *("icon\r", "__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "lost+found"),
 }
+UNSPEAKABLE = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
 # Names of splits, the first ones preferred where a folder holds several.
 TRAINING = ("train", "training")
 HELD_OUT = ("validation", "valid", "val", "dev", "eval", "evaluation", "holdout", "test", "testing")
@@ -45,13 +46,14 @@ def _entries(folder: str) -> list[os.DirEntry]:
                     continue
                 if entry.is_dir() and entry.is_symlink() and _leads_back(entry.path):
                     raise UserError(f"{entry.path} is a link to a folder that it lies in: delete it.")
-                entry.path.encode()
+                if UNSPEAKABLE.search(entry.name):  # it can be neither stored nor told in one line
+                    raise UserError(f"{shown(entry.path)} is a name in no UTF-8, or of several lines: rename it.")
+                if not (entry.is_file() or entry.is_dir()) and os.path.exists(entry.path):
+                    raise UserError(f"{entry.path} is a pipe or a device: take it away.")
                 entries.append(entry)
     except OSError as error:
         path = error.filename or folder
         raise UserError(f"{path} cannot be read ({error.strerror}): mend its rights, or take it away.") from error
-    except UnicodeEncodeError as error:  # Python's form of such a name can be neither stored nor printed
-        raise UserError(f"{os.fsencode(entry.path)!r} is a name in no UTF-8: rename it.") from error
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -138,17 +140,22 @@ def classes_in(folder: str) -> list[str]:
     entries = _entries(folder)
     classes = [entry.name for entry in entries if entry.is_dir()]
     beside = [entry.path for entry in entries if not entry.is_dir()]
+    is_image = bool(beside) and os.path.splitext(beside[0])[1].lower() in EXTENSIONS
     if beside and classes:
-        raise UserError(
-            f"{beside[0]} lies beside the folders of the classes ({len(classes)}): put it into one, or take it away."
-        )
+        mend = "put it into one, or take it away" if is_image else "take it away"
+        raise UserError(f"{beside[0]} lies beside the folders of the classes ({len(classes)}): {mend}.")
+    if beside and not is_image:
+        raise UserError(f"{beside[0]} is no image, and {folder} has no folders of classes: unpack it, or name others.")
     if beside:
         raise UserError(f"{folder} has files but no classes: put the images of each class into a folder of its own.")
     for name in classes:
         path = os.path.join(folder, name)
         train, held_out, others = _parts(path)
         if train and held_out and not others:
-            raise UserError(f"{path} holds splits: put them above the classes, as in train/{name}.")
+            raise UserError(
+                f"{path} holds splits: name it in data.folder, or if it is a class, put the splits above the classes, "
+                f"as in train/{name}."
+            )
         if not any(True for _ in images_in(path)):
             raise UserError(f"{path} holds no image: fill it, or delete it.")
     return classes
