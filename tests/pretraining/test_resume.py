@@ -64,9 +64,11 @@ def test_a_name_of_dots_is_no_folder_of_a_run(name: str, digits: list[str], caps
     assert "not of dots alone" in refused([*digits, "--train.steps=1", f"--name={name}"], capsys)
 
 
-@pytest.mark.parametrize(
-    ("runs", "name"), [("file", "one"), (".", "file"), (".", "n" * 300), ("file/deeper", "one"), ("new", "n" * 300)]
-)
+def test_a_name_is_short_enough_for_a_folder(digits: list[str], capsys: pytest.CaptureFixture):
+    assert "at most 200 bytes" in refused([*digits, "--train.steps=1", f"--name={'n' * 201}"], capsys)
+
+
+@pytest.mark.parametrize(("runs", "name"), [("file", "one"), (".", "file"), ("file/deeper", "one"), ("n" * 300, "one")])
 def test_a_folder_that_cannot_be_made(
     runs: str, name: str, digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ):
