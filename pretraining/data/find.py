@@ -153,7 +153,14 @@ def check_apart(files: list[str], held_out: list[str], setting: str) -> None:
             raise UserError(f"{shown(file)} is in both {both}: take it out of one.")
 
 
+def state_of(path: str, found: os.stat_result) -> tuple[str, int, int, int]:
+    """What changes when a file, or the right to read it, does.
+
+    The time of its last change cannot be set, as that of its text can.
+    """
+    return path, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def state(files: Iterable[str]) -> list[tuple[str, int, int, int]]:
-    """What changes when a file does; the time of its last change cannot be set, as that of its text can."""
-    states = ((file, os.stat(file)) for file in files)
-    return [(os.path.abspath(file), each.st_size, each.st_mtime_ns, each.st_ctime_ns) for file, each in states]
+    """The `state_of` each file."""
+    return [state_of(os.path.abspath(file), os.stat(file)) for file in files]

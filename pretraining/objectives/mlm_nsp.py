@@ -18,13 +18,13 @@ from pretraining.data.text.corpus import TextCorpus, prepare_corpus
 from pretraining.data.text.masking import mask_tokens
 from pretraining.data.text.next_sentence import VERSION, SegmentPairs, draw_pairs
 from pretraining.data.text.prepared import LIBRARIES
+from pretraining.data.tokenise import BLOCK
 from pretraining.data.tokenizer import regular_ids, require_tokens, word_starts
 from pretraining.errors import UserError
 from pretraining.objectives.base import Batch, Objective, Scoring
 from pretraining.objectives.text import TokenExamples, TokenHead
 from pretraining.settings import Settings
 
-BLOCK = 2**24  # tokens looked at together, for memory
 SHORTEST, LONGEST = 1.01, 10.0  # tokens of a word in the mean, beyond which a text has no words to mask
 SAMPLE = 2**14  # examples of a split by which the share of those that bear a pair label is told
 
@@ -74,12 +74,11 @@ class SentencePairExamples(TokenExamples):
         self.special = np.zeros(len(self.tokenizer), dtype=bool)
         self.special[self.tokenizer.all_special_ids] = True
         self.regular = regular_ids(self.tokenizer)
-        unknown = {split: data.unknown for split, data in self.corpus.splits.items()}
         self.check_maskable()
         self.index_examples()
         return [
             *self.corpus.describe(self.chunk_length, self.run.seed),
-            *self.describe_unknown(unknown),
+            *self.describe_unknown({split: data.unknown for split, data in self.corpus.splits.items()}),
             *self.describe_case(source.language for source in self.run.data.sources),
             *self.describe_words(),
             *self.describe_pairs(),

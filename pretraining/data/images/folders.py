@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretraining.data.find import nearest, shown
+from pretraining.data.find import SAVED, nearest, shown, state_of
 from pretraining.data.images.decode import FORMATS
-from pretraining.data.images.rows import Source, as_source, state_of, store_images
+from pretraining.data.images.rows import Source, as_source, store_images
 from pretraining.data.readers import Row
 from pretraining.errors import UserError
 
@@ -57,12 +57,16 @@ def _entries(folder: str) -> list[os.DirEntry]:
     return sorted(entries, key=lambda entry: entry.name)
 
 
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in EXTENSIONS
+
+
 def images_in(folder: str) -> Iterator[os.DirEntry]:
     """The images in a folder and in those below it, in order; a UserError where a file has another extension."""
     for entry in _entries(folder):
         if entry.is_dir():
             yield from images_in(entry.path)
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+        elif _is_image(entry.name):
             yield entry
         else:
             choice = ", ".join(sorted(EXTENSIONS))
@@ -80,7 +84,7 @@ def find_folder(folder: str, setting: str) -> str:
         raise UserError(
             f"no folder {folder!r} in data.{setting}, seen from {os.getcwd()}: set one that is there{near}."
         )
-    for mark, files in {"dataset_info.json": "*.arrow", "dataset_dict.json": "train/*.arrow"}.items():
+    for mark, files in zip(SAVED, ("*.arrow", "train/*.arrow"), strict=True):
         if os.path.exists(os.path.join(folder, mark)):
             raise UserError(
                 f"{folder} in data.{setting} was written by save_to_disk: set data.source to files, and data.files to "
@@ -101,7 +105,7 @@ def _parts(folder: str) -> tuple[list[str], list[str], list[str]]:
     for entry in _entries(folder):
         split = _split_of(entry.name)
         if not entry.is_dir():
-            others += [entry.path] if os.path.splitext(entry.name)[1].lower() in EXTENSIONS else []
+            others += [entry.path] if _is_image(entry.name) else []
         elif split in TRAINING:
             train.append(entry.path)
         elif split in HELD_OUT:
@@ -140,11 +144,10 @@ def classes_in(folder: str) -> list[str]:
     entries = _entries(folder)
     classes = [entry.name for entry in entries if entry.is_dir()]
     beside = [entry.path for entry in entries if not entry.is_dir()]
-    is_image = bool(beside) and os.path.splitext(beside[0])[1].lower() in EXTENSIONS
     if beside and classes:
-        mend = "put it into one, or take it away" if is_image else "take it away"
+        mend = "put it into one, or take it away" if _is_image(beside[0]) else "take it away"
         raise UserError(f"{beside[0]} lies beside the folders of the classes ({len(classes)}): {mend}.")
-    if beside and not is_image:
+    if beside and not _is_image(beside[0]):
         raise UserError(f"{beside[0]} is no image, and {folder} has no folders of classes: unpack it, or name others.")
     if beside:
         raise UserError(f"{folder} has files but no classes: put the images of each class into a folder of its own.")

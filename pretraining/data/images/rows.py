@@ -1,6 +1,5 @@
 """Images in order, left encoded where they lie: what every source of images becomes."""
 
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -66,11 +65,6 @@ class Source:
                 start, size = row, 0
             size += row_size
         return [*shards, range(start, len(self))]
-
-
-def state_of(path: str, state: os.stat_result) -> list[str | int]:
-    """What changes when a file, or the right to read it, changes."""
-    return [path, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
 def encoded(value: Any) -> bytes:

@@ -13,8 +13,8 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets.table import MemoryMappedTable
 
 from pretraining.data import readers
-from pretraining.data.find import extension, state
-from pretraining.data.images.rows import IMAGE, Source, as_source, state_of
+from pretraining.data.find import extension, state, state_of
+from pretraining.data.images.rows import IMAGE, Source, as_source
 from pretraining.data.images.settings import ImageSettings
 from pretraining.data.readers import TABLES, Columns, Row, check_columns
 from pretraining.data.stored import store
