@@ -5,8 +5,9 @@ import difflib
 import json
 import re
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, NamedTuple, NoReturn, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -14,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from modeling import CONFIGS
 from pretraining.data.settings import TokenizerSettings
 from pretraining.errors import UserError, one_line
-from pretraining.objectives import OBJECTIVES
+from pretraining.objectives import OBJECTIVES, Entry
 from pretraining.settings import (
     NOT_SET_BY_HAND,
     CheckpointSettings,
@@ -40,6 +41,34 @@ RENAMED = {
 
 
 SECTIONS = {"model", "data", "tokenizer", "objective", "train", "optim", "evaluation", "checkpoint", "log"}
+
+
+class Option(NamedTuple):
+    """A setting of a verb that stands in no section."""
+
+    kind: Any
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One of the programs: what it can learn, and what it is told."""
+
+    program: str
+    description: str
+    objectives: dict[str, Entry]
+    """Of each family the usual one comes first."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Its own, by `section.key`."""
+    options: dict[str, Option] = field(default_factory=dict)
+    """Fields of its `settings` that the others lack."""
+    settings: type[Settings] = Settings
+    free: frozenset[str] = frozenset()
+    """Fields of the model that may differ from those of the checkpoint it starts from, beside what always may."""
+
+
+PRETRAIN = Verb("pretrain.py", "Pretrain a model on your own data, from scratch or from a checkpoint.", OBJECTIVES)
 
 
 def describe(hint: Any) -> str:
@@ -87,7 +116,7 @@ class OneKey(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: str) -> dict:
+def read_yaml(path: str, program: str) -> dict:
     """What a file of settings says; ends the program where there is none."""
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), OneKey)
@@ -100,19 +129,19 @@ def read_yaml(path: str) -> dict:
                 raise yaml.YAMLError(f"{key} stands in no section: write it below {key.partition('.')[0]}, indented")
         return content
     except OSError as error:
-        Parser(prog="pretrain.py").error(f"--config: {path} cannot be read ({error.strerror}): name a YAML file.")
+        Parser(prog=program).error(f"--config: {path} cannot be read ({error.strerror}): name a YAML file.")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        Parser(prog="pretrain.py").error(f"{path} is no YAML of settings: {one_line(error)}.")
+        Parser(prog=program).error(f"{path} is no YAML of settings: {one_line(error)}.")
 
 
-def peek(arguments: list[str], key: str, default: str) -> str:
+def peek(arguments: list[str], key: str, default: str, program: str) -> str:
     """The value of `section.name` before the parser exists: it decides which sections or defaults the parser has."""
     value = default
     for i, argument in enumerate(arguments):
         option, _, given = argument.partition("=")
         given = given or (arguments[i + 1] if i + 1 < len(arguments) else "")
         if option == "--config" and given:
-            content: Any = read_yaml(given)
+            content: Any = read_yaml(given, program)
             for step in key.split("."):
                 content = content.get(step) if isinstance(content, dict) else None
             value = value if content is None else str(content)
@@ -121,14 +150,10 @@ def peek(arguments: list[str], key: str, default: str) -> str:
     return value
 
 
-def make_parser(family: str, objective: str) -> Parser:
+def make_parser(family: str, objective: str, verb: Verb) -> Parser:
     """Every setting of a run that trains `family` on `objective`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(
-        prog="pretrain.py",
-        description="Pretrain a model on your own data, from scratch or from a checkpoint.",
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=verb.program, description=verb.description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file of settings; what follows it overrides it.")
     parser.add_argument("--name", type=str, default="run", help="The run's name: it leaves everything in RUNS/NAME.")
     parser.add_argument("--runs", type=str, default="runs", help="The folder of all runs.")
@@ -150,12 +175,14 @@ def make_parser(family: str, objective: str) -> Parser:
         help="A folder or Hub name of a checkpoint, ours or native, to start from: its weights, its architecture (the "
         "defaults of model.*) and its tokenizer; null: fresh weights.",
     )
-    parser.add_argument("--model.family", choices=list(CONFIGS), default="bert", help="The architecture.")
+    for name, (kind, default, text) in verb.options.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    parser.add_argument("--model.family", choices=list(CONFIGS), default=family, help="The architecture.")
     parser.add_class_arguments(CONFIGS[family], "model", skip=NOT_SET_BY_HAND)
     sections = {
-        "data": OBJECTIVES[objective].data,
+        "data": verb.objectives[objective].data,
         **({"tokenizer": TokenizerSettings} if family in READERS else {}),
-        "objective": OBJECTIVES[objective].settings,
+        "objective": verb.objectives[objective].settings,
         "train": TrainSettings,
         "optim": OptimSettings,
         "evaluation": EvaluationSettings,
@@ -209,26 +236,28 @@ def instantiate(parser: Parser, given: Namespace) -> Namespace:
         raise UserError(str(error)) from error
 
 
-def parse(arguments: list[str] | None = None) -> Settings:
-    """The settings of a run, resolved: from YAML files, the command line and the checkpoint that it starts from.
+def parse(arguments: list[str] | None = None, verb: Verb = PRETRAIN, default_family: str = "bert") -> Any:
+    """The settings of a run, `verb.settings`, resolved: from YAML, the command line and the checkpoint of init_from.
 
     Whatever is wrong ends the program with one sentence.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    asked = peek(arguments, "model.family", "bert")
-    family = asked if asked in CONFIGS else "bert"  # the parser itself refuses it
-    names = [name for name, entry in OBJECTIVES.items() if entry.family == family]  # the usual one first
-    name = peek(arguments, "objective.name", names[0])
-    parser = make_parser(family, name if name in names else names[0])
+    asked = peek(arguments, "model.family", default_family, verb.program)
+    family = asked if asked in CONFIGS else default_family  # the parser itself refuses it
+    names = [name for name, entry in verb.objectives.items() if entry.family == family]  # the usual one first
+    name = peek(arguments, "objective.name", names[0], verb.program)
+    parser = make_parser(family, name if name in names else names[0], verb)
     if name not in names and asked == family:
-        others = f" {name} is one of {OBJECTIVES[name].family}." if name in OBJECTIVES else ""
+        others = f" {name} is one of {verb.objectives[name].family}." if name in verb.objectives else ""
         parser.error(f"objective.name is {name!r}, and model.family {family} takes: {', '.join(names)}.{others}")
     arguments = gather_lists(parser, arguments)
-    parser.set_defaults(DEFAULTS[family])
-    checkpoint = peek(arguments, "init_from", "null")
+    known = {action.dest for action in parser._actions}
+    defaults = DEFAULTS[family] | verb.defaults
+    parser.set_defaults({key: value for key, value in defaults.items() if key in known})
+    checkpoint = peek(arguments, "init_from", "null", verb.program)
     try:
         if checkpoint == "null":
-            return make_settings(parser, arguments, family)
+            return make_settings(parser, arguments, family, verb)
         from pretraining import init_from  # heavy: it converts models
 
         start = init_from.read_config(checkpoint, CONFIGS[family])
@@ -237,12 +266,15 @@ def parse(arguments: list[str] | None = None) -> Settings:
         if family in READERS:
             parser.set_defaults({"tokenizer.path": checkpoint, "tokenizer.separate": init_from.is_separate(start)})
             positions = start.max_position_embeddings
-        return init_from.resolve(make_settings(parser, arguments, family, positions), start)
+        settings = make_settings(parser, arguments, family, verb, positions)
+        return init_from.resolve(settings, start, init_from.FREE | verb.free)
     except UserError as error:
         parser.error(str(error))
 
 
-def make_settings(parser: Parser, arguments: list[str], family: str, trained_positions: int = 0) -> Settings:
+def make_settings(
+    parser: Parser, arguments: list[str], family: str, verb: Verb, trained_positions: int = 0
+) -> Settings:
     """The settings that these arguments give, with their YAML."""
     given = parser.parse_args(arguments)
     for action in parser._actions:  # in YAML jsonargparse takes null for anything
@@ -254,6 +286,6 @@ def make_settings(parser: Parser, arguments: list[str], family: str, trained_pos
     resolved = parser.dump(given, skip_none=False)
     given.model.pop("family")
     sections = {"tokenizer": None, **instantiate(parser, given)}
-    names = {field.name for field in dataclasses.fields(Settings)} & sections.keys()
+    names = {field.name for field in dataclasses.fields(verb.settings)} & sections.keys()
     values = {name: sections[name] for name in names}
-    return Settings(family=family, resolved=resolved, trained_positions=trained_positions, **values)
+    return verb.settings(family=family, resolved=resolved, trained_positions=trained_positions, **values)

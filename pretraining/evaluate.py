@@ -4,7 +4,7 @@ import math
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import nn
 
 from pretraining.batches import Steps
@@ -27,22 +27,35 @@ def make_evaluation_plan(examples: Examples, settings: Settings) -> Plan:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, objective: Objective, plan: Plan, options: TrainSettings, accelerator: Accelerator
+    model: nn.Module,
+    objective: Objective,
+    plan: Plan,
+    options: TrainSettings,
+    accelerator: Accelerator,
+    final: bool = False,
 ) -> dict[str, float]:
-    """Every metric of the held-out rows, all processes together; the model is left in eval mode."""
+    """Every metric of the held-out rows, all processes together; the model is left in eval mode.
+
+    Args:
+        final: at the run's end, of the weights that are handed over.
+    """
     assert isinstance(options.micro_batch, int), "autotuned"
     model.eval()
     sums: dict[str, torch.Tensor] = {}
+    records: list = []  # of this process's examples
     rank, ranks = accelerator.process_index, accelerator.num_processes
     steps = Steps(objective.examples, "validation", EPOCH, plan, options.micro_batch, rank, ranks)
     with accelerator.autocast():
         for micro_batches in steps.since(0, options.workers):
             for batch in micro_batches:
                 inputs = objective.head.to_model_inputs(send_to_device(batch.tensors, accelerator.device))
-                for name, sum_and_count in objective.scoring.sums(model, inputs).items():
+                found, examples = objective.scoring.observe(model, inputs, batch)
+                records += examples
+                for name, sum_and_count in found.items():
                     total = torch.stack([part.double() for part in sum_and_count])  # (2,)
                     sums[name] = sums.get(name, torch.zeros_like(total)) + total
-        scores = objective.scoring.score_outputs(model, plan.examples, accelerator, final=False)
+        scores = objective.scoring.score_outputs(model, plan.examples, accelerator, final)
+    scores |= objective.scoring.score_records(gather_object(records), final)
     totals = {name: accelerator.reduce(total, "sum").tolist() for name, total in sums.items()}
     # The mean of nothing is no number.
     return {name: total / count if count else math.nan for name, (total, count) in totals.items()} | scores

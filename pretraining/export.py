@@ -40,7 +40,7 @@ def export(accelerator: Accelerator, model: nn.Module, head: Head, folder: Path)
     final, unfinished, replaced = (folder / name for name in ("model", "model.unfinished", "model.replaced"))
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
-        write_model(accelerator.unwrap_model(model), weights, unfinished)
+        write_model(accelerator.unwrap_model(model), head.merge(weights), unfinished)
         head.save_inputs(unfinished)
         shutil.rmtree(replaced, ignore_errors=True)
         sync(unfinished)  # before the old one is moved away: the moment without a model is short

@@ -19,7 +19,7 @@ from pretraining.errors import UserError, one_line
 from pretraining.settings import NOT_SET_BY_HAND, Settings
 
 # What changes nothing that the checkpoint has learnt.
-FREE = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"}
+FREE = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"})
 FREE |= {"label_smoothing", "initializer", "initializer_range", "reconstruction_target"}
 FREE |= {f"decoder_{name}" for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")}
 # What a checkpoint may lack, and what can be made to fit.
@@ -70,8 +70,11 @@ def is_separate(config: PreTrainedConfig) -> bool:
     return isinstance(config, KeelSeq2SeqConfig) and not config.share_encoder_decoder_embeddings
 
 
-def resolve(settings: Settings, start: PreTrainedConfig) -> Settings:
+def resolve(settings: Settings, start: PreTrainedConfig, free: frozenset[str] = FREE) -> Settings:
     """The settings with what no setting names taken from the checkpoint's configuration `start`.
+
+    Args:
+        free: fields of the model that may differ from the checkpoint's.
 
     Raises:
         UserError: the settings ask for another tokenizer, or for another architecture than the checkpoint's; or its
@@ -81,7 +84,7 @@ def resolve(settings: Settings, start: PreTrainedConfig) -> Settings:
         check_tokenizer(settings, start)
     theirs = architecture(start)
     for name, value in architecture(settings.model).items():
-        fits = name.removeprefix("model.") in FREE or (name in RESIZED and value > theirs[name])
+        fits = name.removeprefix("model.") in free or (name in RESIZED and value > theirs[name])
         if value != theirs[name] and not fits:
             raise UserError(
                 f"{name} is {value}, but {theirs[name]} in the checkpoint {settings.init_from}: leave it out, the "

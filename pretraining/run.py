@@ -130,10 +130,10 @@ class Run:
             spent, budget = state.seconds / 60, options.minutes
         return min(1.0, spent / budget)
 
-    def evaluate(self) -> dict[str, float]:
-        """The metrics of the held-out examples."""
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        """The metrics of the held-out examples; `final` as in `evaluate.evaluate`."""
         options = self.phase.settings.train
-        return evaluate(self.eval_model, self.objective, self.evaluation_plan, options, self.accelerator)
+        return evaluate(self.eval_model, self.objective, self.evaluation_plan, options, self.accelerator, final)
 
     def is_due(self, every: int) -> bool:
         """Whether what is done every so many steps is done now; at the run's end, everything is."""
@@ -212,6 +212,7 @@ def start(settings: Settings, objective: Objective, process: PartialState, sourc
     model = objective.head.build_model(copy.deepcopy(settings.model))
     if settings.init_from is not None:
         log.say(objective.head.load_weights(model, settings.init_from))
+    objective.head.adapt(model)
     contract |= data_contract(settings, phases, model)
 
     # How to compute is chosen once for a run, whatever of it is `auto`, on the longest rows that it will have.
@@ -332,12 +333,9 @@ def describe(run: Run) -> None:
 
 def finish(run: Run) -> None:
     """Hands the model over: best, last or mean weights, their final metrics, `model/`, and a report."""
-    step, metrics = choose_weights(run)
+    step = choose_weights(run)
     objective, folder, index = run.objective, run.settings.folder, run.evaluation_plan.examples
-    run.eval_model.eval()
-    with run.accelerator.autocast():
-        scores = objective.scoring.score_outputs(run.eval_model, index, run.accelerator, final=True)
-    metrics = metrics | {f"eval_{name}": value for name, value in scores.items()}
+    metrics = {f"eval_{name}": value for name, value in run.evaluate(final=True).items()}
     exported = export(run.accelerator, run.model if run.average is None else run.eval_model, objective.head, folder)
     if run.accelerator.is_main_process:
         model = open_exported(exported, type(run.unwrapped))
@@ -363,13 +361,13 @@ def finish(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def choose_weights(run: Run) -> tuple[int, dict[str, float]]:
-    """Gives the model the weights that are handed over; returns the step that they are of, and their metrics."""
+def choose_weights(run: Run) -> int:
+    """Gives the model the weights that are handed over; returns the step that they are of."""
     state, options, folder = run.state, run.settings.checkpoint, run.settings.folder
     if options.export == "best" and state.best:
         step = int(state.best["step"])
         checkpoint.restore(run.accelerator, folder / "checkpoints" / f"step-{step}", run.average)
-        return step, {name: value for name, value in state.best.items() if name.startswith("eval_")}
+        return step
     if options.export == "best":
         run.log.say(
             f"no evaluation gave a number: the weights of the last step, {state.step}, are handed over, not the best"
@@ -378,5 +376,4 @@ def choose_weights(run: Run) -> tuple[int, dict[str, float]]:
         newest = checkpoint.find(folder)[-options.keep :]
         checkpoint.mean_weights(run.accelerator, run.eval_model, run.average, newest)
         run.log.say(f"the mean of {', '.join(path.name for path in newest)}")
-        return state.step, {f"eval_{name}": value for name, value in run.evaluate().items()}
-    return state.step, state.evaluation
+    return state.step

@@ -28,20 +28,19 @@ class Entry(NamedTuple):
     settings: type
     """The settings class of the section `objective`."""
     module: str
-    """Where `objective(settings)` makes it."""
+    """The module whose `objective(settings)` makes it."""
 
 
 # Of each family the usual objective comes first.
 OBJECTIVES = {
-    "sentence_pairs": Entry("bert", TextSettings, SentencePairsSettings, "mlm_nsp"),
-    "translation": Entry("seq2seq", PairSettings, TranslationSettings, "translation"),
-    "denoising": Entry("seq2seq", TextSettings, DenoisingSettings, "denoising"),
-    "classification": Entry("vit", ImageSettings, ClassificationSettings, "classification"),
-    "masked_images": Entry("vit", ImageSettings, MaskedImagesSettings, "masked_images"),
+    "sentence_pairs": Entry("bert", TextSettings, SentencePairsSettings, "pretraining.objectives.mlm_nsp"),
+    "translation": Entry("seq2seq", PairSettings, TranslationSettings, "pretraining.objectives.translation"),
+    "denoising": Entry("seq2seq", TextSettings, DenoisingSettings, "pretraining.objectives.denoising"),
+    "classification": Entry("vit", ImageSettings, ClassificationSettings, "pretraining.objectives.classification"),
+    "masked_images": Entry("vit", ImageSettings, MaskedImagesSettings, "pretraining.objectives.masked_images"),
 }
 
 
-def make_objective(settings: "Settings") -> "Objective":
-    """The objective that the settings name; its data is yet to be prepared."""
-    module = import_module(f"pretraining.objectives.{OBJECTIVES[settings.objective.name].module}")
-    return module.objective(settings)
+def make_objective(settings: "Settings", entries: dict[str, Entry] = OBJECTIVES) -> "Objective":
+    """The objective that the settings name, one of the `entries`; its data is yet to be prepared."""
+    return import_module(entries[settings.objective.name].module).objective(settings)

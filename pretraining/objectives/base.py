@@ -113,6 +113,13 @@ class Head(ABC, Generic[AnyExamples]):
     def load_weights(self, model: PreTrainedModel, checkpoint: str) -> str:
         """Gives a fresh model the weights of a checkpoint, and returns a line that tells which."""
 
+    def adapt(self, model: PreTrainedModel) -> None:
+        """Decides what of the model learns, once its weights are there: adapters, or parts that stay as they are."""
+
+    def merge(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a plain model from those of an adapted one."""
+        return weights
+
     @abstractmethod
     def enter_phase(self, model: Any, before: Sequence[Examples]) -> None:
         """Makes the model ready for the phase of these examples, after phases of the examples `before`."""
@@ -142,6 +149,20 @@ class Scoring(ABC, Generic[AnyExamples]):
     @abstractmethod
     def sums(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Each metric's sum and count over a batch."""
+
+    def observe(
+        self, model: nn.Module, inputs: dict[str, Tensor], batch: Batch
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Any]]:
+        """The `sums` of a batch, and a small record of each of its examples, for metrics that are no sums."""
+        return self.sums(model, inputs), []
+
+    def score_records(self, records: list[Any], final: bool) -> dict[str, float]:
+        """Metrics of the records of all held-out examples, of all processes.
+
+        Args:
+            final: at the run's end, of the weights that are handed over.
+        """
+        return {}
 
     def score_outputs(self, model: Any, index: np.ndarray, accelerator: Accelerator, final: bool) -> dict[str, float]:
         """Metrics of held-out examples `index` (N,) that are no sum over targets, all processes together.

@@ -1,0 +1,121 @@
+"""Fine-tuning over seeds, from a checkpoint and from fresh weights: the runs of one command, and what they show."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from statistics import mean, stdev
+
+import yaml
+from accelerate import PartialState
+
+from finetuning.settings import FinetuneSettings
+from finetuning.tasks import TASKS
+from pretraining import checkpoint, files
+from pretraining.autotune import AUTOTUNED
+from pretraining.loop import train
+from pretraining.objectives import make_objective
+
+Scores = dict[str, list[float]]
+"""Of each metric the values, one a seed."""
+
+
+def variant(settings: FinetuneSettings, start: str, seed: int, runs: str, name: str) -> FinetuneSettings:
+    """The settings of one run among the command's."""
+    changes = {"start": start, "seed": seed, "seeds": 1, "runs": runs, "name": name}
+    init_from = settings.init_from if start == "pretrained" else None
+    trained_positions = settings.trained_positions if start == "pretrained" else 0
+    resolved = yaml.safe_load(settings.resolved) | changes | {"init_from": init_from}
+    return dataclasses.replace(
+        settings,
+        **changes,  # type: ignore[arg-type]
+        init_from=init_from,
+        trained_positions=trained_positions,
+        resolved=yaml.safe_dump(resolved, sort_keys=False),
+    )
+
+
+def variants(settings: FinetuneSettings) -> list[FinetuneSettings]:
+    """The runs of a command; several of them are folders of the command's own."""
+    starts = ["pretrained", "scratch"] if settings.start == "both" else [settings.start]
+    if len(starts) * settings.seeds == 1:
+        return [variant(settings, starts[0], settings.seed, settings.runs, settings.name)]
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    folder = str(settings.folder)
+    return [variant(settings, start, seed, folder, f"{start}-{seed}") for seed in seeds for start in starts]
+
+
+def as_autotuned(settings: FinetuneSettings, folder: Path) -> FinetuneSettings:
+    """The settings with what another run of the command chose at its start: all compute in the same way."""
+    found = checkpoint.find(folder)
+    if not found:
+        return settings
+    autotuned = checkpoint.read_state(found[-1]).autotuned
+    chosen = {name: autotuned[name] for name in AUTOTUNED if getattr(settings.train, name) == "auto"}
+    return settings.changed({f"train.{name}": value for name, value in chosen.items()})
+
+
+def read_scores(runs: list[FinetuneSettings]) -> dict[str, Scores]:
+    """Of each start the scores of its runs, from their results.json."""
+    found: dict[str, Scores] = {}
+    for run in runs:
+        results = json.loads((run.folder / "results.json").read_text())
+        for name, value in results.items():
+            if name.startswith("eval_") and " " not in name:
+                scores = found.setdefault(run.start, {})
+                scores.setdefault(name.removeprefix("eval_"), []).append(math.nan if value is None else value)
+    return found
+
+
+def spread(values: list[float]) -> float:
+    """The standard deviation of a sample; NaN of one value."""
+    return stdev(values) if len(values) > 1 else math.nan
+
+
+def compare(pretrained: list[float], scratch: list[float]) -> tuple[float, float]:
+    """The difference of the means, and its standard error (Welch 1947); NaN of single runs."""
+    error = math.sqrt(sum(spread(values) ** 2 / len(values) for values in (pretrained, scratch)))
+    return mean(pretrained) - mean(scratch), error
+
+
+def table(scores: dict[str, Scores]) -> list[str]:
+    """The scores as a Markdown table: mean and standard deviation over seeds, and what pretraining is worth."""
+    starts, metrics = list(scores), list(next(iter(scores.values())))
+    both = len(starts) == 2
+    header = ["metric", *starts, *(["difference", "standard errors"] if both else [])]
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    for name in metrics:
+        cells = [name]
+        for start in starts:
+            values = scores[start][name]
+            sd = f" ± {spread(values):.4f}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):.4f}{sd}")
+        if both:
+            difference, error = compare(scores["pretrained"][name], scores["scratch"][name])
+            times = f"{difference / error:.1f}" if error > 0 else "-"
+            cells += [f"{difference:+.4f}", times]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def finetune(settings: FinetuneSettings) -> None:
+    """Trains every run of the command, each resumable by itself, and tells what they show together.
+
+    Raises:
+        UserError: as `pretraining.loop.train`.
+    """
+    runs = variants(settings)
+    for number, run in enumerate(runs):
+        if number:
+            run = as_autotuned(run, runs[0].folder)
+        if len(runs) > 1 and PartialState().is_main_process:
+            print(f"\n== {run.name}: run {number + 1} of {len(runs)} ==", flush=True)
+        train(run, make_objective(run, TASKS))
+    if len(runs) == 1 or not PartialState().is_main_process:
+        return
+    scores = read_scores(runs)
+    lines = table(scores)
+    seeds = f"{settings.seeds} seeds" if settings.seeds > 1 else "one seed, so that nothing is known of its spread"
+    files.write_text(settings.folder / "results.md", "\n".join(lines) + "\n")
+    files.write_text(settings.folder / "results.json", files.to_json(scores, indent=1))
+    print(f"\n{settings.name}: {seeds}; mean ± standard deviation", *lines, f"  written: {settings.folder}/results.md", sep="\n")

@@ -1,0 +1,160 @@
+"""The best of several continuations, each scored by itself (Devlin 2018, 4.4).
+
+N examples, R rows, P the most choices in a row.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from finetuning import metrics
+from finetuning.prepared import PreparedTexts, Reader
+from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples, members
+from finetuning.windows import Windows
+from modeling import KeelBertForMultipleChoice
+from pretraining.data.packing import IGNORED, Example
+from pretraining.objectives.base import Batch, Objective
+from pretraining.settings import Settings
+
+
+def read_choices(dataset: Dataset, choices: int, rows: range) -> list[str]:
+    """What is before the choices of each row, then its choices, filled up to `choices` of them."""
+    texts: list[str] = []
+    for row in dataset.select(rows):
+        before = " ".join(filter(None, (row["context"], row["question"])))
+        texts += [before, *row["choices"], *[""] * (choices - len(row["choices"]))]
+    return texts
+
+
+class ChoiceExamples(WindowExamples):
+    """A context and its choices each; every choice is a sequence, and all lie in one packed row."""
+
+    kind = "choice"
+
+    @property
+    def shown(self) -> list[str]:
+        return ["context", "question", "choices"]
+
+    @property
+    def sides(self) -> int:
+        return 1 + self.most_choices
+
+    @property
+    def reader(self) -> Reader:
+        return partial(read_choices, choices=self.most_choices)
+
+    def read_labels(self) -> list[str]:
+        self.counts: dict[str, np.ndarray] = {}
+        self.labels: dict[str, np.ndarray] = {}
+        for split, table in self.tables.items():
+            self.counts[split] = np.array([len(choices) for choices in table.dataset["choices"]])
+            self.labels[split] = np.array(table.dataset["label"][:], dtype=np.int64)
+        self.most_choices = int(max(counts.max() for counts in self.counts.values()))
+        chance = float((1 / self.counts["validation"]).mean())
+        right = np.bincount(self.labels["train"])
+        return [f"choices: at most {self.most_choices}, right by chance {chance:.1%}; right are {right.tolist()}"]
+
+    @property
+    def metric_names(self) -> list[str]:
+        return ["accuracy", "loss"]
+
+    def cut(self, split: str) -> Windows:
+        """Of what is before the choices, and each of them, one behind the other: each is one window."""
+        data = self.data[split]
+        context = np.repeat(data.lengths[:, 0], self.most_choices)
+        self.has_context = bool(self.data["train"].lengths[:, 0].any())
+        lengths = np.stack([context, data.lengths[:, 1:].ravel()], axis=1)
+        if not self.has_context:
+            lengths = lengths[:, ::-1]
+        return Windows.of(lengths, self.has_context, self.one_window)
+
+    @property
+    def one_window(self) -> Any:
+        import dataclasses
+
+        return dataclasses.replace(self.settings, windows=1)
+
+    def count_tokens(self, split: str) -> np.ndarray:
+        lengths = self.windows[split].lengths.reshape(-1, self.most_choices)
+        there = np.arange(self.most_choices) < self.counts[split][:, None]
+        return (lengths * there).sum(1)
+
+    def count_windows(self, split: str) -> int:
+        return self.most_choices
+
+    def window_tokens(self, data: PreparedTexts, windows: Windows, number: int) -> Example:
+        cls, sep = (getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "sep"))
+        split = next(split for split, found in self.data.items() if found is data)
+        ids: list[np.ndarray] = []
+        types: list[np.ndarray] = []
+        for choice in range(int(self.counts[split][number])):
+            texts = [data.tokens[data.span(number, side)] for side in (0, 1 + choice)]
+            ((first, second),) = windows.cut(number * self.most_choices + choice)
+            parts = [[cls], texts[0][first], [sep]] if self.has_context else [[cls]]
+            before = sum(map(len, parts)) if self.has_context else 0
+            own = texts[1][second if self.has_context else first]
+            window = np.concatenate([*parts, own, [sep]])
+            segment = np.zeros(len(window), dtype=np.int64)
+            segment[before:] = int(self.has_context)
+            ids.append(window)
+            types.append(segment)
+        return {
+            "input_ids": np.concatenate(ids).astype(np.int64),
+            "token_type_ids": np.concatenate(types),
+            "window_lengths": np.array(list(map(len, ids))),
+        }
+
+    def targets_of(self, split: str, number: int, example: Example) -> Example:
+        return {"labels": self.labels[split][number]}
+
+    def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
+        tensors = self.pack_windows(rows, sequences)
+        labels = np.full(tensors["index"].shape, IGNORED, dtype=np.int64)  # (R, P): the place of the right choice
+        for row, examples in zip(labels, rows, strict=True):
+            starts = np.cumsum([0, *(len(example["window_lengths"]) for example in examples)])
+            for number, example in enumerate(examples):
+                row[number] = starts[number] + int(example["labels"])
+        tensors["labels"] = torch.from_numpy(labels)
+        targets = sum(map(len, rows))
+        return Batch(tensors, {"labels": targets}, units=int((tensors["sequence_ids"] != 0).sum()))
+
+
+class ChoiceHead(FinetuneHead[ChoiceExamples]):
+    model_class = KeelBertForMultipleChoice
+
+
+class ChoiceScoring(RecordScoring[ChoiceExamples]):
+    """Loss, and how often the right choice has the highest score."""
+
+    def records(self, out: Any, batch: Batch) -> list[Record]:
+        logits, owners = out.logits.float().cpu(), batch.tensors["example_ids"].cpu()  # (R, P) twice
+        found: list[Record] = []
+        for row, place, number in members(batch.tensors["index"]):
+            scores = logits[row][owners[row] == place + 1]  # (choices,)
+            label = int(self.examples.labels["validation"][number])
+            log_probabilities = scores.log_softmax(0)
+            best = int(scores.argmax())
+            found.append(
+                {
+                    "index": number,
+                    "predicted": best,
+                    "label": label,
+                    "confidence": float(log_probabilities[best].exp()),
+                    "loss": -float(log_probabilities[label]),
+                }
+            )
+        return found
+
+    def score(self, records: list[Record], final: bool) -> dict[str, float]:
+        predicted, labels = (np.array([record[key] for record in records]) for key in ("predicted", "label"))
+        return {"accuracy": metrics.accuracy(predicted, labels)}
+
+    def explain(self, record: Record, row: dict[str, Any]) -> Record:
+        return {"true": record["label"], "predicted": record["predicted"], "confidence": round(record["confidence"], 4)}
+
+
+def objective(settings: Settings) -> Objective:
+    return Objective.of(ChoiceExamples(settings), ChoiceHead, ChoiceScoring)

@@ -1,0 +1,65 @@
+"""A text that is longer than the model reads becomes several windows, each with some tokens of the one before it.
+
+N examples, of one text or of a pair. Of a pair the longer side is cut into windows, or the second one where a question
+stands before its text; each window has the other side whole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetuning.settings import WindowSettings
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How the texts of N examples are cut."""
+
+    pairs: bool
+    side: np.ndarray
+    """(N,): which side is cut, 0 or 1."""
+    whole: np.ndarray
+    """(N,): tokens of the other side, which each window has."""
+    space: np.ndarray
+    """(N,): tokens of the side that is cut in one window."""
+    covered: np.ndarray
+    """(N,): tokens of the side that is cut in all windows together."""
+    counts: np.ndarray
+    """(N,): windows."""
+    unread: np.ndarray
+    """(N,): tokens that no window has."""
+    stride: int
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, pairs: bool, settings: WindowSettings, cut_second: bool = False) -> "Windows":
+        """The windows of examples with so many tokens on each side (N, 2).
+
+        Args:
+            cut_second: the first side is a question, which is never cut into windows.
+        """
+        numbers = np.arange(len(lengths))
+        side = np.ones(len(lengths), dtype=np.int64) if cut_second else lengths.argmax(1)
+        room = settings.sequence_length - (3 if pairs else 2)
+        # The side that each window repeats may take half of it at most.
+        whole = np.minimum(lengths[numbers, 1 - side], room // 2)
+        space, long = room - whole, lengths[numbers, side]
+        step = space - settings.stride
+        counts = np.minimum(1 + -(-np.maximum(long - space, 0) // step), settings.windows)
+        covered = np.minimum(long, space + (counts - 1) * step)
+        return cls(pairs, side, whole, space, covered, counts, lengths.sum(1) - whole - covered, settings.stride)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of all windows of each example, special ones included: (N,)."""
+        special = 3 if self.pairs else 2
+        return self.counts * (self.whole + special) + self.covered + (self.counts - 1) * self.stride
+
+    def cut(self, example: int) -> Iterator[tuple[slice, slice]]:
+        """The tokens of the first and of the second side that each window of an example has."""
+        space, covered = int(self.space[example]), int(self.covered[example])
+        whole = slice(0, int(self.whole[example]))
+        for window in range(int(self.counts[example])):
+            first = window * (space - self.stride)
+            part = slice(first, min(first + space, covered))
+            yield (whole, part) if self.side[example] else (part, whole)
