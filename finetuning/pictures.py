@@ -19,16 +19,16 @@ def draw_reliability(bins: list[Bin], path: Path) -> None:
     error = sum(each.examples * abs(each.accuracy - each.confidence) for each in filled) / total
     lows, widths = [each.low for each in filled], [each.high - each.low for each in filled]
     accuracies, confidences = [each.accuracy for each in filled], [each.confidence for each in filled]
-    figure = Figure(figsize=(5, 6), layout="constrained")
+    figure = Figure(figsize=(5.5, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.bar(lows, accuracies, widths, align="edge", edgecolor="white", label="accuracy")
+    above.bar(lows, accuracies, widths, align="edge", edgecolor="white", label="accuracy of a bin")
     above.plot([0, 1], [0, 1], "--", color="grey", label="as confident as right")
-    above.plot(confidences, accuracies, "o", color="black", markersize=4, label="at the bin's mean confidence")
-    above.set(ylabel="accuracy", ylim=(0, 1.02), title=f"expected calibration error {error:.3f}")
-    above.legend(fontsize="small", loc="upper left")
+    above.plot(confidences, accuracies, "o", color="black", markersize=4, label="at its mean confidence")
+    above.set(ylabel="accuracy of a bin", ylim=(-0.02, 1.02), title=f"expected calibration error {error:.3f}")
     below.bar(lows, [each.examples / total for each in filled], widths, align="edge", edgecolor="white", color="grey")
     below.set(xlabel="confidence", ylabel=f"share of {total:,}", xlim=(0, 1))
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
+    figure.legend(fontsize="small", loc="outside lower center", ncols=3)
     save(figure, path)

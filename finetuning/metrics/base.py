@@ -61,5 +61,7 @@ class Metric(evaluate.Metric):
         return evaluate.MetricInfo(description=type(self).__doc__ or "", citation="", features=features)
 
     def score(self, predictions: Sequence, references: Sequence) -> float:
-        """The metric as a number."""
+        """The metric as a number; NaN of no predictions."""
+        if not len(predictions):
+            return math.nan
         return float(self.compute(predictions=predictions, references=references)["score"])

@@ -28,7 +28,7 @@ def entity_table(predicted: Tags, true: Tags) -> list[dict[str, str | float]]:
     number of true entities.
 
     Args:
-        predicted, true: the tags of N sentences, of equal lengths, which `is_bio`.
+        predicted, true: the tags of N sentences, one at least, of equal lengths, which `is_bio`.
     """
     from nervaluate import Evaluator
 
@@ -80,7 +80,7 @@ def tag_metrics(predicted: Tags, true: Tags, tags: Sequence[str]) -> dict[str, f
     """Accuracy and macro-F1 over words, and where tags mark entities their precision, recall and F1.
 
     Args:
-        predicted, true: the tags of N sentences, of equal lengths.
+        predicted, true: the tags of N sentences, one at least, of equal lengths.
         tags: all tags that there are, in these sentences or not.
     """
     scores = {"accuracy": TagAccuracy().score(predicted, true), "macro_f1": TagMacroF1().score(predicted, true)}
