@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import evaluate
+import numpy as np
 from datasets import Features, Value
 
 from pretraining.errors import UserError
+
+Values = Sequence | np.ndarray
+"""One of each example."""
 
 NUMBER, CLASS, TEXT = Value("float64"), Value("int64"), Value("string")
 
@@ -60,7 +64,7 @@ class Metric(evaluate.Metric):
         features = Features({"predictions": self.prediction, "references": self.reference})
         return evaluate.MetricInfo(description=type(self).__doc__ or "", citation="", features=features)
 
-    def score(self, predictions: Sequence, references: Sequence) -> float:
+    def score(self, predictions: Values, references: Values) -> float:
         """The metric as a number; NaN of no predictions."""
         if not len(predictions):
             return math.nan

@@ -4,13 +4,12 @@ N examples, C classes, M bins.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from datasets import Value
 
-from finetuning.metrics.base import NUMBER, Metric
+from finetuning.metrics.base import NUMBER, Metric, Values
 
 BINS = 15  # as in Guo's tables
 
@@ -28,7 +27,7 @@ class Bin(NamedTuple):
     """How many they are."""
 
 
-def reliability_bins(confidences: Sequence[float], correct: Sequence[bool], bins: int = BINS) -> list[Bin]:
+def reliability_bins(confidences: Values, correct: Values, bins: int = BINS) -> list[Bin]:
     """What is drawn as a reliability diagram (section 2): M bins of equal width.
 
     Args:

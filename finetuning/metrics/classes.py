@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import List
 
-from finetuning.metrics.base import CLASS, Metric
+from finetuning.metrics.base import CLASS, Metric, Values
 
 TOP = 5
 
@@ -91,7 +91,7 @@ class SubsetAccuracy(MultiLabel):
         return {"score": float(np.mean(np.all(np.equal(predictions, references), axis=1)))}
 
 
-def classification_metrics(predicted: Sequence[int], true: Sequence[int], classes: int) -> dict[str, float]:
+def classification_metrics(predicted: Values, true: Values, classes: int) -> dict[str, float]:
     """Accuracy, macro-F1 and Matthews' correlation, and of two classes the second's F1.
 
     Args:
@@ -104,20 +104,20 @@ def classification_metrics(predicted: Sequence[int], true: Sequence[int], classe
     return {name: metric.score(predicted, true) for name, metric in metrics.items()}
 
 
-def multilabel_metrics(predicted: Sequence, true: Sequence) -> dict[str, float]:
+def multilabel_metrics(predicted: Values, true: Values) -> dict[str, float]:
     """Micro-F1, macro-F1 and subset accuracy of zeros and ones (N, C)."""
     metrics = {"micro_f1": MultiLabelMicroF1(), "macro_f1": MultiLabelMacroF1(), "subset_accuracy": SubsetAccuracy()}
     return {name: metric.score(predicted, true) for name, metric in metrics.items()}
 
 
-def confusion(predicted: Sequence[int], true: Sequence[int], classes: int) -> np.ndarray:
+def confusion(predicted: Values, true: Values, classes: int) -> np.ndarray:
     """How many examples of each true class (rows) were predicted to be of each class (columns): (C, C)."""
     from sklearn.metrics import confusion_matrix
 
     return confusion_matrix(true, predicted, labels=range(classes))
 
 
-def class_table(predicted: Sequence, true: Sequence, classes: Sequence[str]) -> list[dict[str, str | float]]:
+def class_table(predicted: Values, true: Values, classes: Sequence[str]) -> list[dict[str, str | float]]:
     """Each class's precision, recall, F1 and number of examples (`support`), in the order of `classes`.
 
     Args:

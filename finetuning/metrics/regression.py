@@ -2,11 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from finetuning.metrics.base import NUMBER, Metric
+from finetuning.metrics.base import NUMBER, Metric, Values
 
 
 class Regression(Metric):
@@ -50,7 +50,7 @@ class Spearman(Regression):
         return {"score": correlate(spearmanr, predictions, references)}
 
 
-def regression_metrics(predicted: Sequence[float], true: Sequence[float]) -> dict[str, float]:
+def regression_metrics(predicted: Values, true: Values) -> dict[str, float]:
     """Pearson's and Spearman's correlation and the mean squared error of numbers (N,)."""
     metrics = {"pearson": Pearson(), "spearman": Spearman(), "mean_squared_error": MeanSquaredError()}
     return {name: metric.score(predicted, true) for name, metric in metrics.items()}
