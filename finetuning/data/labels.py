@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -43,20 +43,29 @@ def is_missing(label: str | None, problem: Problem) -> bool:
     return problem != REGRESSION and label in ("-1", "-1.0", '"-1"', "NaN")
 
 
-def guess_problem(values: Iterable[str | None], place: str = "the labels") -> Problem:
+def guess_problem(values: Sequence[str | None], place: Callable[[int], str]) -> Problem:
     """The problem that labels (JSON texts) pose.
 
     Lists are several classes at once. Numbers, if one has a fraction, are a regression. All else is one class each.
 
+    Args:
+        place: how messages name the label of a row.
+
     Raises:
         UserError: they may be either.
     """
+
+    def where(label: object) -> str:
+        return place(next(row for row, value in enumerate(values) if value is not None and json.loads(value) == label))
+
     labels = [json.loads(value) for value in sorted({value for value in values if value is not None})]
     lists = [label for label in labels if isinstance(label, list)]
     if lists:
         if len(lists) < len(labels):
             other = next(label for label in labels if not isinstance(label, list))
-            raise UserError(f"{place} are lists of classes, but one is {other!r:.40}: write a list of one.")
+            raise UserError(
+                f"{where(other)} holds {other!r:.40}, but other labels are lists of classes: write a list of one."
+            )
         return MULTI
     numbers: list[float] = []
     texts: list[object] = []
@@ -69,14 +78,15 @@ def guess_problem(values: Iterable[str | None], place: str = "the labels") -> Pr
     fractions = [number for number in numbers if not number.is_integer()]
     if fractions and texts and len(numbers) >= len(texts):
         raise UserError(
-            f"{place} are numbers, such as {fractions[0]:g}, and text, such as {texts[0]!r:.40}: mend the text, or "
-            f"set objective.problem to {SINGLE} if they are names."
+            f"{where(texts[0])} holds {texts[0]!r:.40}, but other labels are numbers such as {fractions[0]:g}: mend it, "
+            f"or set objective.problem to {SINGLE} if they are names."
         )
     if fractions and not texts:
         return REGRESSION
     if not texts and len(numbers) > MANY:
         raise UserError(
-            f"{place} are {len(numbers)} different numbers, which may be classes or quantities: {SET_PROBLEM}."
+            f"{place(0)} and the other labels are {len(numbers)} different numbers, which may be classes or quantities: "
+            f"{SET_PROBLEM}."
         )
     return SINGLE
 

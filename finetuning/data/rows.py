@@ -166,6 +166,8 @@ def _answers(row: Row, found: Found, name: str) -> tuple[list[object], list[obje
     if column is None or row[column] is None:
         return None
     value, place = row[column], f"{name}, {column}"
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        value = {key: [each.get(key) for each in value] for key in ("text", "answer_start")}
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
     elif start is not None:

@@ -31,8 +31,8 @@ class TableSettings:
     validation_fraction: float = 0.1
     """Share of the examples that is held out, chosen by a hash of their text: equal texts are never on both sides."""
     examples: int = 0
-    """Number of training examples, as many of each class. They are chosen by a hash of their content: a smaller choice
-    is part of a larger one. 0 means all."""
+    """Number of training examples, chosen by a hash of their content: a smaller choice is part of a larger one. Where
+    each example has one class, as many of each are chosen. 0 means all."""
     label_column: str | int | None = None
     """The column of the label. If it is null, it is found where its name is usual, as `label` or `score`. In a .csv or
     .tsv without a header, a column's name is its number."""

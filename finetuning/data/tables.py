@@ -1,6 +1,7 @@
 """The labelled examples of a run: read from files or data sets, split, checked against the training labels."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,8 @@ from pretraining.data.stored import Stored, store
 from pretraining.errors import UserError
 
 READERS: dict[str, Callable[[str, Columns], Rows]] = {**TABLES, ".tsv": tsv, ".tsv.gz": tsv}  # by extension
-TARGET = {"text": "label", "tokens": "tags", "spans": "answers", "choice": "label"}  # what a column of each kind is
+TARGET = {"text": "label", "tokens": "tags", "spans": "answers", "choice": "label"}  # the part that is learnt
+SETTING = {"text": "label_column", "tokens": "tags_column", "spans": "answers_column", "choice": "label_column"}
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,11 @@ def _labelled(table: Table, split: str, problem: Problem | None) -> Table:
     kept = table.select(~np.array(missing))
     if not len(kept):
         raise UserError(
-            f"{table.place(0)}: no example of the {len(table):,} has a label: set data.label_column to another column, "
-            "or name labelled files."
+            f"{table.place(0)}: no example of the {len(table):,} has a label: set data.{SETTING[table.kind]} to "
+            "another column, or name labelled files."
         )
-    note = f"{split}: {sum(missing):,} examples have no label, and are left out"
+    none = "null, empty or -1" if problem != REGRESSION else "null or empty"
+    note = f"{split}: {sum(missing):,} examples have no label ({none}), and are left out"
     return replace(kept, notes=[*kept.notes, note])
 
 
@@ -273,7 +276,9 @@ def _check_targets(table: Table, labels: Labels) -> None:
 def _labels_of(train: Table, problem: Problem, known: Sequence[str] | None, classes: list[str]) -> Labels:
     """The labels of the training examples, checked one by one, so that a mistake is told with its row."""
     if train.kind == "tokens":
-        tags = {rows_module.label_json(tag, None, "") for row in train.targets for tag in row}
+        tags = {json.dumps(tag, ensure_ascii=False) for row in train.targets for tag in row}
+        # A tag may be too rare to occur in training: the head knows it, and it is no mistake.
+        tags |= {json.dumps(name, ensure_ascii=False) for name in classes}
         return Labels.of(tags, problem, known, classes, f"the tags of {train.column!r}")
     checked: set[str] = set()
     for row, target in enumerate(train.targets):
@@ -347,7 +352,7 @@ def load_tables(
     tables, classes, columns = _load(settings, kind)
     train = tables["train"]
     if kind == "text":
-        problem = problem or guess_problem(train.targets, f"{train.place(0)}: the labels of this column")
+        problem = problem or guess_problem(train.targets, train.place)
     elif kind == "tokens":
         problem = SINGLE
     tables = {name: _labelled(table, name, problem) for name, table in tables.items()}
@@ -362,8 +367,8 @@ def load_tables(
         if problem != REGRESSION and unused and kind == "text":
             others = f" (nor of {len(unused) - 1} others)" if len(unused) > 1 else ""
             raise UserError(
-                f"The column {train.column!r} names the class {unused[0]!r}, of which there is no training example{others}: "
-                "add some, or take the class out of the column's features."
+                f"{train.column!r} has the class {unused[0]!r} among its names, but no training example of it{others}: add "
+                "some, or take the name out of the column's features."
             )
         for name in ("validation", "test"):
             if name in tables:
