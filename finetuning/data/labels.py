@@ -78,15 +78,15 @@ def guess_problem(values: Sequence[str | None], place: Callable[[int], str]) -> 
     fractions = [number for number in numbers if not number.is_integer()]
     if fractions and texts and len(numbers) >= len(texts):
         raise UserError(
-            f"{where(texts[0])} holds {texts[0]!r:.40}, but other labels are numbers such as {fractions[0]:g}: mend it, "
-            f"or set objective.problem to {SINGLE} if they are names."
+            f"{where(texts[0])} holds {texts[0]!r:.40}, but other labels are numbers such as {fractions[0]:g}: mend "
+            f"it, or set objective.problem to {SINGLE} if they are names."
         )
     if fractions and not texts:
         return REGRESSION
     if not texts and len(numbers) > MANY:
         raise UserError(
-            f"{place(0)} and the other labels are {len(numbers)} different numbers, which may be classes or quantities: "
-            f"{SET_PROBLEM}."
+            f"{place(0)} and the other labels are {len(numbers)} different numbers, which may be classes or "
+            f"quantities: {SET_PROBLEM}."
         )
     return SINGLE
 

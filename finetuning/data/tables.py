@@ -367,8 +367,8 @@ def load_tables(
         if problem != REGRESSION and unused and kind == "text":
             others = f" (nor of {len(unused) - 1} others)" if len(unused) > 1 else ""
             raise UserError(
-                f"{train.column!r} has the class {unused[0]!r} among its names, but no training example of it{others}: add "
-                "some, or take the name out of the column's features."
+                f"{train.column!r} has the class {unused[0]!r} among its names, but no training example of it{others}: "
+                "add some, or take the name out of the column's features."
             )
         for name in ("validation", "test"):
             if name in tables:
