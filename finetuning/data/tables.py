@@ -20,7 +20,7 @@ from finetuning.data.columns import Found, Kind, find_columns
 from finetuning.data.labels import REGRESSION, SINGLE, Labels, Problem, guess_problem, is_missing, names_of, number_of
 from finetuning.data.pydocs import load_pydocs
 from finetuning.data.rows import FEATURES, Classes, canonical
-from finetuning.data.settings import TableSettings
+from finetuning.data.settings import SpanTableSettings, TableSettings
 from pretraining.data import readers
 from pretraining.data.find import check_apart, extension, find, identity, shown, state
 from pretraining.data.readers import TABLES, Columns, Row, Rows, column_names, tsv
@@ -148,14 +148,22 @@ def _has(part: Part, column: str) -> bool:
     return column in part.names or column.isdecimal()  # a .csv without a header has its columns by number
 
 
-def _read(kind: Kind, parts: Sequence[Part], found: Found, needs_label: bool) -> tuple[Dataset, list[str]]:
-    """The rows of a split, stored, and the names of its classes, as its features have them."""
+def _read(
+    kind: Kind, parts: Sequence[Part], found: Found, needs_label: bool, optional: Sequence[str]
+) -> tuple[Dataset, list[str]]:
+    """The rows of a split, stored, and the names of its classes, as its features have them.
+
+    Args:
+        optional: parts of a row that may be missing in some files.
+    """
     target = TARGET[kind]
     column = found.columns.get(target)
     reads: list[tuple[Part, Found, Classes]] = []
     for part in parts:
         has_label = column is not None and (needs_label or _has(part, column))
         part_found = found if has_label else found.without(target, "start")
+        absent = [each for each in optional if each in found.columns and not _has(part, found.columns[each])]
+        part_found = part_found.without(*absent)
         takes_classes = has_label and column in part.names and kind in ("text", "tokens")
         reads.append((part, part_found, part.classes(str(column)) if takes_classes else None))
 
@@ -186,10 +194,11 @@ def _load(settings: TableSettings, kind: Kind) -> tuple[dict[str, Table], list[s
         raise UserError(f"{first.place} holds no rows: fill it, or leave it out.")
     found = find_columns(kind, settings, first.names, first.place)
     column = found.columns[TARGET[kind]]
+    optional = ["id"] if isinstance(settings, SpanTableSettings) and settings.id_column is None else []
     tables: dict[str, Table] = {}
     names: list[str] = []
     for split, split_parts in parts.items():
-        dataset, classes = _read(kind, split_parts, found, needs_label=split != "test")
+        dataset, classes = _read(kind, split_parts, found, split != "test", optional)
         tables[split] = _as_table(dataset, kind, column)
         names += classes
     return tables, list(dict.fromkeys(names)), str(found)
@@ -358,7 +367,7 @@ def load_tables(
     tables = {name: _labelled(table, name, problem) for name, table in tables.items()}
     if "validation" not in tables:
         tables |= _hold_out(tables["train"], settings.validation_fraction, problem)
-    require_held_out(tables, "examples", "set data.validation_fraction above 0")
+    require_held_out(tables, "examples", f"set data.validation_fraction above {settings.validation_fraction}")
     train = tables["train"]
     if kind in ("text", "tokens"):
         assert problem is not None
