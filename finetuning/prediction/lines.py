@@ -7,8 +7,9 @@ import csv
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,9 @@ def read_text(path: str) -> Source:
     )
 
 
-def csv_rows(path: str) -> Iterator[tuple[int, Raw]]:
+def csv_rows(path: str, asked: list[str]) -> Iterator[tuple[int, Raw]]:
     """Cells of each row, or the error of the csv module, which goes on behind the row."""
-    rows, _ = parse_csv(path, [])
+    rows, _ = parse_csv(path, asked)
     number = 0
     while True:
         number += 1
@@ -143,11 +144,15 @@ def csv_rows(path: str) -> Iterator[tuple[int, Raw]]:
             return
 
 
+def separator_of(path: str, asked: list[str]) -> str:
+    return SEPARATORS[parse_csv(path, asked)[1]]
+
+
 def tsv_rows(path: str) -> Iterator[tuple[int, Raw]]:
     return ((number, line.rstrip("\n").split("\t")) for number, line in enumerate(lines(path), 1))
 
 
-def cells(path: str, rows: Callable[[], Iterator[tuple[int, Raw]]], separator: str, asked: Iterable[str]) -> Source:
+def cells(path: str, rows: Callable[[], Iterator[tuple[int, Raw]]], separator: str, asked: list[str]) -> Source:
     """A table of cells by the names in its first row; by number where that is how columns are asked for."""
 
     def filled() -> Iterator[tuple[int, Raw]]:
@@ -157,7 +162,6 @@ def cells(path: str, rows: Callable[[], Iterator[tuple[int, Raw]]], separator: s
     if isinstance(first, str):
         raise UserError(f"{shown(path)}, line 1: {first}.")
     header = [normalise(name).strip() for name in first]
-    asked = list(asked)
     numbered = bool(asked) and all(name.isdecimal() for name in asked) and not set(asked) <= set(header)
     names = [str(number) for number in range(1, len(header) + 1)] if numbered else header
     if twice := [name for name in names if names.count(name) > 1]:
@@ -176,8 +180,8 @@ def cells(path: str, rows: Callable[[], Iterator[tuple[int, Raw]]], separator: s
     return Source(shown(path), names, behind_header, parse, state([path]), Path(path).parent)
 
 
-def read_parquet(path: str, asked: Iterable[str] | None = None) -> Source:
-    """A .parquet file, of whose columns those that are asked for are read."""
+def read_parquet(path: str) -> Source:
+    """A .parquet file."""
     name = shown(path)
 
     def unreadable(error: Exception) -> UserError:
@@ -191,10 +195,9 @@ def read_parquet(path: str, asked: Iterable[str] | None = None) -> Source:
 
     def raw() -> Iterator[tuple[int, Raw]]:
         number = 0
-        wanted = columns if asked is None else [column for column in columns if column in set(asked)]
         try:
             with open(path, "rb") as opened, pq.ParquetFile(opened) as file:
-                for batch in file.iter_batches(BATCH, columns=wanted):
+                for batch in file.iter_batches(BATCH):
                     for row in rows_of(batch):
                         number += 1
                         yield number, row
@@ -239,8 +242,8 @@ def read_folder(path: str) -> Source:
 READERS: dict[str, Callable[[str, list[str]], Source]] = {
     ".txt": lambda path, asked: read_text(path),
     ".jsonl": lambda path, asked: read_jsonl(path),
-    ".csv": lambda path, asked: cells(path, lambda: csv_rows(path), SEPARATORS[parse_csv(path, asked)[1]], asked),
-    ".tsv": lambda path, asked: cells(path, lambda: tsv_rows(path), "tabs", asked),
+    ".csv": lambda path, asked: cells(path, partial(csv_rows, path, asked), separator_of(path, asked), asked),
+    ".tsv": lambda path, asked: cells(path, partial(tsv_rows, path), "tabs", asked),
 }
 READERS |= {f"{end}.gz": read for end, read in READERS.items()}
 READERS[".parquet"] = lambda path, asked: read_parquet(path)

@@ -210,7 +210,7 @@ def _jsonl(path: str, columns: Columns) -> Rows:
         yield f"{name}:{number}", row
 
 
-def _is_filled(row: list[str]) -> bool:
+def is_filled(row: list[str]) -> bool:
     """Whether it is no blank line, which has no cells, or one of white space."""
     return len(row) > 1 or bool("".join(row).strip())
 
@@ -224,7 +224,7 @@ def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator
     """
     name = shown(path)
     cells: Iterator[tuple[int, list[str]]]
-    cells = ((number, row) for number, row in enumerate(rows, 1) if _is_filled(row))
+    cells = ((number, row) for number, row in enumerate(rows, 1) if is_filled(row))
     number, first = next(cells, (0, []))
     if not first:
         return
@@ -244,7 +244,7 @@ def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator
         yield f"{name}:{number}", {column: row[header.index(column)] for column in columns}
 
 
-def _parse_csv(path: str, columns: Iterable[str]) -> tuple[Any, str]:
+def parse_csv(path: str, columns: Iterable[str]) -> tuple[Any, str]:
     """The reader of a .csv file's rows, and what stands between the cells.
 
     Cells stand between what a first line `sep=;` says, as Excel writes it, or what gives all columns asked for. Else
@@ -263,7 +263,7 @@ def _parse_csv(path: str, columns: Iterable[str]) -> tuple[Any, str]:
         header: list[str] = []
         counts: set[int] = set()
         with contextlib.suppress(csv.Error):  # of another separator, or told below
-            for row in itertools.islice(filter(_is_filled, parse(separator)), HEAD):
+            for row in itertools.islice(filter(is_filled, parse(separator)), HEAD):
                 header = header or row
                 counts.add(len(row))
         if len(header) < 2:
@@ -276,7 +276,7 @@ def _parse_csv(path: str, columns: Iterable[str]) -> tuple[Any, str]:
 
 
 def _csv(path: str, columns: Columns) -> Rows:
-    rows, separator = _parse_csv(path, columns)
+    rows, separator = parse_csv(path, columns)
     try:
         yield from _by_header(path, rows, columns, SEPARATORS[separator])
     except csv.Error as error:
@@ -291,7 +291,7 @@ def tsv(path: str, columns: Columns) -> Rows:
 
     if columns:
         return _by_header(path, rows(), columns, "tabs")
-    first = next(filter(_is_filled, rows()), None)
+    first = next(filter(is_filled, rows()), None)
     if first is None:
         return iter(())
     if len(first) != 2:
@@ -359,11 +359,11 @@ def column_names(path: str) -> list[str]:
     if end.startswith(".jsonl"):
         return list(next(_jsonl(path, {}), ("", {}))[1])
     if end.startswith(".csv"):
-        rows, _ = _parse_csv(path, [])
+        rows, _ = parse_csv(path, [])
     else:
         rows = (line.rstrip("\n").split("\t") for line in lines(path))
     try:
-        header: list[str] = next(filter(_is_filled, rows), [])
+        header: list[str] = next(filter(is_filled, rows), [])
     except csv.Error as error:
         raise UserError(f"{shown(path)}, line {rows.line_num} is not CSV ({error}): mend its quotes.") from error
     return [normalise(name).strip() for name in header]
