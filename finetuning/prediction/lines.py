@@ -49,8 +49,9 @@ class Source:
 
     name: str
     columns: list[str]
-    raw: Callable[[], Iterator[tuple[int, Raw]]]
-    """All lines with their numbers, not yet looked at: to pass over lines costs little."""
+    raw: Callable[[list[str]], Iterator[tuple[int, Raw]]]
+    """All lines with their numbers, not yet looked at, so that to pass over lines costs little; of a format that has
+    its columns apart, some of them."""
     parse: Callable[[Raw], Row]
     """The columns of a line; raises Bad."""
     state: object
@@ -69,11 +70,11 @@ class Source:
         except Bad as error:
             return Line(number, {}, str(error))
 
-    def blocks(self, first: int) -> Iterator[list[Line]]:
+    def blocks(self, columns: list[str], first: int) -> Iterator[list[Line]]:
         """The lines behind the first ones, in blocks, whose bounds the lines alone decide."""
         block: list[Line] = []
         weight = 0
-        for number, raw in itertools.islice(self.raw(), first, None):
+        for number, raw in itertools.islice(self.raw(columns), first, None):
             block.append(self.look(number, raw))
             weight += size(raw)
             if len(block) == BLOCK or weight >= CHARACTERS:
@@ -106,11 +107,11 @@ def parse_json(line: Raw) -> Row:
 
 
 def read_jsonl(path: str) -> Source:
-    def raw() -> Iterator[tuple[int, Raw]]:
+    def raw(columns: list[str]) -> Iterator[tuple[int, Raw]]:
         return ((number, line) for number, line in enumerate(lines(path), 1) if not line.isspace())
 
     columns: list[str] = []
-    for _, line in raw():
+    for _, line in raw([]):
         try:
             columns = list(parse_json(line))
             break
@@ -123,7 +124,7 @@ def read_text(path: str) -> Source:
     return Source(
         shown(path),
         ["text"],
-        lambda: enumerate(lines(path), 1),
+        lambda columns: enumerate(lines(path), 1),
         lambda line: {"text": line.rstrip("\n")},
         state([path]),
         Path(path).parent,
@@ -174,7 +175,7 @@ def cells(path: str, rows: Callable[[], Iterator[tuple[int, Raw]]], separator: s
             raise Bad(f"it has {len(row)} cells instead of {len(names)}, separated by {separator}")
         return dict(zip(names, row, strict=True))
 
-    def behind_header() -> Iterator[tuple[int, Raw]]:
+    def behind_header(columns: list[str]) -> Iterator[tuple[int, Raw]]:
         return itertools.islice(filled(), 0 if numbered else 1, None)
 
     return Source(shown(path), names, behind_header, parse, state([path]), Path(path).parent)
@@ -189,15 +190,15 @@ def read_parquet(path: str) -> Source:
 
     try:
         with open(path, "rb") as opened, pq.ParquetFile(opened) as file:
-            columns, count = file.schema_arrow.names, file.metadata.num_rows
+            names, count = file.schema_arrow.names, file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
         raise unreadable(error) from error
 
-    def raw() -> Iterator[tuple[int, Raw]]:
+    def raw(columns: list[str]) -> Iterator[tuple[int, Raw]]:
         number = 0
         try:
             with open(path, "rb") as opened, pq.ParquetFile(opened) as file:
-                for batch in file.iter_batches(BATCH):
+                for batch in file.iter_batches(BATCH, columns=columns):
                     for row in rows_of(batch):
                         number += 1
                         yield number, row
@@ -209,7 +210,7 @@ def read_parquet(path: str) -> Source:
             raise Bad(row)
         return row
 
-    return Source(name, columns, raw, parse, state([path]), Path(path).parent, count)
+    return Source(name, names, raw, parse, state([path]), Path(path).parent, count)
 
 
 def rows_of(batch: pa.RecordBatch) -> list[Raw]:
@@ -231,7 +232,7 @@ def read_folder(path: str) -> Source:
     return Source(
         folder,
         ["image"],
-        lambda: enumerate((os.path.relpath(each, folder) for each in paths), 1),
+        lambda columns: enumerate((os.path.relpath(each, folder) for each in paths), 1),
         lambda each: {"image": each},
         state(paths),
         Path(folder),

@@ -1,0 +1,189 @@
+"""The file of predictions: after a kill it goes on where it was, and its bytes are those of a run without one.
+
+While it grows it is `OUT.unfinished`, and `OUT.progress.json` says how many of its bytes are whole blocks of lines: what
+a killed run wrote behind them is cut off. At the end it gets its name, and the progress is deleted.
+"""
+
+import csv
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from pretraining import files
+from pretraining.errors import UserError
+
+Row = dict[str, Any]
+# A .csv and a .parquet have the same columns in every line.
+FORMATS = (".jsonl", ".csv", ".parquet")
+VERSION = 1  # of what is written: raise it when it changes, and unfinished files are not continued
+GROUP = 2**14  # rows of a parquet file's row group
+
+
+def to_json(row: Row) -> str:
+    return json.dumps(files.without_nan(row), ensure_ascii=False)
+
+
+class Output:
+    """One file that is written block by block.
+
+    Args:
+        path: its extension says how.
+        schema: its columns.
+        made_of: what decides its content, by name; an unfinished file of anything else is not continued.
+
+    Raises:
+        UserError: it cannot be written, is there already, was begun otherwise, or is being written by another process.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, made_of: dict[str, Any]):
+        self.path, self.schema = path, schema
+        self.kind = path.suffix.lower()
+        if self.kind not in FORMATS:
+            raise UserError(f"--out {path} has an unknown extension: it must be one of {', '.join(FORMATS)}.")
+        files.check_writable(path.parent, "--out")
+        self.unfinished, self.progress = (Path(f"{path}.{end}") for end in ("unfinished", "progress.json"))
+        self.lock = FileLock(f"{path}.lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"{path} is being written by another process: wait for it, or name another file.") from error
+        # As it will read it back.
+        self.state = json.loads(json.dumps({"made_of": made_of | {"version": VERSION}}))
+        self.state |= {"chosen": None, "lines": 0, "bad": 0, "bytes": 0}
+        self.resume()
+        self.file: BinaryIO = self.open()
+
+    @property
+    def lines(self) -> int:
+        """Lines of the input that are done."""
+        return self.state["lines"]
+
+    @property
+    def bad(self) -> int:
+        """How many of them were bad."""
+        return self.state["bad"]
+
+    def resume(self) -> None:
+        """Takes up what a killed run left."""
+        if not self.progress.exists():
+            if self.path.exists():
+                self.lock.release()
+                raise UserError(f"{self.path} is there already: delete it, or give another file by --out.")
+            return
+        found = json.loads(self.progress.read_text(encoding="utf-8"))
+        ours, theirs = self.state["made_of"], found["made_of"]
+        differing = [name for name in ours if theirs.get(name) != ours[name]]
+        if differing:
+            self.lock.release()
+            raise UserError(
+                f"{self.unfinished} was begun with another {differing[0]}{difference(theirs, ours, differing[0])}: go on "
+                f"with the one from before, or delete {self.progress} to begin anew."
+            )
+        self.state = found
+
+    def open(self) -> BinaryIO:
+        """The unfinished file, cut off behind its last whole block."""
+        if self.path.exists():  # it was killed between its last two steps
+            return io.BytesIO()
+        file = self.unfinished.open("ab")
+        if self.progress.exists():
+            file.truncate(self.state["bytes"])
+            assert os.fstat(file.fileno()).st_size == self.state["bytes"], "blocks that were written are gone"
+        else:
+            file.truncate(0)
+            if self.kind == ".csv":
+                file.write(self.to_csv([dict(zip(self.schema.names, self.schema.names, strict=True))]))
+        return file
+
+    def choose(self, chosen: Any) -> Any:
+        """Keeps what a run has chosen at its start; gives what the file was begun with."""
+        if self.state["chosen"] is None:
+            self.state["chosen"] = chosen
+            self.commit(0, 0)
+        return self.state["chosen"]
+
+    @property
+    def chosen(self) -> Any:
+        """What was chosen when the file was begun; None: nothing yet."""
+        return self.state["chosen"]
+
+    def write(self, rows: list[Row], bad: int = 0) -> None:
+        """The rows of a block, one for each line, of which some are bad."""
+        if self.kind == ".csv":
+            self.file.write(self.to_csv(rows))
+        else:  # a .parquet file is made of these lines at the end: nothing can be appended to one
+            text = "".join(to_json(row) + "\n" for row in rows)
+            self.file.write(text.encode(errors="backslashreplace"))  # half a character is "\ud83d" in JSON
+        self.commit(len(rows), bad)
+
+    def commit(self, lines: int, bad: int) -> None:
+        """What is written is on the disk before it is said to be there."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.state["lines"] += lines
+        self.state["bad"] += bad
+        self.state["bytes"] = os.fstat(self.file.fileno()).st_size
+        files.write_text(self.progress, json.dumps(self.state, indent=1))
+
+    def to_csv(self, rows: list[Row]) -> bytes:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for row in rows:
+            values = (row.get(name) for name in self.schema.names)
+            writer.writerow([to_json(value) if isinstance(value, dict | list) else value for value in values])
+        return text.getvalue().encode(errors="backslashreplace")
+
+    def finish(self) -> None:
+        """Gives the file its name."""
+        self.file.close()
+        if not self.path.exists():
+            if self.kind == ".parquet":
+                whole = Path(f"{self.path}.whole")
+                self.write_parquet(whole)
+                files.publish(whole, self.path)
+            else:
+                files.publish(self.unfinished, self.path)
+        self.progress.unlink(missing_ok=True)
+        self.unfinished.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the file as it is, for another run to go on with."""
+        self.file.close()
+        Path(self.lock.lock_file).unlink(missing_ok=True)  # before it is free: FileLock sees that
+        self.lock.release()
+
+    def write_parquet(self, path: Path) -> None:
+        with self.unfinished.open(encoding="utf-8") as file, pq.ParquetWriter(path, self.schema) as writer:
+            rows: Iterator[Row] = map(json.loads, file)
+            while group := [self.to_arrow(row) for row in itertools.islice(rows, GROUP)]:
+                writer.write_table(pa.Table.from_pylist(group, self.schema))
+
+    def to_arrow(self, row: Row) -> Row:
+        """A row in the types of the schema: maps as pairs, and what has no type of its own as JSON."""
+        changed = {}
+        for field in self.schema:
+            value = row.get(field.name)
+            if pa.types.is_map(field.type) and value is not None:
+                value = list(value.items())
+            elif pa.types.is_string(field.type) and value is not None and not isinstance(value, str):
+                value = to_json(value)
+            changed[field.name] = value
+        return changed
+
+
+def difference(theirs: Row, ours: Row, name: str) -> str:
+    """What differs between two settings, for a message."""
+    before, now = theirs.get(name), ours[name]
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return ""
+    key = next(key for key in now if before.get(key) != now[key])
+    return f" ({key} was {before.get(key)!r}, and is {now[key]!r})"
