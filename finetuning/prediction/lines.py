@@ -21,8 +21,7 @@ from pretraining.data.images.folders import find_folder, images_in
 from pretraining.data.readers import SEPARATORS, Row, is_filled, lines, listed, normalise, parse_csv
 from pretraining.errors import UserError, one_line
 
-# A block has so many lines, or fewer where they have so many characters together.
-BLOCK, CHARACTERS = 4096, 2**22
+CHARACTERS = 2**22  # of a block of lines, unless its last line brings more
 BATCH = 64  # rows of a parquet file read at a time; they can be whole images
 
 Raw = Any
@@ -70,14 +69,14 @@ class Source:
         except Bad as error:
             return Line(number, {}, str(error))
 
-    def blocks(self, columns: list[str], first: int) -> Iterator[list[Line]]:
-        """The lines behind the first ones, in blocks, whose bounds the lines alone decide."""
+    def blocks(self, columns: list[str], first: int, most: int) -> Iterator[list[Line]]:
+        """The lines behind the first ones, in blocks of `most` lines, whose bounds the lines alone decide."""
         block: list[Line] = []
         weight = 0
         for number, raw in itertools.islice(self.raw(columns), first, None):
             block.append(self.look(number, raw))
             weight += size(raw)
-            if len(block) == BLOCK or weight >= CHARACTERS:
+            if len(block) == most or weight >= CHARACTERS:
                 yield block
                 block, weight = [], 0
         if block:

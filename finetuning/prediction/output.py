@@ -31,6 +31,18 @@ def to_json(row: Row) -> str:
     return json.dumps(files.without_nan(row), ensure_ascii=False)
 
 
+def check_out(path: Path) -> None:
+    """Raises UserError where a file cannot be written: before anything takes time."""
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"--out {path} has an unknown extension: it must be one of {', '.join(FORMATS)}.")
+    if path.exists() and not progress_of(path).exists():
+        raise UserError(f"{path} is there already: delete it, or give another file by --out.")
+
+
+def progress_of(path: Path) -> Path:
+    return Path(f"{path}.progress.json")
+
+
 class Output:
     """One file that is written block by block.
 
@@ -45,16 +57,17 @@ class Output:
 
     def __init__(self, path: Path, schema: pa.Schema, made_of: dict[str, Any]):
         self.path, self.schema = path, schema
+        check_out(path)
         self.kind = path.suffix.lower()
-        if self.kind not in FORMATS:
-            raise UserError(f"--out {path} has an unknown extension: it must be one of {', '.join(FORMATS)}.")
         files.check_writable(path.parent, "--out")
-        self.unfinished, self.progress = (Path(f"{path}.{end}") for end in ("unfinished", "progress.json"))
+        self.unfinished, self.progress = Path(f"{path}.unfinished"), progress_of(path)
         self.lock = FileLock(f"{path}.lock")
         try:
             self.lock.acquire(timeout=0)
         except Timeout as error:
-            raise UserError(f"{path} is being written by another process: wait for it, or name another file.") from error
+            raise UserError(
+                f"{path} is being written by another process: wait for it, or name another file."
+            ) from error
         # As it will read it back.
         self.state = json.loads(json.dumps({"made_of": made_of | {"version": VERSION}}))
         self.state |= {"chosen": None, "lines": 0, "bad": 0, "bytes": 0}
@@ -74,9 +87,6 @@ class Output:
     def resume(self) -> None:
         """Takes up what a killed run left."""
         if not self.progress.exists():
-            if self.path.exists():
-                self.lock.release()
-                raise UserError(f"{self.path} is there already: delete it, or give another file by --out.")
             return
         found = json.loads(self.progress.read_text(encoding="utf-8"))
         ours, theirs = self.state["made_of"], found["made_of"]

@@ -77,6 +77,14 @@ class PredictSettings:
         if self.pair_column is not None and self.text_column is None:
             raise UserError(f"--pair_column is {self.pair_column!r}, but --text_column is not named: name both.")
 
+    @property
+    def asked(self) -> list[str]:
+        """The columns that are named."""
+        names = ("text", "pair", "tokens", "question", "context", "image")
+        single = [getattr(self, f"{name}_column") for name in names]
+        named = [column for column in single if column is not None]
+        return [*map(str, named), *map(str, self.choice_columns), *self.keep_columns]
+
 
 def fine_tuned_with(model: Path) -> dict[str, Any]:
     """The settings of windows in the config.yaml of the run whose model/ this is; empty where there is none."""

@@ -343,4 +343,3 @@ def pack_labels(rows: list[list[Example]], places: int, shape: tuple[int, ...], 
         for place, example in zip(row, examples, strict=False):
             place[...] = example["labels"]
     return torch.from_numpy(packed)
-

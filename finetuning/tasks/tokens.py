@@ -182,7 +182,9 @@ class TokenScoring(RecordScoring[TokenExamples]):
         scores = metrics.classification(predicted, true, classes, by_class=final and not self.examples.entities)
         found = {name: scores[name] for name in scores if name != "matthews"}
         if self.examples.entities:
-            sequences = ([[classes[tag] for tag in record[key]] for record in records] for key in ("predicted", "label"))
+            sequences = (
+                [[classes[tag] for tag in record[key]] for record in records] for key in ("predicted", "label")
+            )
             found |= metrics.entities(*sequences, by_type=final)
         if final:
             self.confusion = metrics.confusion(predicted, true, len(classes))

@@ -1,0 +1,188 @@
+"""The order of a prediction, read aloud: model, file, columns, what was begun before, then block by block."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from finetuning.prediction.base import Predictor
+from finetuning.prediction.compute import class_of, open_model
+from finetuning.prediction.images import ImagePredictor
+from finetuning.prediction.lines import Bad, Line, Source, check_kept, open_source
+from finetuning.prediction.output import Output, Row, check_out
+from finetuning.prediction.settings import NO_MATTER, PredictSettings
+from finetuning.prediction.spans import AnswerPredictor, TokenPredictor
+from finetuning.prediction.texts import ChoicePredictor, ClassPredictor
+from finetuning.prediction.translations import TranslationPredictor
+from pretraining import files
+from pretraining.autotune import Candidate
+from pretraining.errors import UserError
+
+PREDICTORS: dict[str, type[Predictor]] = {
+    "KeelBertForSequenceClassification": ClassPredictor,
+    "KeelBertForTokenClassification": TokenPredictor,
+    "KeelBertForQuestionAnswering": AnswerPredictor,
+    "KeelBertForMultipleChoice": ChoicePredictor,
+    "KeelSeq2SeqForConditionalGeneration": TranslationPredictor,
+    "KeelViTForImageClassification": ImagePredictor,
+}
+LIBRARIES = ("torch", "transformers", "tokenizers")  # whose versions decide the last digits
+
+
+def open_predictor(folder: Path, settings: PredictSettings) -> Predictor:
+    """The predictor of a model, by the head that it has.
+
+    Raises:
+        UserError: there is no model, it has no head that predicts, or its weights are not whole.
+    """
+    ours = class_of(folder)
+    if ours.__name__ not in PREDICTORS:
+        raise UserError(
+            f"{folder} is a {ours.__name__}, which has no head that predicts: fine-tune it by finetune.py, and give the "
+            "model/ of that run."
+        )
+    return PREDICTORS[ours.__name__](folder, open_model(folder, ours), settings)
+
+
+def made_of(folder: Path, source: Source, predictor: Predictor) -> dict[str, Any]:
+    """All that decides what is written, by the words that a message has for it."""
+    hashes = json.dumps(files.hashes(folder))
+    settings = {name: value for name, value in dataclasses.asdict(predictor.settings).items() if name not in NO_MATTER}
+    return {
+        "model": hashlib.sha256(hashes.encode()).hexdigest(),
+        "input": source.state
+        if isinstance(source.state, str)
+        else hashlib.sha256(repr(source.state).encode()).hexdigest(),
+        "setting": settings | predictor.resolved,
+        "library": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def schema_of(predictor: Predictor, kept: list[str]) -> pa.Schema:
+    """The columns of a line: its number in the file, what is kept of it, the prediction, and what is wrong with it."""
+    columns = {"line": pa.int64(), **dict.fromkeys(kept, pa.string()), **predictor.writes, "error": pa.string()}
+    return pa.schema(list(columns.items()))
+
+
+class Run:
+    """Predictions of one file."""
+
+    def __init__(self, predictor: Predictor, source: Source, output: Output):
+        self.predictor, self.source, self.output = predictor, source, output
+        self.settings = predictor.settings
+        if output.chosen is not None:
+            self.take(output.chosen)
+
+    def take(self, chosen: dict[str, Any]) -> None:
+        """Computes as was chosen, now or before a kill: the last digits depend on it."""
+        candidate = Candidate(**chosen["compute"])
+        self.predictor.computer.compute_as(candidate)
+        self.predictor.use(chosen["predictor"])
+        shape = "".join(f", {name} {value}" for name, value in chosen["predictor"].items())
+        tqdm.write(f"computing: {candidate}{shape}")
+
+    def choose(self, examples: list[Any]) -> None:
+        """Chooses by the first block, for the whole file."""
+        predictor = self.predictor
+        shape = predictor.choose(examples)
+        predictor.use(shape)
+        candidate = predictor.computer.candidates()[0]
+        if predictor.tries_kernels:
+            candidate = predictor.computer.choose(lambda: predictor.trial(examples))
+        self.take(self.output.choose({"compute": candidate._asdict(), "predictor": shape}))
+
+    def examples(self, block: list[Line]) -> list[Any]:
+        """The example of each line, or the Bad that tells why it has none.
+
+        Raises:
+            UserError: a line is bad, and bad lines are not passed over.
+        """
+        found: list[Any] = []
+        for line in block:
+            try:
+                if line.error:
+                    raise Bad(line.error)
+                found.append(self.predictor.read(line))
+            except Bad as error:
+                if not self.settings.skip_bad:
+                    reason = str(error).rstrip(".")
+                    raise UserError(
+                        f"{self.source.place(line.number)}: {reason}. The same command with --skip_bad goes on behind it."
+                    ) from error
+                found.append(error)
+        return found
+
+    def rows(self, block: list[Line]) -> list[Row]:
+        """What is written of a block's lines."""
+        examples = self.examples(block)
+        good = [example for example in examples if not isinstance(example, Bad)]
+        if good and self.output.chosen is None:
+            self.choose(good)
+        predictions: Iterator[Row] = iter(())
+        if good:
+            with self.predictor.computer.computing():
+                predictions = iter(self.predictor.predict(good))
+        rows = []
+        for line, example in zip(block, examples, strict=True):
+            kept = {name: line.row.get(name) for name in self.settings.keep_columns}
+            found = {"error": str(example)} if isinstance(example, Bad) else next(predictions)
+            rows.append({"line": line.number} | kept | found)
+        return rows
+
+    def predict(self, columns: list[str]) -> None:
+        """Block by block, behind what is done already."""
+        output, source = self.output, self.source
+        before = output.lines
+        blocks = source.blocks(columns, before, self.predictor.block)
+        with tqdm(total=source.count, initial=before, unit=" lines", desc="predicting", smoothing=0.1) as progress:
+            for block in blocks:
+                rows = self.rows(block)
+                output.write(rows, sum("error" in row for row in rows))
+                progress.update(len(rows))
+
+
+def predict(model: str, file: str, out: str, settings: PredictSettings) -> None:
+    """Writes a prediction of each line of a file; goes on where a killed run has left off.
+
+    Args:
+        model: the folder of a model, ours or native.
+        file: .jsonl, .csv, .tsv, .txt (each also as .gz), .parquet, or a folder of images.
+        out: .jsonl, .csv or .parquet.
+
+    Raises:
+        UserError: something of these is wrong, or a line is bad and bad lines are not passed over.
+    """
+    folder, path = Path(model).expanduser(), Path(out).expanduser()
+    check_out(path)
+    source = open_source(file, settings.asked)
+    predictor = open_predictor(folder, settings)
+    columns = predictor.find_columns(source)
+    schema = schema_of(predictor, settings.keep_columns)
+    check_kept(source, settings.keep_columns, [name for name in schema.names if name not in settings.keep_columns])
+    output = Output(path, schema, made_of(folder, source, predictor))
+    start = perf_counter()
+    try:
+        before = output.lines
+        behind = f", going on behind {before:,} lines" if before else ""
+        print(f"{type(predictor.model).__name__} of {folder}", *predictor.describe(), sep="\n")
+        print(f"writing {path}{behind}", flush=True)
+        run = Run(predictor, source, output)
+        run.predict(sorted({*columns, *settings.keep_columns}, key=source.columns.index))
+        if not output.lines:
+            raise UserError(f"{source.name} holds no lines: fill it.")
+        lines, bad = output.lines, output.bad
+        output.finish()
+    finally:
+        output.close()
+    seconds = perf_counter() - start
+    rate = f"{(lines - before) / seconds:,.0f} lines/s, {seconds:,.1f} s"
+    print(f"{path}: {lines:,} lines, {bad:,} of them bad; {rate}")
+    for note, count in predictor.notes.items():
+        print(f"  {count:,} {note}")
