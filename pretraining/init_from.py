@@ -72,7 +72,7 @@ def read_config(checkpoint: str, ours: type[PreTrainedConfig]) -> PreTrainedConf
 
 
 def architecture(config: PreTrainedConfig) -> dict[str, Any]:
-    """A configuration as the settings model.*, but for class_weights: they belong to the labels, which are no settings."""
+    """A configuration as the settings model.*, but class_weights: they belong to the labels, which are no settings."""
     names = (field.name for field in dataclasses.fields(type(config)))
     left_out = NOT_SET_BY_HAND | {"class_weights"}
     return {f"model.{name}": getattr(config, name) for name in names if name not in left_out}
