@@ -309,6 +309,7 @@ def test_grouped_loss_of_half_precision_is_that_of_float32(dtype):
     close(*(grouped_loss(x, GROUPS, PLACES, "labels", None) for x in (scores, scores.float())))
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("places", [PLACES, torch.full((3, 3), -100)])
 def test_grouped_loss_has_no_nan_where_a_group_has_no_member(places):
     scores = torch.randn(3, 6, requires_grad=True)
