@@ -32,7 +32,7 @@ class TableSettings:
     """Share of the examples that is held out, chosen by a hash of their text: equal texts are never on both sides."""
     examples: int = 0
     """Number of training examples, chosen by a hash of their content: a smaller choice is part of a larger one. Where
-    each example has one class, as many of each are chosen. 0 means all."""
+    each example has one class, as many of each are chosen, as far as there are. 0 means all."""
     label_column: str | int | None = None
     """The column of the label. If it is null, it is found where its name is usual, as `label` or `score`. In a .csv or
     .tsv without a header, a column's name is its number."""
@@ -53,6 +53,8 @@ class TableSettings:
                 f"data.source is {self.source!r} but data.{files[0]} names files: set data.source to files, or name "
                 "none."
             )
+        if self.split in (self.validation_split, self.test_split):
+            raise UserError(f"data.split is {self.split!r}, and so is a held-out split: name another for one of them.")
         splits = [name for name in ("validation_split", "test_split", "subset") if getattr(self, name) is not None]
         if self.source in ("files", "pydocs") and splits:
             raise UserError(

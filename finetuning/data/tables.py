@@ -3,32 +3,28 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, Features
-from datasets.features import LargeList, List
+from datasets import Dataset
 
 from finetuning.data import columns as columns_module
 from finetuning.data import rows as rows_module
 from finetuning.data.columns import Found, Kind, find_columns
 from finetuning.data.labels import REGRESSION, SINGLE, Labels, Problem, guess_problem, is_missing, names_of, number_of
+from finetuning.data.parts import Part, find_parts
 from finetuning.data.pydocs import load_pydocs
 from finetuning.data.rows import FEATURES, Classes, canonical
 from finetuning.data.settings import SpanTableSettings, TableSettings
 from pretraining.data import readers
-from pretraining.data.find import check_apart, extension, find, identity, shown, state
-from pretraining.data.readers import TABLES, Columns, Row, Rows, column_names, tsv
+from pretraining.data.readers import Row
 from pretraining.data.split import is_held_out, require_held_out
 from pretraining.data.stored import Stored, store
 from pretraining.errors import UserError
 
-READERS: dict[str, Callable[[str, Columns], Rows]] = {**TABLES, ".tsv": tsv, ".tsv.gz": tsv}  # by extension
 TARGET = {"text": "label", "tokens": "tags", "spans": "answers", "choice": "label"}  # the part that is learnt
 SETTING = {"text": "label_column", "tokens": "tags_column", "spans": "answers_column", "choice": "label_column"}
 
@@ -74,78 +70,7 @@ class Table(Stored):
         return digest.hexdigest()
 
 
-# ---- where tables come from ----
-
-
-@dataclass(frozen=True)
-class Part:
-    """A file, or a split of a data set."""
-
-    place: str
-    names: list[str]
-    """Its columns."""
-    rows: Callable[[Columns], Rows]
-    classes: Callable[[str], Classes]
-    """The names of the class numbers in a column."""
-    state: object
-    """What changes when it does."""
-
-
-def _class_names(features: Features, column: str) -> Classes:
-    feature = features[column]
-    while isinstance(feature, List | LargeList):
-        feature = feature.feature
-    return list(feature.names) if isinstance(feature, ClassLabel) else None
-
-
-def _classes_of_file(path: str, column: str) -> Classes:
-    """The names that `datasets` has written into a parquet file beside a column of class numbers."""
-    if extension(path) != ".parquet":
-        return None
-    with open(path, "rb") as opened, pq.ParquetFile(opened) as file:
-        schema = file.schema_arrow
-    # Other columns may be of types that `datasets` does not know.
-    return _class_names(Features.from_arrow_schema(pa.schema([schema.field(column)], schema.metadata)), column)
-
-
-def _file(path: str) -> Part:
-    reader = READERS[extension(path)]
-    return Part(shown(path), column_names(path), partial(reader, path), partial(_classes_of_file, path), state([path]))
-
-
-def _hub(settings: TableSettings, split: str) -> Part:
-    dataset, place = readers.load_hub(settings.source, settings.subset, split, {}, ["pydocs", "files"])
-
-    def rows(columns: Columns) -> Rows:
-        readers.check_columns(columns, dataset.column_names, place)
-        return readers.hub_rows(dataset, settings.source, split, columns)
-
-    classes = partial(_class_names, dataset.features)
-    return Part(place, dataset.column_names, rows, classes, dataset._fingerprint)
-
-
-def _parts(settings: TableSettings) -> dict[str, list[Part]]:
-    """The files, or the data set's part, of each split that the settings name."""
-    if settings.source != "files":
-        splits = {"train": settings.split, "validation": settings.validation_split, "test": settings.test_split}
-        return {name: [_hub(settings, split)] for name, split in splits.items() if split is not None}
-    files = find(settings.files, "files", tuple(READERS))
-    held_out = find(settings.validation_files, "validation_files", tuple(READERS))
-    check_apart(files, held_out, "files")
-    test = find(settings.test_files, "test_files", tuple(READERS))
-    others = {identity(path) for path in files}
-    for path in test:
-        if identity(path) in others:
-            raise UserError(f"{shown(path)} is in both data.files and data.test_files: take it out of one.")
-    named = {"train": files, "validation": held_out, "test": test}
-    return {name: list(map(_file, paths)) for name, paths in named.items() if paths}
-
-
 # ---- reading them ----
-
-
-def _has(part: Part, column: str) -> bool:
-    return column in part.names or column.isdecimal()  # a .csv without a header has its columns by number
 
 
 def _read(
@@ -160,9 +85,9 @@ def _read(
     column = found.columns.get(target)
     reads: list[tuple[Part, Found, Classes]] = []
     for part in parts:
-        has_label = column is not None and (needs_label or _has(part, column))
+        has_label = column is not None and (needs_label or part.has(column))
         part_found = found if has_label else found.without(target, "start")
-        absent = [each for each in optional if each in found.columns and not _has(part, found.columns[each])]
+        absent = [each for each in optional if each in found.columns and not part.has(found.columns[each])]
         part_found = part_found.without(*absent)
         takes_classes = has_label and column in part.names and kind in ("text", "tokens")
         reads.append((part, part_found, part.classes(str(column)) if takes_classes else None))
@@ -188,7 +113,7 @@ def _load(settings: TableSettings, kind: Kind) -> tuple[dict[str, Table], list[s
         if kind != "text":
             raise UserError("data.source is 'pydocs', which has texts with one label: set it to files or a data set.")
         return {"train": _as_table(load_pydocs(), kind, "package")}, [], "text of a docstring, label its package"
-    parts = _parts(settings)
+    parts = find_parts(settings)
     first = parts["train"][0]
     if not first.names:
         raise UserError(f"{first.place} holds no rows: fill it, or leave it out.")
@@ -217,6 +142,8 @@ def _labelled(table: Table, split: str, problem: Problem | None) -> Table:
     if not any(missing):
         return table
     if split == "test":
+        note = f"test: {sum(missing):,} of {len(table):,} examples have no label: they are predicted, and not scored"
+        table = replace(table, notes=[*table.notes, note])
         if table.kind != "text":
             return table
         labels = [None if is_none else target for target, is_none in zip(targets, missing, strict=True)]

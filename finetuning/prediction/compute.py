@@ -39,12 +39,11 @@ def class_of(folder: Path) -> type[PreTrainedModel]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder / 'config.json'} cannot be read ({one_line(error)}): give a model's folder."
+            f"{folder}/config.json cannot be read ({one_line(error)}): give a model's folder."
         ) from error
-    classes = {ours.__name__: ours for ours in TO_NATIVE} | {
-        native.__name__: ours for native, (_, ours) in FROM_NATIVE.items()
-    }
-    (name, *_) = [*(config.architectures or []), "no class"]
+    classes = {ours.__name__: ours for ours in TO_NATIVE}
+    classes |= {native.__name__: ours for native, (_, ours) in FROM_NATIVE.items()}
+    name = (config.architectures or ["no class"])[0]
     if name not in classes:
         raise UserError(f"{folder} was written by {name}, which is none of ours and no native bert, vit or marian.")
     return classes[name]

@@ -60,7 +60,7 @@ class ImagePredictor(Predictor):
             data = (self.folder_of_paths / os.path.expanduser(value)).read_bytes() if isinstance(value, str) else value
             pixels = decode(data, channels)
         except OSError as error:
-            raise Bad(f"{value} cannot be read ({error.strerror})") from error
+            raise Bad(f"{value!r} cannot be read ({error.strerror})") from error
         except Coloured as error:
             raise Bad("the image has colours, and the model sees grey ones") from error
         except Unreadable as error:

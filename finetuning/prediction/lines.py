@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretraining.data.find import extension, nearest, shown, state
-from pretraining.data.images.folders import find_folder, images_in
+from pretraining.data.images.folders import images_in
 from pretraining.data.readers import SEPARATORS, Row, is_filled, lines, listed, normalise, parse_csv
 from pretraining.errors import UserError, one_line
 
@@ -158,7 +158,7 @@ def cells(path: str, rows: Callable[[], Iterator[tuple[int, Raw]]], separator: s
     def filled() -> Iterator[tuple[int, Raw]]:
         return ((number, row) for number, row in rows() if isinstance(row, str) or is_filled(row))
 
-    first = next(filled(), (0, []))[1]
+    first: Raw = next(filled(), (0, []))[1]
     if isinstance(first, str):
         raise UserError(f"{shown(path)}, line 1: {first}.")
     header = [normalise(name).strip() for name in first]
@@ -224,7 +224,7 @@ def rows_of(batch: pa.RecordBatch) -> list[Raw]:
 
 def read_folder(path: str) -> Source:
     """A folder of images, and of those in the folders below it."""
-    folder = find_folder(path, "FILE")
+    folder = os.path.normpath(path)
     paths = [entry.path for entry in images_in(folder)]
     if not paths:
         raise UserError(f"{folder} holds no images: fill it, or name another folder.")

@@ -1,7 +1,7 @@
 """The file of predictions: after a kill it goes on where it was, and its bytes are those of a run without one.
 
-While it grows it is `OUT.unfinished`, and `OUT.progress.json` says how many of its bytes are whole blocks of lines: what
-a killed run wrote behind them is cut off. At the end it gets its name, and the progress is deleted.
+While it grows it is `OUT.unfinished`, and `OUT.progress.json` says how many of its bytes are whole blocks of lines:
+what a killed run wrote behind them is cut off. At the end it gets its name, and the progress is deleted.
 """
 
 import csv
@@ -27,8 +27,8 @@ VERSION = 1  # of what is written: raise it when it changes, and unfinished file
 GROUP = 2**14  # rows of a parquet file's row group
 
 
-def to_json(row: Row) -> str:
-    return json.dumps(files.without_nan(row), ensure_ascii=False)
+def to_json(value: Any) -> str:
+    return json.dumps(files.without_nan(value), ensure_ascii=False)
 
 
 def check_out(path: Path) -> None:
@@ -94,8 +94,8 @@ class Output:
         if differing:
             self.lock.release()
             raise UserError(
-                f"{self.unfinished} was begun with another {differing[0]}{difference(theirs, ours, differing[0])}: go on "
-                f"with the one from before, or delete {self.progress} to begin anew."
+                f"{self.unfinished} was begun with another {differing[0]}{difference(theirs, ours, differing[0])}: go "
+                f"on with the one from before, or delete {self.progress} to begin anew."
             )
         self.state = found
 

@@ -45,21 +45,22 @@ def open_predictor(folder: Path, settings: PredictSettings) -> Predictor:
     ours = class_of(folder)
     if ours.__name__ not in PREDICTORS:
         raise UserError(
-            f"{folder} is a {ours.__name__}, which has no head that predicts: fine-tune it by finetune.py, and give the "
-            "model/ of that run."
+            f"{folder} is a {ours.__name__}, which has no head that predicts: fine-tune it by finetune.py, and give "
+            "the model/ of that run."
         )
     return PREDICTORS[ours.__name__](folder, open_model(folder, ours), settings)
 
 
+def digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def made_of(folder: Path, source: Source, predictor: Predictor) -> dict[str, Any]:
     """All that decides what is written, by the words that a message has for it."""
-    hashes = json.dumps(files.hashes(folder))
     settings = {name: value for name, value in dataclasses.asdict(predictor.settings).items() if name not in NO_MATTER}
     return {
-        "model": hashlib.sha256(hashes.encode()).hexdigest(),
-        "input": source.state
-        if isinstance(source.state, str)
-        else hashlib.sha256(repr(source.state).encode()).hexdigest(),
+        "model": digest(files.hashes(folder)),
+        "input": digest(source.state),
         "setting": settings | predictor.resolved,
         "library": {name: version(name) for name in LIBRARIES},
     }
@@ -114,7 +115,8 @@ class Run:
                 if not self.settings.skip_bad:
                     reason = str(error).rstrip(".")
                     raise UserError(
-                        f"{self.source.place(line.number)}: {reason}. The same command with --skip_bad goes on behind it."
+                        f"{self.source.place(line.number)}: {reason}; the same command with --skip_bad goes on "
+                        "behind it."
                     ) from error
                 found.append(error)
         return found

@@ -43,8 +43,8 @@ class PredictSettings:
     """Number of classes whose probabilities are written, the likeliest first. If it is null, all of up to 20 classes,
     else 5."""
     sequence_length: int | None = None
-    """Longest window in tokens, special tokens included; a longer text is read in several windows. If it is null, what
-    the model was fine-tuned with, or 512 where no config.yaml lies above its folder; never more than the model reads."""
+    """Longest window in tokens, special tokens included; a longer text is read in several windows. If it is null, that
+    of the model's fine-tuning, or 512 where no config.yaml lies above its folder; never more than the model reads."""
     stride: int | None = None
     """Tokens that a window has in common with the one before it. If it is null, as the model was fine-tuned, or 32."""
     window_pooling: Literal["mean", "max"] | None = None
@@ -52,9 +52,9 @@ class PredictSettings:
     answer_length: int = 30
     """Longest answer in tokens."""
     beams: int | None = None
-    """Beams of the search for a translation; 1 is greedy. If it is null, as the model's generation_config.json has it."""
+    """Beams of the search for a translation; 1 is greedy. If it is null, as generation_config.json says."""
     max_length: int | None = None
-    """Longest translation in tokens. If it is null, as the model's generation_config.json has it."""
+    """Longest translation in tokens. If it is null, as generation_config.json says."""
     row_length: int | None = None
     """Tokens in a packed row. If it is null, as the lengths of the first block of texts ask for."""
     rows: int | None = None

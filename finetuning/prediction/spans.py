@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
+from finetuning.data.columns import Kind
 from finetuning.prediction.base import DIGITS, class_names, finite, read_row, softmax
 from finetuning.prediction.lines import Line, Source
 from finetuning.prediction.settings import PredictSettings
@@ -59,7 +60,7 @@ def entities(text: str, words: np.ndarray, tags: list[str | None], scores: list[
 class TokenPredictor(WindowPredictor):
     """A tag for each word. Texts are read as lists of words, or as they are: then the tokenizer says what a word is."""
 
-    kind = "tokens"
+    kind: Kind = "tokens"
     places = True
 
     def __init__(self, folder: Path, model: PreTrainedModel, settings: PredictSettings):

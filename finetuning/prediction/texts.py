@@ -55,8 +55,8 @@ class WindowPredictor(TablePredictor):
         require_tokens(self.tokenizer, ("cls_token", "sep_token", "pad_token"))
         if len(self.tokenizer) > self.config.vocab_size:
             raise UserError(
-                f"the tokenizer of {folder} has {len(self.tokenizer)} entries, its model {self.config.vocab_size}: give "
-                "a folder in which they fit each other."
+                f"the tokenizer of {folder} has {len(self.tokenizer)} entries, its model {self.config.vocab_size}: "
+                "give a folder in which they fit each other."
             )
         backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
         backend.no_truncation()

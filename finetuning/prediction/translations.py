@@ -83,5 +83,5 @@ class TranslationPredictor(TablePredictor):
                 sources, sources != pad, max_length=self.max_length, num_beams=self.beams, length_penalty=self.penalty
             )
             for number, target in zip(members, found.tolist(), strict=True):
-                texts[number] = self.target_tokenizer.decode(target, skip_special_tokens=True).strip()
+                texts[number] = str(self.target_tokenizer.decode(target, skip_special_tokens=True)).strip()
         return [{"translation": text} for text in texts]

@@ -438,6 +438,30 @@ def test_empty_files_are_told():
         load("text", "a.csv")
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.array(["a", "b"], pa.string_view()),
+        pa.array([b"a", b"b"]),
+        pa.array([["a"], ["b"]], pa.large_list(pa.string())),
+    ],
+)
+def test_every_way_to_store_names_is_read(labels):
+    pq.write_table(pa.table({"text": ["x", "y"], "label": labels}), "a.parquet")
+    held_out = [{"text": "z", "label": ["a"] if pa.types.is_large_list(labels.type) else "a"}]
+    assert load("text", "a.parquet", held_out)["train"].labels.names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "labels", [pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), pa.array([0], pa.timestamp("s"))]
+)
+def test_columns_that_cannot_be_labels_are_told(labels):
+    pq.write_table(pa.table({"text": ["x"], "label": labels}), "a.parquet")
+    with one_sentence("a.parquet:1, label", "no label"):
+        load("text", "a.parquet")
+
+
 def test_a_class_number_beyond_the_names_is_told():
     features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
     table = pa.table({"text": ["x", "y"], "label": pa.array([0, 2])}, Features(features).arrow_schema)
@@ -453,6 +477,7 @@ def test_a_class_number_beyond_the_names_is_told():
         ("text", {"source": "x/y", "files": ["a"]}, ["data.files", "set data.source to files"]),
         ("text", {"source": "pydocs", "text_column": "a"}, ["data.text_column", "pydocs"]),
         ("text", {"files": ["a"], "test_split": "test"}, ["data.test_split"]),
+        ("text", {"source": "x/y", "split": "a", "validation_split": "a"}, ["data.split"]),
         ("text", {"files": ["a"], "examples": -1}, ["data.examples"]),
         ("text", {"files": ["a"], "pair_column": "a"}, ["data.pair_column", "data.text_column"]),
         ("tokens", {"files": ["a"], "label_column": "a"}, ["data.tags_column"]),
