@@ -38,9 +38,7 @@ def class_of(folder: Path) -> type[PreTrainedModel]:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}/config.json cannot be read ({one_line(error)}): give a model's folder."
-        ) from error
+        raise UserError(f"{folder}/config.json cannot be read ({one_line(error)}): give a model's folder.") from error
     classes = {ours.__name__: ours for ours in TO_NATIVE}
     classes |= {native.__name__: ours for native, (_, ours) in FROM_NATIVE.items()}
     name = (config.architectures or ["no class"])[0]

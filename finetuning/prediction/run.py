@@ -143,7 +143,7 @@ class Run:
         output, source = self.output, self.source
         before = output.lines
         blocks = source.blocks(columns, before, self.predictor.block)
-        with tqdm(total=source.count, initial=before, unit=" lines", desc="predicting", smoothing=0.1) as progress:
+        with tqdm(total=source.count, initial=before, unit=" lines", desc="predicting", disable=None) as progress:
             for block in blocks:
                 rows = self.rows(block)
                 output.write(rows, sum("error" in row for row in rows))
@@ -167,7 +167,7 @@ def predict(model: str, file: str, out: str, settings: PredictSettings) -> None:
     predictor = open_predictor(folder, settings)
     columns = predictor.find_columns(source)
     schema = schema_of(predictor, settings.keep_columns)
-    check_kept(source, settings.keep_columns, [name for name in schema.names if name not in settings.keep_columns])
+    check_kept(source, settings.keep_columns, ["line", *predictor.writes, "error"])
     output = Output(path, schema, made_of(folder, source, predictor))
     start = perf_counter()
     try:

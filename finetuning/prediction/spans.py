@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from finetuning.data.columns import Kind
-from finetuning.prediction.base import DIGITS, class_names, finite, read_row, softmax
+from finetuning.prediction.base import DIGITS, class_names, finite, softmax
 from finetuning.prediction.lines import Line, Source
 from finetuning.prediction.settings import PredictSettings
 from finetuning.prediction.texts import WindowPredictor
@@ -86,13 +86,11 @@ class TokenPredictor(WindowPredictor):
         return names
 
     def read(self, line: Line) -> list[str] | str:
-        """The words of a line, or its text as it stands."""
-        if self.kind == "tokens":
-            words: list[str] = super().read(line)["words"]
-            return words
-        read_row("text", self.found, line)  # which tells what is wrong
-        value = line.row[self.found.columns["text"]]
-        return value.decode() if isinstance(value, bytes) else value
+        """The words of a line, or its text, as they stand."""
+        super().read(line)  # which tells what is wrong
+        (column,) = self.found.columns.values()
+        value = line.row[column]
+        return list(map(as_text, value)) if isinstance(value, list) else as_text(value)
 
     def texts(self, example: list[str] | str) -> list[str]:
         return [example if isinstance(example, str) else " ".join(example)]
@@ -158,6 +156,11 @@ class TokenPredictor(WindowPredictor):
             spans.append(span)
             before += len(span)
         return numbers, np.concatenate(spans), np.array([len(span) for span in spans])
+
+
+def as_text(value: str | bytes) -> str:
+    """Some writers of parquet do not say that their bytes are text."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def trimmed(text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
