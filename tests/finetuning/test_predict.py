@@ -90,6 +90,11 @@ def wordpiece() -> PreTrainedTokenizerFast:
     return _fast(backend, BERT, BERT.first)
 
 
+def encode(*texts: Any, **options: Any) -> Any:
+    """By the tokenizer itself, to which [SEP] is text."""
+    return wordpiece()(*texts, return_tensors="pt", split_special_tokens=True, **options)
+
+
 def drawn(model: PreTrainedModel) -> PreTrainedModel:
     """With weights that make a difference."""
     torch.manual_seed(0)
@@ -360,7 +365,7 @@ def test_choices(make_model, tmp_path: Path):
     rows = [{"context": TEXTS[n][:20], "choices": TEXTS[n + 1 : n + 3 + n]} for n in (0, 1, 2)]
     found = predict(folder, write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
     for row, line in zip(rows, found, strict=True):
-        encoded = wordpiece()([row["context"]] * len(row["choices"]), row["choices"], padding=True, return_tensors="pt")
+        encoded = encode([row["context"]] * len(row["choices"]), row["choices"], padding=True)
         with torch.no_grad():
             scores = model(**{name: values[None] for name, values in encoded.items()}).logits[0].softmax(-1)
         assert line["choice"] == int(scores.argmax())
