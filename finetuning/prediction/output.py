@@ -35,12 +35,18 @@ def check_out(path: Path) -> None:
     """Raises UserError where a file cannot be written: before anything takes time."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--out {path} has an unknown extension: it must be one of {', '.join(FORMATS)}.")
-    if path.exists() and not progress_of(path).exists():
+    if path.exists() and not read_progress(path).get("done"):
         raise UserError(f"{path} is there already: delete it, or give another file by --out.")
 
 
 def progress_of(path: Path) -> Path:
     return Path(f"{path}.progress.json")
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """What a killed run has kept; empty: nothing."""
+    progress = progress_of(path)
+    return json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
 
 
 class Output:
@@ -70,7 +76,7 @@ class Output:
             ) from error
         # As it will read it back.
         self.state = json.loads(json.dumps({"made_of": made_of | {"version": VERSION}}))
-        self.state |= {"chosen": None, "lines": 0, "bad": 0, "bytes": 0}
+        self.state |= {"chosen": None, "lines": 0, "bad": 0, "bytes": 0, "done": False}
         self.resume()
         self.file: BinaryIO = self.open()
 
@@ -86,9 +92,9 @@ class Output:
 
     def resume(self) -> None:
         """Takes up what a killed run left."""
-        if not self.progress.exists():
+        found = read_progress(self.path)
+        if not found:
             return
-        found = json.loads(self.progress.read_text(encoding="utf-8"))
         ours, theirs = self.state["made_of"], found["made_of"]
         differing = [name for name in ours if theirs.get(name) != ours[name]]
         if differing:
@@ -101,7 +107,7 @@ class Output:
 
     def open(self) -> BinaryIO:
         """The unfinished file, cut off behind its last whole block."""
-        if self.path.exists():  # it was killed between its last two steps
+        if self.state["done"]:  # it was killed when nothing was left to write
             return io.BytesIO()
         file = self.unfinished.open("ab")
         if self.progress.exists():
@@ -141,6 +147,9 @@ class Output:
         self.state["lines"] += lines
         self.state["bad"] += bad
         self.state["bytes"] = os.fstat(self.file.fileno()).st_size
+        self.keep()
+
+    def keep(self) -> None:
         files.write_text(self.progress, json.dumps(self.state, indent=1))
 
     def to_csv(self, rows: list[Row]) -> bytes:
@@ -154,15 +163,16 @@ class Output:
     def finish(self) -> None:
         """Gives the file its name."""
         self.file.close()
-        if not self.path.exists():
-            if self.kind == ".parquet":
-                whole = Path(f"{self.path}.whole")
-                self.write_parquet(whole)
-                files.publish(whole, self.path)
-            else:
-                files.publish(self.unfinished, self.path)
-        self.progress.unlink(missing_ok=True)
-        self.unfinished.unlink(missing_ok=True)
+        self.state["done"] = True
+        self.keep()
+        if self.unfinished.exists() and self.kind == ".parquet":
+            whole = Path(f"{self.path}.whole")
+            self.write_parquet(whole)
+            files.publish(whole, self.path)
+            self.unfinished.unlink()
+        elif self.unfinished.exists():
+            files.publish(self.unfinished, self.path)
+        self.progress.unlink()
         self.close()
 
     def close(self) -> None:

@@ -143,7 +143,10 @@ class Run:
         output, source = self.output, self.source
         before = output.lines
         blocks = source.blocks(columns, before, self.predictor.block)
-        with tqdm(total=source.count, initial=before, unit=" lines", desc="predicting", disable=None) as progress:
+        with (
+            files.writing_to(output.path.parent, "--out"),
+            tqdm(total=source.count, initial=before, unit=" lines", desc="predicting", disable=None) as progress,
+        ):
             for block in blocks:
                 rows = self.rows(block)
                 output.write(rows, sum("error" in row for row in rows))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
-from finetuning.data.columns import Kind
+from finetuning.data.columns import TOKENS, Kind
 from finetuning.prediction.base import DIGITS, class_names, finite, softmax
 from finetuning.prediction.lines import Line, Source
 from finetuning.prediction.settings import PredictSettings
@@ -21,7 +21,6 @@ from finetuning.tasks.spans import best_answer, window_log_probabilities
 from finetuning.tasks.tokens import first_tokens_of_words
 from pretraining.data.readers import Row
 from pretraining.data.tokenizer import word_starts
-from pretraining.errors import UserError
 
 OUTSIDE = "O"
 ENTITY = pa.struct(
@@ -69,21 +68,15 @@ class TokenPredictor(WindowPredictor):
         self.begins = word_starts(self.tokenizer)
 
     def find_columns(self, source: Source) -> list[str]:
-        try:
-            if self.settings.text_column is not None:
-                raise UserError("texts are asked for")
-            names = super().find_columns(source)
-            self.writes = {"tags": pa.list_(pa.string()), "entities": pa.list_(ENTITY)}
-        except UserError:
-            if self.settings.tokens_column is not None:
-                raise
-            self.kind = "text"
-            names = super().find_columns(source)
-            self.writes = {"entities": pa.list_(ENTITY)}
-        if "pair" in self.found.columns:
-            self.found = self.found.without("pair")
-            names = [self.found.columns["text"]]
-        return names
+        usual = self.settings.text_column is None and any(name.lower() in TOKENS for name in source.columns)
+        has_words = usual or self.settings.tokens_column is not None
+        self.kind = "tokens" if has_words else "text"
+        self.writes = {"entities": pa.list_(ENTITY)}
+        if has_words:
+            self.writes = {"tags": pa.list_(pa.string())} | self.writes
+        super().find_columns(source)
+        self.found = self.found.without("pair")
+        return list(self.found.columns.values())
 
     def read(self, line: Line) -> list[str] | str:
         """The words of a line, or its text, as they stand."""
