@@ -2,6 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,8 +78,8 @@ class Predictor(ABC):
     def predict(self, examples: list[Any]) -> list[Row]:
         """A prediction of each example of a block."""
 
-    def trial(self, examples: list[Any]) -> None:
-        """Computes a few of the examples, to see how long it takes."""
+    def trial(self, examples: list[Any]) -> Callable[[], object]:
+        """What computes a few of the examples, to see how long it takes."""
         raise NotImplementedError
 
 

@@ -89,14 +89,18 @@ class Run:
         shape = "".join(f", {name} {value}" for name, value in chosen["predictor"].items())
         tqdm.write(f"computing: {candidate}{shape}")
 
-    def choose(self, examples: list[Any]) -> None:
-        """Chooses by the first block, for the whole file."""
+    def choose(self, examples: list[Any], is_long: bool) -> None:
+        """Chooses by the first block, for the whole file.
+
+        Args:
+            is_long: whether there is enough to compute that a trial is worth its time.
+        """
         predictor = self.predictor
         shape = predictor.choose(examples)
         predictor.use(shape)
         candidate = predictor.computer.candidates()[0]
-        if predictor.tries_kernels:
-            candidate = predictor.computer.choose(lambda: predictor.trial(examples))
+        if predictor.tries_kernels and is_long:
+            candidate = predictor.computer.choose(predictor.trial(examples))
         self.take(self.output.choose({"compute": candidate._asdict(), "predictor": shape}))
 
     def examples(self, block: list[Line]) -> list[Any]:
@@ -126,7 +130,7 @@ class Run:
         examples = self.examples(block)
         good = [example for example in examples if not isinstance(example, Bad)]
         if good and self.output.chosen is None:
-            self.choose(good)
+            self.choose(good, is_long=len(block) == self.predictor.block)
         predictions: Iterator[Row] = iter(())
         if good:
             with self.predictor.computer.computing():

@@ -3,8 +3,8 @@
 N texts, W windows, T tokens of all windows, C classes.
 """
 
-from collections.abc import Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from pretraining.data.tokenizer import load_tokenizer, require_tokens
 from pretraining.errors import UserError
 
 TOKENS = 4096  # computed at a time, if no number of rows is given
-TRIED = 2  # batches of a trial
+TRIED = 8  # rows of a trial
 ANY = 2**31 - 1  # windows of a text
 
 
@@ -145,11 +145,11 @@ class WindowPredictor(TablePredictor):
         rows = self.settings.rows or max(1, TOKENS // max(self.row_length, int(flat.sizes.max())))
         return pack_rows(flat, self.row_length, rows, self.tokenizer.pad_token_id)
 
-    def trial(self, examples: list[Any]) -> None:
+    def trial(self, examples: list[Any]) -> Callable[[], object]:
         _, _, flat = self.prepare(examples)
         self.notes.clear()
-        for rows in islice(self.batches(flat), TRIED):
-            self.forward(rows)
+        rows = next(pack_rows(flat, self.row_length, TRIED, self.tokenizer.pad_token_id))
+        return lambda: self.forward(rows)
 
     def inputs(self, rows: Rows) -> dict[str, torch.Tensor]:
         return {name: tensor.to(self.computer.device) for name, tensor in rows.tensors.items()}
