@@ -2,7 +2,6 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,8 +37,6 @@ class Predictor(ABC):
     """The columns of a prediction."""
     block: ClassVar[int] = 4096
     """Lines that are in memory at a time."""
-    tries_kernels: ClassVar[bool] = True
-    """Whether a kernel and linear layers can be chosen."""
 
     def __init__(self, folder: Path, model: PreTrainedModel, settings: PredictSettings):
         self.folder, self.settings = folder, settings
@@ -77,10 +74,6 @@ class Predictor(ABC):
     @abstractmethod
     def predict(self, examples: list[Any]) -> list[Row]:
         """A prediction of each example of a block."""
-
-    def trial(self, examples: list[Any]) -> Callable[[], object]:
-        """What computes a few of the examples, to see how long it takes."""
-        raise NotImplementedError
 
 
 class TablePredictor(Predictor):

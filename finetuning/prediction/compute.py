@@ -1,10 +1,8 @@
 """The model of a folder, ours or native, and how it computes: precision, kernel, linear layers and threads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -12,17 +10,15 @@ from transformers import AutoConfig, PreTrainedModel
 
 from finetuning.prediction.settings import PredictSettings
 from modeling.convert import FROM_NATIVE, TO_NATIVE
-from pretraining.autotune import Candidate, has_bf16_units
+from pretraining.autotune import Candidate, has_bf16_units, measure_peak
 from pretraining.data.shards import count_processes
 from pretraining.errors import UserError, one_line
 from pretraining.init_from import open_checkpoint, quietly
 from pretraining.launch import DTYPES
 from pretraining.onednn import choose_linear, has_onednn_linear
 
-ROUNDS = 3  # of a trial
-# Another way to compute must need less than this share of the usual one's time: a run that is begun anew on the same
-# machine shall choose the same, for its last digits depend on it.
-CLEARLY = 0.8
+# What oneDNN must gain to be taken: on processors where it gains nothing, noise shall not decide.
+CLEARLY = 1.25
 
 
 def class_of(folder: Path) -> type[PreTrainedModel]:
@@ -73,23 +69,35 @@ class Computer:
         model.to(self.device)  # type: ignore[arg-type]
         self.model: Any = model
         self.settings = settings
-        self.candidate = self.candidates()[0]
 
-    def candidates(self) -> list[Candidate]:
-        """The ways to compute that the settings leave open, the usual one first."""
+    def choose(self, is_long: bool) -> Candidate:
+        """The way to compute that the settings ask for; what is `auto` is chosen by rules.
+
+        They are no race, unlike those of training: a command that is given again shall write the same digits.
+
+        Args:
+            is_long: whether there is so much to compute that it is worth a second to measure the processor.
+        """
         settings, on_cpu = self.settings, self.device.type == "cpu"
         precision: str = settings.precision
         if precision == "auto":
             precision = "bf16" if has_bf16_units(self.device) else "fp32"
-        # In bf16 products written out are what CPUs are fastest at.
-        kernels = ["eager", "sdpa"] if on_cpu and precision == "bf16" else ["sdpa", "eager"]
-        linears = ["torch"]
-        if on_cpu and precision == "fp32" and has_onednn_linear():
-            linears.append("onednn")
-        kernels = kernels if settings.kernel == "auto" else [settings.kernel]
-        linears = linears if settings.linear == "auto" else [settings.linear]
+        kernel: str = settings.kernel
+        if kernel == "auto":  # in bf16 CPUs are fastest at products that are written out
+            kernel = "eager" if on_cpu and precision == "bf16" else "sdpa"
         threads = count_processes(0) if settings.threads == "auto" else settings.threads
-        return [Candidate(precision, kernel, linear, threads) for kernel, linear in product(kernels, linears)]
+        linear: str = settings.linear
+        if linear == "auto":
+            can_choose = on_cpu and precision == "fp32" and is_long and has_onednn_linear()
+            torch.set_num_threads(threads)
+            linear = "onednn" if can_choose and self.onednn_is_faster() else "torch"
+        return Candidate(precision, kernel, linear, threads)
+
+    def onednn_is_faster(self) -> bool:
+        """Whether oneDNN multiplies matrices clearly faster than torch's own library, as it does on some processors."""
+        peaks = [[measure_peak(self.device, "fp32", linear, 0.2) for linear in ("torch", "onednn")] for _ in range(2)]
+        ours, onednn = map(max, zip(*peaks, strict=True))
+        return onednn > CLEARLY * ours
 
     def compute_as(self, candidate: Candidate) -> None:
         self.candidate = candidate
@@ -103,21 +111,3 @@ class Computer:
         dtype = DTYPES[self.candidate.precision] if half else None
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=half):
             yield
-
-    def choose(self, run: Callable[[], object]) -> Candidate:
-        """The way to compute that is used: the usual one, unless another one is clearly faster."""
-        candidates = self.candidates()
-        best = dict.fromkeys(candidates, float("inf"))
-        if len(candidates) == 1:
-            return candidates[0]
-        for number in range(ROUNDS + 1):
-            for candidate in candidates:
-                self.compute_as(candidate)
-                with self.computing():
-                    start = perf_counter()
-                    run()
-                    taken = perf_counter() - start
-                if number:  # before that, kernels are compiled and memory is taken
-                    best[candidate] = min(best[candidate], taken)
-        fastest = min(candidates, key=best.__getitem__)
-        return fastest if best[fastest] < CLEARLY * best[candidates[0]] else candidates[0]

@@ -1,7 +1,6 @@
 """Predictions of the classes of images."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from pretraining.errors import UserError, one_line
 
 USUAL = ("image", "img", "image_path", "path", "file", "file_name", "filename")
 IMAGES = 64  # computed at a time
-TRIED = 16  # images of a trial
 
 
 class ImagePredictor(Predictor):
@@ -67,9 +65,6 @@ class ImagePredictor(Predictor):
         except Unreadable as error:
             raise Bad(f"the image cannot be read: {error}") from error
         return self.processor(images=pixels, return_tensors="np", input_data_format="channels_last")["pixel_values"][0]
-
-    def trial(self, examples: list[np.ndarray]) -> Callable[[], object]:
-        return lambda: self.logits(examples[:TRIED])
 
     def logits(self, examples: list[np.ndarray]) -> np.ndarray:
         pixels = torch.from_numpy(np.stack(examples)).to(self.computer.device)  # (B, C, S, S)

@@ -93,14 +93,12 @@ class Run:
         """Chooses by the first block, for the whole file.
 
         Args:
-            is_long: whether there is enough to compute that a trial is worth its time.
+            is_long: whether there is so much to compute that it is worth a second to measure the processor.
         """
         predictor = self.predictor
         shape = predictor.choose(examples)
         predictor.use(shape)
-        candidate = predictor.computer.candidates()[0]
-        if predictor.tries_kernels and is_long:
-            candidate = predictor.computer.choose(predictor.trial(examples))
+        candidate = predictor.computer.choose(is_long)
         self.take(self.output.choose({"compute": candidate._asdict(), "predictor": shape}))
 
     def examples(self, block: list[Line]) -> list[Any]:

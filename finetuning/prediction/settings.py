@@ -62,9 +62,10 @@ class PredictSettings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the processor has units for it, else fp32."""
     kernel: Literal["auto", "sdpa", "eager"] = "auto"
-    """The kernel of attention; auto: by a short trial."""
+    """The kernel of attention; auto: eager for bf16 on CPU, else sdpa."""
     linear: Literal["auto", "torch", "onednn"] = "auto"
-    """Linear layers in fp32 on CPU by torch or by oneDNN; auto: by a short trial."""
+    """Linear layers in fp32 on CPU by torch or by oneDNN; auto: oneDNN where it is clearly faster in a file of many
+    lines."""
     threads: int | Literal["auto"] = "auto"
     """Threads on CPU; auto: as many as there are cores."""
 

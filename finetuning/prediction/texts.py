@@ -3,7 +3,7 @@
 N texts, W windows, T tokens of all windows, C classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from pretraining.data.tokenizer import load_tokenizer, require_tokens
 from pretraining.errors import UserError
 
 TOKENS = 4096  # computed at a time, if no number of rows is given
-TRIED = 8  # rows of a trial
+SAMPLE = 1024  # texts by which the length of rows is chosen
 ANY = 2**31 - 1  # windows of a text
 
 
@@ -132,8 +132,8 @@ class WindowPredictor(TablePredictor):
     # ---- windows to outputs ----
 
     def choose(self, examples: list[Any]) -> dict[str, Any]:
-        _, _, flat = self.prepare(examples)
-        self.notes.clear()
+        _, _, flat = self.prepare(examples[:SAMPLE])
+        self.notes.clear()  # they are read again
         sizes = flat.sizes[:, None]
         (length,) = choose_row_lengths(sizes, sizes.max(0), self.settings.row_length)
         return {"row_length": int(length)}
@@ -144,12 +144,6 @@ class WindowPredictor(TablePredictor):
     def batches(self, flat: Flat) -> Iterator[Rows]:
         rows = self.settings.rows or max(1, TOKENS // max(self.row_length, int(flat.sizes.max())))
         return pack_rows(flat, self.row_length, rows, self.tokenizer.pad_token_id)
-
-    def trial(self, examples: list[Any]) -> Callable[[], object]:
-        _, _, flat = self.prepare(examples)
-        self.notes.clear()
-        rows = next(pack_rows(flat, self.row_length, TRIED, self.tokenizer.pad_token_id))
-        return lambda: self.forward(rows)
 
     def inputs(self, rows: Rows) -> dict[str, torch.Tensor]:
         return {name: tensor.to(self.computer.device) for name, tensor in rows.tensors.items()}

@@ -24,7 +24,6 @@ class TranslationPredictor(TablePredictor):
 
     kind = "text"
     writes = {"translation": pa.string()}
-    tries_kernels = False  # the search has its own
 
     def __init__(self, folder: Path, model: PreTrainedModel, settings: PredictSettings):
         super().__init__(folder, model, settings)
