@@ -235,8 +235,8 @@ class WindowExamples(TokenExamples):
                 line = [windows[member] for member in members]
                 starts = np.cumsum([0, *(len(window["input_ids"]) for window in line)])
                 for column, (window, start) in enumerate(zip(line, starts, strict=False)):
-                    example, number = int(window["example"]) - 1, int(window["window"])
-                    places.append(Place(example, number, len(lines), column, int(start)))
+                    owner, number = int(window["example"]) - 1, int(window["window"])
+                    places.append(Place(owner, number, len(lines), column, int(start)))
                 lines.append(line)
         return Lines(lines or [[]], sorted(places), index)
 

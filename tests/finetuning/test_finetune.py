@@ -189,3 +189,16 @@ def test_translation_is_fine_tuned_too(labelled: Path):
     pretrain(["--model.family=seq2seq", "--name=translator", *sizes, *common, "--tokenizer.vocab_size=270"])
     run = finetune([f"--model={labelled}/runs/translator/model", *common], "translator-on")
     assert "eval_bleu" in results(run)
+
+
+def test_a_temperature_is_divided_out_of_the_classifier(labelled: Path, checkpoint: Path, capsys):
+    more = ["--train.steps=60", "--optim.learning_rate=3e-3", "--checkpoint.every=0", "--data.validation_fraction=0.5"]
+    arguments = arguments_of("text", labelled, checkpoint)
+    plain = finetune(arguments, "plain", *more)
+    warm = finetune(arguments, "warm", *more, "--objective.calibration=true")
+    said = capsys.readouterr().out
+    temperature = float(said.partition("calibration: temperature ")[2].partition(",")[0])
+    ratio = weights(plain)["classifier.dense.weight"] / weights(warm)["classifier.dense.weight"]
+    torch.testing.assert_close(ratio, torch.full_like(ratio, temperature), rtol=1e-3, atol=0)
+    assert results(plain)["eval_accuracy"] == results(warm)["eval_accuracy"]
+    assert (warm / "reliability.png").exists()
