@@ -10,15 +10,12 @@ from transformers import AutoConfig, PreTrainedModel
 
 from finetuning.prediction.settings import PredictSettings
 from modeling.convert import FROM_NATIVE, TO_NATIVE
-from pretraining.autotune import Candidate, has_bf16_units, measure_peak
+from pretraining.autotune import Candidate, has_bf16_units
 from pretraining.data.shards import count_processes
 from pretraining.errors import UserError, one_line
 from pretraining.init_from import open_checkpoint, quietly
 from pretraining.launch import DTYPES
 from pretraining.onednn import choose_linear, has_onednn_linear
-
-# What oneDNN must gain to be taken: on processors where it gains nothing, noise shall not decide.
-CLEARLY = 1.25
 
 
 def class_of(folder: Path) -> type[PreTrainedModel]:
@@ -61,6 +58,15 @@ def open_model(folder: Path, ours: type[PreTrainedModel]) -> PreTrainedModel:
     return model.eval()
 
 
+def has_foreign_mkl() -> bool:
+    """Whether torch multiplies by Intel's library on a processor that is not Intel's, where oneDNN is faster."""
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # no Linux
+        return False
+    return torch.backends.mkl.is_available() and "GenuineIntel" not in processor
+
+
 class Computer:
     """A model that computes in one way."""
 
@@ -70,13 +76,10 @@ class Computer:
         self.model: Any = model
         self.settings = settings
 
-    def choose(self, is_long: bool) -> Candidate:
+    def choose(self) -> Candidate:
         """The way to compute that the settings ask for; what is `auto` is chosen by rules.
 
         They are no race, unlike those of training: a command that is given again shall write the same digits.
-
-        Args:
-            is_long: whether there is so much to compute that it is worth a second to measure the processor.
         """
         settings, on_cpu = self.settings, self.device.type == "cpu"
         precision: str = settings.precision
@@ -85,19 +88,12 @@ class Computer:
         kernel: str = settings.kernel
         if kernel == "auto":  # in bf16 CPUs are fastest at products that are written out
             kernel = "eager" if on_cpu and precision == "bf16" else "sdpa"
-        threads = count_processes(0) if settings.threads == "auto" else settings.threads
         linear: str = settings.linear
         if linear == "auto":
-            can_choose = on_cpu and precision == "fp32" and is_long and has_onednn_linear()
-            torch.set_num_threads(threads)
-            linear = "onednn" if can_choose and self.onednn_is_faster() else "torch"
+            can_choose = on_cpu and precision == "fp32" and has_onednn_linear()
+            linear = "onednn" if can_choose and has_foreign_mkl() else "torch"
+        threads = count_processes(0) if settings.threads == "auto" else settings.threads
         return Candidate(precision, kernel, linear, threads)
-
-    def onednn_is_faster(self) -> bool:
-        """Whether oneDNN multiplies matrices clearly faster than torch's own library, as it does on some processors."""
-        peaks = [[measure_peak(self.device, "fp32", linear, 0.2) for linear in ("torch", "onednn")] for _ in range(2)]
-        ours, onednn = map(max, zip(*peaks, strict=True))
-        return onednn > CLEARLY * ours
 
     def compute_as(self, candidate: Candidate) -> None:
         self.candidate = candidate

@@ -27,8 +27,12 @@ VERSION = 1  # of what is written: raise it when it changes, and unfinished file
 GROUP = 2**14  # rows of a parquet file's row group
 
 
-def to_json(value: Any) -> str:
-    return json.dumps(files.without_nan(value), ensure_ascii=False)
+def spell(value: Any) -> str:
+    """What JSON has no form of: bytes, dates and decimals of a parquet file."""
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=spell).encode
 
 
 def check_out(path: Path) -> None:

@@ -89,16 +89,12 @@ class Run:
         shape = "".join(f", {name} {value}" for name, value in chosen["predictor"].items())
         tqdm.write(f"computing: {candidate}{shape}")
 
-    def choose(self, examples: list[Any], is_long: bool) -> None:
-        """Chooses by the first block, for the whole file.
-
-        Args:
-            is_long: whether there is so much to compute that it is worth a second to measure the processor.
-        """
+    def choose(self, examples: list[Any]) -> None:
+        """Chooses by the first block, for the whole file."""
         predictor = self.predictor
         shape = predictor.choose(examples)
         predictor.use(shape)
-        candidate = predictor.computer.choose(is_long)
+        candidate = predictor.computer.choose()
         self.take(self.output.choose({"compute": candidate._asdict(), "predictor": shape}))
 
     def examples(self, block: list[Line]) -> list[Any]:
@@ -128,14 +124,14 @@ class Run:
         examples = self.examples(block)
         good = [example for example in examples if not isinstance(example, Bad)]
         if good and self.output.chosen is None:
-            self.choose(good, is_long=len(block) == self.predictor.block)
+            self.choose(good)
         predictions: Iterator[Row] = iter(())
         if good:
             with self.predictor.computer.computing():
                 predictions = iter(self.predictor.predict(good))
         rows = []
         for line, example in zip(block, examples, strict=True):
-            kept = {name: line.row.get(name) for name in self.settings.keep_columns}
+            kept = files.without_nan({name: line.row.get(name) for name in self.settings.keep_columns})
             found = {"error": str(example)} if isinstance(example, Bad) else next(predictions)
             rows.append({"line": line.number} | kept | found)
         return rows

@@ -64,8 +64,8 @@ class PredictSettings:
     kernel: Literal["auto", "sdpa", "eager"] = "auto"
     """The kernel of attention; auto: eager for bf16 on CPU, else sdpa."""
     linear: Literal["auto", "torch", "onednn"] = "auto"
-    """Linear layers in fp32 on CPU by torch or by oneDNN; auto: oneDNN where it is clearly faster in a file of many
-    lines."""
+    """Linear layers in fp32 on CPU by torch or by oneDNN; auto: oneDNN where torch's own library
+    is that of another maker's processors."""
     threads: int | Literal["auto"] = "auto"
     """Threads on CPU; auto: as many as there are cores."""
 

@@ -554,12 +554,12 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("end", [".jsonl", ".csv", ".parquet"])
 def test_killed_anywhere(classifier, tmp_path: Path, small_blocks: None, end: str):
     """The bytes are those of a run that nobody killed, and nothing lies beside them."""
-    rows = [{"text": f"{TEXTS[n % 6]} {n}"} if n % 7 else {"text": ""} for n in range(45)]
+    rows = [{"text": f"{TEXTS[n % 6]} {n}"} if n % 7 else {"text": ""} for n in range(29)]
     file = write_jsonl(tmp_path / "in.jsonl", rows)
     whole = tmp_path / f"whole{end}"
     predict(classifier[0], file, whole, "--skip_bad")
-    assert [row["line"] for row in rows_of_lines(whole)] == list(range(1, 46))
-    for at in (1, 2, 3, 4, 5, 6, 8):
+    assert [row["line"] for row in rows_of_lines(whole)] == list(range(1, 30))
+    for at in (1, 4, 6) if end == ".jsonl" else (5,):
         out = tmp_path / f"out{at}{end}"
         codes = []
         while not codes or codes[-1]:
