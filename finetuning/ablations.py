@@ -130,9 +130,9 @@ def compare_pooling(options: argparse.Namespace, rest: list[str]) -> list[Score]
     }
     for seed in seeds_of(options):
         for pooling, settings in kinds.items():
-            members.append(
-                Member(pooling, None, named(settings, f"{pooling}-{seed}", seed, folder_of(options)), of_task)
-            )
+            start = "scratch" if settings.start == "scratch" else "pretrained"
+            run = variant(settings, start, seed, str(folder_of(options)), f"{pooling}-{seed}")
+            members.append(Member(pooling, None, run, of_task))
     return train_members(members)
 
 
@@ -152,7 +152,7 @@ def compare_pretraining(options: argparse.Namespace, rest: list[str]) -> list[Sc
     members: list[Member] = []
     for name, _, checkpoint, _ in checkpoints:
         settings = parse_finetune([*rest, f"--init_from={checkpoint.folder / 'model'}", *steps])
-        run = named(settings, checkpoint.name.removeprefix("pretrain-"), checkpoint.seed, folder)
+        run = variant(settings, "pretrained", checkpoint.seed, str(folder), checkpoint.name.removeprefix("pretrain-"))
         members.append(Member(name, None, run, of_task))
     return train_members(members)
 
