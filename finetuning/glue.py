@@ -13,6 +13,7 @@ and results.json, and submission/ the predictions of the best seed.
 
 import argparse
 import json
+import math
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -23,9 +24,9 @@ from accelerate import PartialState
 from accelerate.utils import send_to_device
 
 from finetuning.cli import parse_finetune
-from finetuning.data.labels import REGRESSION, SINGLE, Problem, class_name
-from finetuning.data.parts import READERS
-from finetuning.data.tables import Table, load_tables
+from finetuning.data.labels import class_name
+from finetuning.data.tables import Table
+from finetuning.glue_data import Data, find_data, table_of, task_arguments
 from finetuning.glue_tasks import GLUE, GlueTask
 from finetuning.metrics.base import Metric
 from finetuning.metrics.classes import Accuracy, Matthews, PositiveF1
@@ -59,79 +60,6 @@ SCORERS: dict[str, type[Metric]] = {
     "spearman": Spearman,
 }
 ROWS_AT_A_TIME = 16  # that a model predicts
-
-
-# ---- where the tasks' data is ----
-
-
-class Data(NamedTuple):
-    """Where one task's splits are."""
-
-    train: list[str]
-    """The settings that name the training split and the first of the held-out ones."""
-    splits: dict[str, list[str]]
-    """The settings that name each other split as one whose labels may be missing; those that are there."""
-
-
-def split_files(folder: Path, split: str) -> list[str]:
-    """The files of a split: one of its name, or its parts as the Hub has them, train-00000-of-00001.parquet."""
-    for extension in READERS:
-        if (folder / f"{split}{extension}").exists():
-            return [str(folder / f"{split}{extension}")]
-    return sorted(map(str, folder.glob(f"{split}-[0-9]*-of-[0-9]*.parquet")))
-
-
-def listed(option: str, paths: list[str]) -> str:
-    return f"--data.{option}={json.dumps(paths)}"
-
-
-def find_files(data: Path, name: str) -> Data:
-    """A task's files below a folder.
-
-    Raises:
-        UserError: the task, its training data or its held-out data is not there.
-    """
-    task = GLUE[name]
-    folder = next((each for each in (data / name, data / f"glue_{name}") if each.is_dir()), None)
-    if folder is None:
-        raise UserError(f"--data: {data} has no folder {name} or glue_{name}: add it, or leave {name} out of --tasks.")
-    found = {split: split_files(folder, split) for split in ("train", *task.validation, *task.submissions)}
-    first = task.validation[0]
-    found[first] = found[first] or split_files(folder, "validation")  # a part of MNLI has one of its two
-    for split in ("train", first):
-        if not found[split]:
-            raise UserError(f"--data: {folder} has no {split}.parquet, nor such a .jsonl, .csv or .tsv: add it.")
-    train = ["--data.source=files", listed("files", found["train"]), listed("validation_files", found[first])]
-    return Data(train, {split: [listed("test_files", paths)] for split, paths in found.items() if paths})
-
-
-def find_hub(data: str, name: str) -> Data:
-    """The same of a data set on the Hub, each task one of its subsets."""
-    task = GLUE[name]
-    train = [f"--data.source={data}", f"--data.subset={name}", f"--data.validation_split={task.validation[0]}"]
-    return Data(train, {split: [f"--data.test_split={split}"] for split in (*task.validation, *task.submissions)})
-
-
-def find_data(data: str, name: str) -> Data:
-    return find_files(Path(data), name) if Path(data).is_dir() else find_hub(data, name)
-
-
-def problem_of(task: GlueTask) -> Problem:
-    return SINGLE if task.classes else REGRESSION
-
-
-def task_arguments(name: str, data: Data) -> list[str]:
-    """The settings of finetune.py that a task implies."""
-    task = GLUE[name]
-    columns = dict(zip(("text_column", "pair_column"), task.columns, strict=False))
-    return [
-        "--objective.name=sequence_classification",
-        f"--objective.problem={problem_of(task)}",
-        f"--objective.metric={task.metrics[0]}",
-        "--data.label_column=label",
-        *(f"--data.{option}={column}" for option, column in columns.items()),
-        *data.train,
-    ]
 
 
 # ---- predicting ----
@@ -251,11 +179,9 @@ def of_task(settings: Settings) -> Objective:
     return make_objective(settings, TASKS)
 
 
-def table_of(task: GlueTask, settings: Settings, arguments: list[str]) -> Table:
-    """The rows of a split that these settings name, labels or none."""
-    option, _, value = arguments[0].removeprefix("--").partition("=")
-    value = json.loads(value) if value.startswith("[") else value
-    return load_tables(settings.changed({option: value}).data, "text", problem_of(task))["test"]
+def choose_best(runs: list[FinetuneSettings], means: dict[str, float]) -> FinetuneSettings:
+    """The run with the highest mean; one that gave no number is the last choice."""
+    return max(runs, key=lambda run: -math.inf if math.isnan(means[run.name]) else means[run.name])
 
 
 def run_task(
@@ -270,7 +196,7 @@ def run_task(
     if not is_main():
         return None
     scores: dict[str, dict[str, list[float]]] = {start: {} for start in starts}
-    means: dict[str, float] = {}  # by folder, of the runs that a submission may be of
+    means: dict[str, float] = {}  # of each run, by which the best one is chosen
     for split in task.validation:
         if split not in data.splits:
             print(f"{name}: there is no split {split}, and it is not scored", flush=True)
@@ -281,11 +207,8 @@ def run_task(
             found = score_split(task, predicted_values(task, run, table), true)
             for metric, value in found.items():
                 scores[run.start].setdefault(split_name(task, metric, split), []).append(value)
-            if run.start == starts[0]:
-                means[run.name] = means.get(run.name, 0.0) + mean(found.values())
-    best = next(
-        run for run in runs if run.name == max(means, key=lambda each: (means[each] == means[each], means[each]))
-    )
+            means[run.name] = means.get(run.name, 0.0) + mean(found.values())
+    best = choose_best([run for run in runs if run.start == starts[0]], means)
     written = []
     for split, file in task.submissions.items():
         if split not in data.splits:
@@ -312,10 +235,11 @@ def averages(results: dict[str, TaskResult]) -> dict[str, list[float]]:
 
     Empty unless all nine are there, whole.
     """
-    whole = all(len(task.validation) * len(task.metrics) == len(next(iter(results[name].scores.values())))
-                for name, task in GLUE.items() if name in results)  # fmt: skip
-    if results.keys() != GLUE.keys() or not whole:
+    if results.keys() != GLUE.keys():
         return {}
+    for name, task in GLUE.items():
+        if any(len(found) < len(task.validation) * len(task.metrics) for found in results[name].scores.values()):
+            return {}  # a part of MNLI is not there
     found: dict[str, list[float]] = {}
     for start in next(iter(results.values())).scores:
         by_task = [[mean(seed) for seed in zip(*each.scores[start].values(), strict=True)] for each in results.values()]
@@ -327,11 +251,13 @@ def to_rows(results: dict[str, TaskResult]) -> list[str]:
     """The Markdown table: mean and standard deviation over seeds, in hundredths."""
     starts = list(next(iter(results.values())).scores)
     both = len(starts) == 2
-    rows = []
-    lines = {(name, metric): {start: each.scores[start][metric] for start in starts}
-             for name, each in results.items() for metric in each.scores[starts[0]]}  # fmt: skip
+    lines: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for name, each in results.items():
+        for metric in each.scores[starts[0]]:
+            lines[name, metric] = {start: each.scores[start][metric] for start in starts}
     if average := averages(results):
         lines["GLUE", "average"] = average
+    rows = []
     for (name, metric), values in lines.items():
         compared = difference({start: Summary(values[start]) for start in starts}) if both else []
         rows.append([name, metric, *(shown(values[start]) for start in starts), *compared])
