@@ -139,10 +139,10 @@ def compare_pooling(options: argparse.Namespace, rest: list[str]) -> list[Score]
 def compare_pretraining(options: argparse.Namespace, rest: list[str]) -> list[Score]:
     """Pretrainings of equal steps that differ in what is learnt, each fine-tuned; every seed is of both."""
     steps, folder = same_steps(options.steps), folder_of(options)
-    base = ["--config", options.pretrain_config, *same_steps(options.pretrain_steps)]
-    pretrainings = {name: parse([*base, *differs]) for name, differs in PRETRAININGS.items()}
     # A mistake in the settings of the fine-tuning is told now, not after the pretraining.
     parse_finetune([*rest, *steps, "--start=scratch", "--tokenizer.path=none"])
+    base = ["--config", options.pretrain_config, *same_steps(options.pretrain_steps)]
+    pretrainings = {name: parse([*base, *differs]) for name, differs in PRETRAININGS.items()}
     checkpoints: list[Member] = []
     for seed in seeds_of(options):
         for name, settings in pretrainings.items():
