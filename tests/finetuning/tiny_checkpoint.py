@@ -25,7 +25,7 @@ def write_checkpoint(folder: Path) -> Path:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # a run from fresh weights has seed 0
     config = KeelBertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,
