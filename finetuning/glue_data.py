@@ -1,6 +1,7 @@
 """Where the data of GLUE's tasks is: a folder of files, or a data set on the Hub."""
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,11 @@ def find_hub(data: str, name: str) -> Data:
 
 
 def find_data(data: str, name: str) -> Data:
-    return find_files(Path(data), name) if Path(data).is_dir() else find_hub(data, name)
+    if Path(data).is_dir():
+        return find_files(Path(data), name)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data):  # as the Hub names data sets
+        raise UserError(f"--data: there is no folder {data}: name one with a folder for each task, or nyu-mll/glue.")
+    return find_hub(data, name)
 
 
 def problem_of(task: GlueTask) -> Problem:

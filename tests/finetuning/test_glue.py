@@ -207,6 +207,7 @@ def test_splits_may_be_in_parts_as_the_hub_has_them(tmp_path: Path) -> None:
         ("qnli", "has no folder qnli or glue_qnli"),
         ("rte", "has no train.parquet"),
         ("sst2 --seeds 0", "at least 1"),
+        ("sst2 --data ./dat", "there is no folder ./dat"),
         ("sst2 --optim.learning_rat 1", "no setting optim.learning_rat"),
     ],
 )
