@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from scipy import stats
@@ -23,20 +22,7 @@ from finetuning.series import Score, Summary, difference, draw_summaries, summar
 from modeling import KeelViTConfig
 from modeling.losses import labels_loss
 from pretraining.errors import UserError
-from pretraining.pictures import charts
-from tests.finetuning.tiny_checkpoint import QUICK, draw_texts, write_checkpoint, write_lines
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without curves, and with nothing left of an earlier test's run."""
-    AcceleratorState._reset_state(True)
-    monkeypatch.setattr(charts, "draw_curves", lambda metrics, path: None)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+from tests.finetuning.reviews import QUICK, draw_texts, write_lines
 
 
 @pytest.fixture
@@ -127,7 +113,7 @@ def test_pretrainings_differ_in_what_they_learn_alone(texts: list[str], here: Pa
     settings = {
         "model": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
         "data": {"source": "files", "files": [f"{here}/documents/*.txt"], "validation_fraction": 0.2},
-        "tokenizer": {"vocab_size": 80},
+        "tokenizer": {"vocab_size": 50},
         "objective": {"sequence_length": 64},
         "train": {"minutes": 4, "rows_per_step": 4, "micro_batch": 4, "threads": 1, "precision": "fp32"},
         "log": {"trackers": []},

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import AutoTokenizer
 
@@ -30,22 +29,9 @@ from finetuning.glue_tasks import GLUE
 from finetuning.run import variant
 from modeling import KeelBertForSequenceClassification
 from pretraining.errors import UserError
-from pretraining.pictures import charts
-from tests.finetuning.tiny_checkpoint import QUICK, draw_texts, write_checkpoint, write_lines
+from tests.finetuning.reviews import QUICK, draw_texts, write_lines
 
 SHORT = ["--objective.sequence_length=64", "--objective.stride=16"]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without curves, and with nothing left of an earlier test's run."""
-    AcceleratorState._reset_state(True)
-    monkeypatch.setattr(charts, "draw_curves", lambda metrics, path: None)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 def write_tasks(folder: Path) -> Path:

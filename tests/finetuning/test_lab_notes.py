@@ -1,12 +1,12 @@
 """The configs of fine-tuning: each parses with a checkpoint of its family, and says how it is run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 import modeling
 from finetuning.cli import parse_finetune
-from tests.finetuning.tiny_checkpoint import write_checkpoint
 
 FOLDER = Path(__file__).parents[2] / "configs/finetune"
 SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64, "hidden_dropout_prob": 0.0}
@@ -20,9 +20,9 @@ FAMILY = {"multi30k": "seq2seq", "cifar10": "vit"}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
-def test_every_config_parses(name: str, tmp_path: Path) -> None:
+def test_every_config_parses(name: str, checkpoint: Path, tmp_path: Path) -> None:
     family = FAMILY.get(name, "bert")
-    write_checkpoint(tmp_path)  # for its tokenizer
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)  # for its tokenizer
     kind, fields = CHECKPOINTS[family]
     model_class = getattr(modeling, kind)
     model_class(model_class.config_class(**SHAPE, **fields)).save_pretrained(tmp_path)
