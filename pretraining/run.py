@@ -27,7 +27,7 @@ from pretraining.batches import Steps
 from pretraining.checkpoint import State
 from pretraining.data.cache import check_cache
 from pretraining.data.plan import Plan, make_plan
-from pretraining.evaluate import evaluate, make_evaluation_plan
+from pretraining.evaluate import evaluate, held_out_batches, make_evaluation_plan
 from pretraining.export import export, how_to_open, open_exported, write_reference
 from pretraining.launch import check_scale, make_accelerator, make_process, set_allocator
 from pretraining.log import Log, report
@@ -335,6 +335,11 @@ def finish(run: Run) -> None:
     """Hands the model over: best, last or mean weights, their final metrics, `model/`, and a report."""
     step = choose_weights(run)
     objective, folder, index = run.objective, run.settings.folder, run.evaluation_plan.examples
+    run.eval_model.eval()
+    batches = held_out_batches(objective, run.evaluation_plan, run.phase.settings.train, run.accelerator)
+    with torch.no_grad(), run.accelerator.autocast():
+        if line := objective.scoring.calibrate(run.eval_model, batches, run.accelerator):
+            run.log.say(line)
     metrics = {f"eval_{name}": value for name, value in run.evaluate(final=True).items()}
     exported = export(run.accelerator, run.model if run.average is None else run.eval_model, objective.head, folder)
     if run.accelerator.is_main_process:
