@@ -72,14 +72,13 @@ def train_members(members: list[Member]) -> list[Score]:
     scores: list[Score] = []
     for number, member in enumerate(members):
         settings = member.settings
-        if member.make in first:
-            settings = as_autotuned(settings, first[member.make])
-        first.setdefault(member.make, settings.folder)
+        alike = first.setdefault(member.make, settings.folder)
         title = f"\n== {settings.folder}: run {number + 1} of {len(members)}"
         if is_finished(settings):
             tell(f"{title}: its results are there; to train it anew, remove its folder ==")
         else:
             tell(f"{title} ==")
+            settings = as_autotuned(settings, alike)  # the first one of all itself has nothing yet to be like
             train(settings, member.make(settings))
         metrics = read_metrics(settings.folder)
         scores.append(Score(member.variant, member.at, settings.seed, str(settings.folder), metrics))
@@ -154,6 +153,8 @@ def table(summaries: Summaries, unit: str) -> list[str]:
             ["", "mean", "95 % interval", "sd", "seeds"],
             [
                 [name, f"{each.mean:.4f}", f"± {each.margin:.4f}", f"{each.sd:.4f}", str(len(each.values))]
+                if len(each.values) > 1
+                else [name, f"{each.mean:.4f}", "-", "-", "1"]
                 for name, each in summaries[None].items()
             ],
         )
@@ -179,9 +180,10 @@ def to_records(summaries: Summaries) -> list[dict[str, Any]]:
 
 def draw_summaries(summaries: Summaries, title: str, metric: str, unit: str, path: Path) -> None:
     """Means and their 95 % intervals, every seed a dot: lines over what grows, or a column for each variant."""
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
-    axes = figure.subplots()
     names = list(next(iter(summaries.values())))
+    width = 2 * len(names) if None in summaries else 0  # inches: room for the names
+    figure = Figure(figsize=(max(6.5, width), 4.5), layout="constrained")
+    axes = figure.subplots()
     if None in summaries:
         for place, each in enumerate(summaries[None].values()):
             axes.plot([place - 0.12] * len(each.values), each.values, "o", color="grey", markersize=4, alpha=0.6)
