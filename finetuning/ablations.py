@@ -33,8 +33,8 @@ from pretraining.settings import Settings
 
 PROGRAM = "finetuning.ablations"
 BUDGETS = ("epochs", "tokens", "minutes", "steps")
-# The metric that is shown, unless the settings name one: the first of these that the task has.
-METRICS = ("entity_f1", "f1", "accuracy", "micro_f1", "pearson", "loss")
+# The metric that is shown, unless the settings name one: the first of these that the runs have.
+METRICS = ("entity_f1", "accuracy", "f1", "micro_f1", "pearson", "loss")
 # How the pretrainings of the ablation differ.
 PRETRAININGS: dict[str, list[str]] = {
     "next sentence": ["--objective.next_sentence=nsp", "--objective.whole_words=false"],
@@ -195,6 +195,13 @@ ABLATIONS = {
 # ---- what it shows ----
 
 
+def deciding_metric(run: str) -> str | None:
+    """The metric that the settings of a run name, to decide which of its checkpoints is best."""
+    settings = yaml.safe_load(Path(run, "config.yaml").read_text())
+    metric: str | None = settings["objective"]["metric"]
+    return metric
+
+
 def choose_metric(scores: list[Score], asked: str | None) -> str:
     """The metric that is shown.
 
@@ -211,7 +218,7 @@ def choose_metric(scores: list[Score], asked: str | None) -> str:
 def write_report(options: argparse.Namespace, scores: list[Score]) -> None:
     """results.md, results.json and results.png, in the folder of the ablation."""
     _, title, unit = ABLATIONS[options.ablation]
-    folder, metric = folder_of(options), choose_metric(scores, options.metric)
+    folder, metric = folder_of(options), choose_metric(scores, options.metric or deciding_metric(scores[0].folder))
     summaries = summarise(scores, metric)
     seeds = f"{options.seeds} seeds, mean ± 95 % interval" if options.seeds > 1 else "one seed: no interval"
     lines = [f"{title}: {metric}, {options.steps:,} steps, {seeds}", "", *table(summaries, unit)]

@@ -93,14 +93,15 @@ def test_labels_grow_and_finished_runs_are_not_begun_again(
 
 def test_a_run_that_was_begun_again_is_not_finished(texts: list[str], checkpoint: Path, begun: list[str]) -> None:
     command = ["pooling", "--model", str(checkpoint), "--seeds", "1", "--steps", "2", *texts]
-    main(command)
+    main([*command, "--objective.metric=macro_f1"])
+    assert results("ablation-pooling")["metric"] == "macro_f1"
     assert begun == ["cls-0", "mean-0"]
     assert [config(f"ablation-pooling/{name}-0")["model"]["pooling"] for name in ("cls", "mean")] == ["cls", "mean"]
     folder = Path("runs/ablation-pooling/mean-0")
     after = (folder / "results.json").stat().st_mtime_ns + 1
     os.utime(folder / "config.yaml", ns=(after, after))
     begun.clear()
-    main(command)
+    main([*command, "--objective.metric=macro_f1"])
     assert begun == ["mean-0"]
     assert "| cls |" in Path("runs/ablation-pooling/results.md").read_text()
 
