@@ -276,7 +276,7 @@ def check_kept(source: Source, kept: list[str], written: list[str]) -> None:
     for name in kept:
         if name not in source.columns:
             raise UserError(
-                f"--keep_columns names {name!r}, which {source.name} has not: it has {listed(source.columns)}."
+                f"--keep_columns: {source.name} has no column {name!r}: it has {listed(source.columns) or 'none'}."
             )
         if name in written:
             raise UserError(f"--keep_columns names {name!r}, which is a column of the predictions: rename it in FILE.")

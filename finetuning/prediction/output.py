@@ -102,10 +102,17 @@ class Output:
         ours, theirs = self.state["made_of"], found["made_of"]
         differing = [name for name in ours if theirs.get(name) != ours[name]]
         if differing:
-            self.lock.release()
+            self.unlock()
             raise UserError(
                 f"{self.unfinished} was begun with another {differing[0]}{difference(theirs, ours, differing[0])}: go "
                 f"on with the one from before, or delete {self.progress} to begin anew."
+            )
+        size = self.unfinished.stat().st_size if self.unfinished.exists() else 0
+        if size < found["bytes"] and not found["done"]:
+            self.unlock()
+            raise UserError(
+                f"{self.unfinished} has {size:,} bytes, but {found['bytes']:,} were written: delete {self.progress} to "
+                "begin anew."
             )
         self.state = found
 
@@ -116,7 +123,6 @@ class Output:
         file = self.unfinished.open("ab")
         if self.progress.exists():
             file.truncate(self.state["bytes"])
-            assert os.fstat(file.fileno()).st_size == self.state["bytes"], "blocks that were written are gone"
         else:
             file.truncate(0)
             if self.kind == ".csv":
@@ -182,6 +188,11 @@ class Output:
     def close(self) -> None:
         """Leaves the file as it is, for another run to go on with."""
         self.file.close()
+        if not self.progress.exists():  # no block was written
+            self.unfinished.unlink(missing_ok=True)
+        self.unlock()
+
+    def unlock(self) -> None:
         Path(self.lock.lock_file).unlink(missing_ok=True)  # before it is free: FileLock sees that
         self.lock.release()
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
@@ -589,7 +590,14 @@ def test_cut_off_lines_are_written_again(classifier, tmp_path: Path, small_block
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("changed", ["input", "model", "setting"])
+def test_two_processes_write_no_file_together(classifier, tmp_path: Path, capsys: pytest.CaptureFixture):
+    file, out = write_jsonl(tmp_path / "in.jsonl", [{"text": "the cat"}]), tmp_path / "out.jsonl"
+    with FileLock(f"{out}.lock"):
+        assert "another process" in error_of(capsys, classifier[0], file, "--out", out)
+    predict(classifier[0], file, out)
+
+
+@pytest.mark.parametrize("changed", ["input", "model", "setting", "output"])
 def test_another_run_is_not_continued(
     classifier, make_model, tmp_path: Path, small_blocks: None, capsys: pytest.CaptureFixture, changed: str
 ):
@@ -601,10 +609,13 @@ def test_another_run_is_not_continued(
         write_jsonl(file, [{"text": "another"}])
     elif changed == "model":
         folder, _ = make_model(KeelBertForSequenceClassification, num_labels=3)
+    elif changed == "output":
+        Path(f"{out}.unfinished").unlink()
     else:
         more = ["--stride=3"]
     message = error_of(capsys, folder, file, "--out", out, *more)
-    assert f"another {changed}" in message and "progress.json" in message
+    assert "progress.json" in message
+    assert ("bytes" if changed == "output" else f"another {changed}") in message
     if changed == "setting":
         assert "stride was 29, and is 3" in message
 
@@ -626,7 +637,7 @@ def test_mistakes(classifier, make_model, tmp_path: Path, capsys: pytest.Capture
         ([folder, file, "--out", out, "--text_column=txt"], "no column 'txt'"),
         ([folder, file, "--out", out, "--sequence_length=100"], "at most 64"),
         ([folder, file, "--out", out, "--keep_columns", "label"], "is a column of the predictions"),
-        ([folder, file, "--out", out, "--keep_columns", "id"], "which"),
+        ([folder, file, "--out", out, "--keep_columns", "id"], "no column 'id'"),
         ([folder, file, "--out", out, "--rows=0"], "at least 1"),
         ([folder, file, "--out", out, "--colum=x"], "there is no setting"),
         ([folder, tmp_path / "empty.jsonl", "--out", out], "no "),
