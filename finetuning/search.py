@@ -3,8 +3,8 @@
     python -m finetuning.search --config configs/finetune/pydocs-package.yaml --model DIR --space space.yaml --trials 20
 
 The file space.yaml names the settings that differ between trials: `optim.learning_rate: {low: 1e-5, high: 1e-3, log:
-true}`, `train.rows_per_step: [4, 8, 16]`. Everything else is as finetune.py takes it. Each trial is a run in a folder of
-its own, runs/NAME/trial-0000 and so on. The same command goes on where it was ended, and given again while it runs it is
+true}`, `train.rows_per_step: [4, 8, 16]`. Everything else is as finetune.py takes it. Each trial is a run in a folder
+of its own, runs/NAME/trial-0000 and so on. The same command goes on where it was ended. Given again while it runs, it is
 a second worker, which shares the trials (on another GPU by CUDA_VISIBLE_DEVICES). When all trials are done it reports.
 """
 
@@ -37,19 +37,21 @@ def make_parser() -> Options:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("--space", required=True, help="A YAML file: the settings that are searched, with lists or ranges.")
+    parser.add_argument(
+        "--space", required=True, help="A YAML file: the settings that are searched, with lists or ranges."
+    )
     parser.add_argument(
         "--trials",
         type=int,
-        help="Trials in all, those of earlier starts and of other workers included; of a grid all of its points are the "
-        "default.",
+        help="Trials in all, those of earlier starts and of other workers included. For a grid the default is all of its "
+        "points.",
     )
     parser.add_argument(
         "--sampler",
         choices=SAMPLERS,
         default="random",
-        help="random: evenly from the space, by --seed and the trial's number (Bergstra 2012). grid: every combination. "
-        "tpe: by what earlier trials gave (Bergstra 2011).",
+        help="random: evenly from the space, by --seed and the trial's number (Bergstra 2012). grid: every "
+        "combination. tpe: by what earlier trials gave (Bergstra 2011).",
     )
     parser.add_argument(
         "--pruner",
@@ -98,12 +100,12 @@ def main(arguments: list[str] | None = None) -> None:
         if told.pruner != "none" and not settings.evaluation.every:
             raise UserError(f"--pruner {told.pruner} looks at evaluations before the end: set evaluation.every.")
         try:
-            from finetuning.trials import Search, search
+            from finetuning.trials import Search, run_search
         except ModuleNotFoundError as error:
             if error.name != "optuna":
                 raise
             raise UserError("a search needs the package optuna: pip install 'keel[search]'.") from error
-        search(Search(settings, rest, told.space, space, grid, trials, told.sampler, told.pruner))
+        run_search(Search(settings, rest, told.space, space, grid, trials, told.sampler, told.pruner))
 
 
 if __name__ == "__main__":

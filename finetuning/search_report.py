@@ -75,9 +75,10 @@ def write_report(
     folder, trials = search.folder, ordered(outcomes, higher)
     counts = {state: sum(outcome.state == state for outcome in trials) for state in ("complete", "pruned", "fail")}
     running = [outcome.name for outcome in trials if outcome.state == "running"]
+    better = "higher" if higher else "lower"
     title = (
         f"{search.settings.name}: {len(outcomes)} of {search.trials} trials, {counts['complete']} complete, "
-        f"{counts['pruned']} pruned, {counts['fail']} failed; {metric}, the {'higher' if higher else 'lower'} the better"
+        f"{counts['pruned']} pruned, {counts['fail']} failed; {metric}, the {better} the better"
     )
     lines = [title]
     if running:
@@ -86,7 +87,8 @@ def write_report(
     command = shlex.join(search.command(best.parameters)) if best else None
     if best and command:
         lines += [
-            f"best: {best.name}, {metric} {best.value:.4f} after {best.step:,} steps; its model: {folder}/{best.name}/model",
+            f"best: {best.name}, {metric} {best.value:.4f} after {best.step:,} steps",
+            f"  its model: {folder}/{best.name}/model",
             f"  to train it again: {command}",
         ]
     if importances:
@@ -135,7 +137,9 @@ def draw_history(axes: Axes, outcomes: list[Outcome], metric: str, higher: bool)
         axes.step([outcome.number for outcome in complete], best, where="post", color="tab:red", label="best so far")
     failed = [outcome.number for outcome in outcomes if outcome.state == "fail"]
     if failed:  # at the lower edge, whatever the values are
-        axes.plot(failed, [0.03] * len(failed), "x", color="black", transform=axes.get_xaxis_transform(), label="failed")
+        axes.plot(
+            failed, [0.03] * len(failed), "x", color="black", transform=axes.get_xaxis_transform(), label="failed"
+        )
     axes.set(xlabel="trial", ylabel=metric, title="history")
     axes.xaxis.get_major_locator().set_params(integer=True)
     if axes.get_legend_handles_labels()[1]:
@@ -145,14 +149,32 @@ def draw_history(axes: Axes, outcomes: list[Outcome], metric: str, higher: bool)
 def draw_dimension(axes: Axes, dimension: Dimension, outcomes: list[Outcome]) -> None:
     """The metric against a parameter."""
     known = [outcome for outcome in outcomes if dimension.key in outcome.parameters]
+    values = [outcome.parameters[dimension.key] for outcome in known]
     if isinstance(dimension, Range):
-        places = [float(outcome.parameters[dimension.key]) for outcome in known]
-        if dimension.log:
-            axes.set_xscale("log")
+        draw_points(axes, [float(value) for value in values], known)
+        label_range(axes, dimension)
     else:
-        places = [float(dimension.values.index(outcome.parameters[dimension.key])) for outcome in known]
+        # Equal values side by side: most points would hide one another. By the golden ratio, which spreads any number.
+        aside = [(outcome.number * 0.618034) % 1 - 0.5 for outcome in known]
+        places = [dimension.values.index(value) + 0.4 * x for value, x in zip(values, aside, strict=True)]
+        draw_points(axes, places, known)
         label_choices(axes, dimension)
-    draw_points(axes, places, known)
+
+
+def label_range(axes: Axes, dimension: Range) -> None:
+    """All of a range, in plain numbers."""
+    low, high = dimension.low, dimension.high
+    if dimension.log:
+        axes.set_xscale("log")
+        # Matplotlib's own labels are formulas, which no picture of ours has.
+        places = np.geomspace(low, high, 4)
+        axes.set_xticks(places, [f"{place:.2g}" for place in places])
+        axes.set_xticks([], minor=True)
+        margin = (high / low) ** 0.04
+        axes.set_xlim(low / margin, high * margin)
+    else:
+        margin = 0.04 * (high - low)
+        axes.set_xlim(low - margin, high + margin)
 
 
 def label_choices(axes: Axes, dimension: Choices) -> None:
@@ -171,7 +193,10 @@ def draw_search(
     dimensions = sorted(space, key=lambda dimension: -importances.get(dimension.key, 0.0))
     columns = min(COLUMNS, 1 + len(dimensions))
     rows = -(-(1 + len(dimensions)) // columns)
-    figure = Figure(figsize=(4 * columns, 3.4 * rows), layout="constrained")
+    figure = Figure(figsize=(4 * columns, 3.4 * rows + 0.4), layout="constrained")
+    shares = "; in brackets: the share of the differences that it explains (fANOVA)" if importances else ""
+    better = "higher" if higher else "lower"
+    figure.suptitle(f"{metric} (the {better} the better) of each trial, and against each setting{shares}", fontsize=10)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     draw_history(panels[0], outcomes, metric, higher)
     for axes, dimension in zip(panels[1:], dimensions, strict=False):

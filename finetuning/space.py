@@ -22,7 +22,9 @@ from pretraining.settings import Settings
 
 # What no trial can have of its own, and why.
 FIXED = {
-    **dict.fromkeys(("name", "runs", "resume", "cache", "config"), "each trial has its own folder, which the search names"),
+    **dict.fromkeys(
+        ("name", "runs", "resume", "cache", "config"), "each trial has its own folder, which the search names"
+    ),
     "seeds": "a trial is one run: search over seed: [0, 1, 2]",
     **dict.fromkeys(("model.family", "objective.name"), "all trials learn one task"),
     **dict.fromkeys(("objective.metric", "evaluation.examples", "evaluation.every"), "all trials are judged alike"),
@@ -158,7 +160,9 @@ def read_range(key: str, content: dict[str, Any], usual: Any) -> Range:
     if log and low <= 0:
         raise UserError(f"the range of {key} begins at {low}, and on a logarithmic scale there is nothing up to 0.")
     if step is not None and (log or not 0 < step <= high - low):
-        why = "evenly spaced values are not so on a logarithmic scale" if log else f"it must fit between {low} and {high}"
+        why = (
+            "evenly spaced values are not so on a logarithmic scale" if log else f"it must fit between {low} and {high}"
+        )
         raise UserError(f"the range of {key} has step: {step}: {why}.")
     if isinstance(usual, bool | str | list | dict):
         raise UserError(f"{key} is {usual!r} without a search, which is no number: give it a list of values.")

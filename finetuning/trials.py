@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from finetuning.search_report import Outcome, write_report
@@ -83,22 +82,8 @@ class Search:
 
     def command(self, values: dict[str, Any]) -> list[str]:
         """The command that trains a point of the space by itself."""
-        name = f"--name={self.settings.name}-best"
+        name = f"--name={self.settings.name}-best"  # behind the search's own name: the last one counts
         return ["accelerate", "launch", "finetune.py", *self.arguments, *options(values), name]
-
-
-class Lock(BaseJournalFileLock):
-    """The journal's lock. Unlike Optuna's own ones it is free at once when the process that holds it is killed."""
-
-    def __init__(self, path: Path):
-        self.lock = FileLock(path)
-
-    def acquire(self) -> bool:
-        self.lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self.lock.release()
 
 
 class Grid(BaseSampler):
@@ -117,16 +102,16 @@ class Grid(BaseSampler):
         return self.point[param_name]
 
 
-def make_sampler(search: Search, number: int) -> BaseSampler:
-    """What draws the parameters of trial `number`: they are the same ones whoever draws them, and when.
+def make_sampler(search: Search, number: int, place: int) -> BaseSampler:
+    """What draws parameter `place` of trial `number`: it is the same one whoever draws it, and when.
 
-    Those of TPE depend on what the trials before gave, too.
+    That of TPE depends on what the trials before gave, too.
     """
     if search.grid:
         # In an order that is drawn, so that the first points are from everywhere.
         order = np.random.default_rng(search.settings.seed).permutation(len(search.grid))
         return Grid(search.grid[order[number]])
-    seed = int(np.random.SeedSequence([search.settings.seed, number]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([search.settings.seed, number, place]).generate_state(1)[0])
     if search.sampler == "tpe":
         return TPESampler(seed=seed, constant_liar=True)  # which keeps workers away from each other's points
     return RandomSampler(seed=seed)
@@ -183,12 +168,12 @@ def open_study(search: Search) -> optuna.Study:
         files.check_writable(folder, "--runs")
     contract = search.contract()
     with search.lock():
-        lock = Lock(folder / ".journal.lock")
+        lock = FileLock(folder / ".journal.lock")
         if journal.exists():
-            lock.acquire()
-            mend(journal)
-            lock.release()
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+            with lock:
+                mend(journal)
+        # Not one of Optuna's own locks: this one is free at once when the process that holds it is killed.
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))  # type: ignore[arg-type]
         known = [study.study_name for study in optuna.get_all_study_summaries(storage)]
         if STUDY not in known:
             study = optuna.create_study(
@@ -218,24 +203,23 @@ def claim_trial(search: Search, study: optuna.Study) -> Iterator[Trial | None]:
     with search.lock():
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         trial: Trial | None = None
-        for number in [given_up.number for given_up in running]:
+        for number, trial_id in [(given_up.number, given_up._trial_id) for given_up in running]:
             lock = trial_lock(search, number)
             if lock is not None and study.get_trials(deepcopy=False)[number].state == TrialState.RUNNING:
-                study.sampler = make_sampler(search, number)
-                trial = attach(study, number)
+                trial = Trial(study, trial_id)  # with the parameters that it has in the journal
                 break
             if lock is not None:  # its worker has told what it gave, in between
                 lock.release()
         else:
             number = len(study.get_trials(deepcopy=False))
             if number < search.trials:
-                study.sampler = make_sampler(search, number)
                 trial = study.ask()
                 lock = trial_lock(search, number)
                 assert trial.number == number and lock is not None
         if trial is not None:
-            for dimension in search.space:
-                dimension.suggest(trial)
+            for place, dimension in enumerate(search.space):
+                study.sampler = make_sampler(search, trial.number, place)
+                dimension.suggest(trial)  # which is nothing new where the journal has it
     try:
         yield trial
     finally:
@@ -257,13 +241,6 @@ def trial_lock(search: Search, number: int) -> FileLock | None:
     except Timeout:
         return None
     return lock
-
-
-def attach(study: optuna.Study, number: int) -> Trial:
-    """A trial of the journal, with the parameters that it has there."""
-    storage = study._storage
-    study_id = storage.get_study_id_from_name(STUDY)
-    return Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
 
 # ---- a trial ----
@@ -397,7 +374,7 @@ def report(search: Search, study: optuna.Study) -> list[str]:
         return write_report(search, outcomes, metric, higher, importances(study))
 
 
-def search(search: Search) -> None:
+def run_search(search: Search) -> None:
     """Trains what is left of a search's trials, and reports.
 
     Raises:
