@@ -1,4 +1,4 @@
-"""The settings of finetune.py, which are those of pretrain.py with a checkpoint to start from, seeds and a comparison."""
+"""The settings of finetune.py: those of pretrain.py, and a checkpoint to start from, seeds and a comparison."""
 
 import sys
 from pathlib import Path

@@ -118,4 +118,9 @@ def finetune(settings: FinetuneSettings) -> None:
     seeds = f"{settings.seeds} seeds" if settings.seeds > 1 else "one seed, so that nothing is known of its spread"
     files.write_text(settings.folder / "results.md", "\n".join(lines) + "\n")
     files.write_text(settings.folder / "results.json", files.to_json(scores, indent=1))
-    print(f"\n{settings.name}: {seeds}; mean ± standard deviation", *lines, f"  written: {settings.folder}/results.md", sep="\n")
+    print(
+        f"\n{settings.name}: {seeds}; mean ± standard deviation",
+        *lines,
+        f"  written: {settings.folder}/results.md",
+        sep="\n",
+    )

@@ -95,7 +95,7 @@ class SequenceClassificationSettings(WindowSettings):
 
     name: Literal["sequence_classification"] = "sequence_classification"
     """The objective."""
-    problem: Literal["auto", "single_label", "multi_label", "regression"] = "auto"
+    problem: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = "auto"
     """What a label is: one class, a list of classes, or a number. auto: lists are several classes, numbers with a
     fraction are numbers, all else is one class."""
     class_weights: list[float] | Literal["none", "balanced"] = "none"

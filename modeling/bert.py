@@ -1,6 +1,6 @@
 """BERT (Devlin 2018): an encoder over one or two segments, and its heads.
 
-B batch, T tokens, D hidden size, V vocabulary, E the most examples in a packed row, M tokens to predict.
+B batch, T tokens, D hidden size, V vocabulary, C classes, E the most sequences in a packed row, M tokens to predict.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from .attention import MultiHeadAttention
 from .base import ForwardKwargs, KeelTextPreTrainedModel, strict
 from .configuration import KeelBertConfig
 from .embeddings import TokenEmbeddings
-from .heads import ClassificationHead, MaskedLanguageModelHead, Pooler, pool
+from .heads import ClassificationHead, MaskedLanguageModelHead, Pooler, pool, pool_windows
 from .layers import EncoderBlock, Stack
-from .losses import Counts, classification_loss, labels_loss
+from .losses import Counts, classification_loss, grouped_loss, labels_loss, training_targets
 from .packing import first_tokens, self_attention_mask
 
 
@@ -211,6 +211,12 @@ class KeelBertForMaskedLM(KeelBertPreTrainedModel):
 # Heads for fine-tuning, and next sentence alone
 
 
+def check_packed(sequence_ids: Tensor | None, example_ids: Tensor | None) -> None:
+    """Raises ValueError for `example_ids` (B, E) where no sequences share a row."""
+    if sequence_ids is None and example_ids is not None:
+        raise ValueError("example_ids number the sequences of packed rows: give sequence_ids too, or drop them.")
+
+
 class KeelBertForLabels(KeelBertPreTrainedModel):
     """What the heads of `labels` alone have in common: how inputs become logits, and labels a loss."""
 
@@ -219,6 +225,9 @@ class KeelBertForLabels(KeelBertPreTrainedModel):
 
     def compute_logits(self, outputs: BaseModelOutputWithPooling) -> Tensor:
         raise NotImplementedError
+
+    def pool_windows(self, logits: Tensor, example_ids: Tensor) -> Tensor:
+        raise ValueError(f"{type(self).__name__} does not bring windows of one text together: drop example_ids.")
 
     def compute_loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Counts) -> Tensor:
         return classification_loss(logits, labels, "labels", num_items_in_batch)
@@ -236,12 +245,20 @@ class KeelBertForLabels(KeelBertPreTrainedModel):
         sequence_ids: Tensor | None = None,
         sequence_starts: Tensor | None = None,
         num_items_in_batch: Counts = None,
+        example_ids: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> Any:
-        """`labels` as the class says; the output has `loss`, `logits`, `hidden_states` and `attentions`."""
+        """`labels` and `example_ids` as the class says; the output has `loss`, `logits`, `hidden_states`, `attentions`.
+
+        Raises:
+            ValueError: `example_ids` of rows that are not packed, or of a class that does not say what they mean.
+        """
+        check_packed(sequence_ids, example_ids)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs = self.bert(*inputs, sequence_ids, sequence_starts, return_dict=True, **kwargs)
         logits = self.compute_logits(outputs)
+        if example_ids is not None:
+            logits = self.pool_windows(logits, example_ids)
         loss = None if labels is None else self.compute_loss(logits, labels, num_items_in_batch)
         return self.output_class(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -264,9 +281,12 @@ class KeelBertForNextSentencePrediction(KeelBertForLabels):
 
 
 class KeelBertForSequenceClassification(KeelBertForLabels):
-    """A class, several classes or a number for each sequence.
+    """A class, several classes or a number for each sequence, or for each text of several sequences.
 
-    `labels` (B,) or (B, E) of classes or numbers, (B, C) of zeros and ones for several classes at once.
+    `labels` (B,) or (B, E) of classes or numbers, (B, C) or (B, E, C) of zeros and ones for several classes at once;
+    -100 for none. `example_ids` (B, E) of packed rows: sequences that bear one number 1, 2, ... are windows of one
+    text, 0 for none. Their logits are brought together as `config.window_pooling` says; column g - 1 of `logits` and
+    of `labels` is then text g.
     """
 
     output_class = SequenceClassifierOutput
@@ -280,8 +300,13 @@ class KeelBertForSequenceClassification(KeelBertForLabels):
     def compute_logits(self, outputs: BaseModelOutputWithPooling) -> Tensor:
         return self.classifier(outputs.pooler_output)
 
+    def pool_windows(self, logits: Tensor, example_ids: Tensor) -> Tensor:
+        return pool_windows(logits, example_ids, self.config.window_pooling)
+
     def compute_loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Counts) -> Tensor:
-        return labels_loss(self.config, logits, labels, num_items_in_batch)
+        return labels_loss(
+            self.config, logits, labels, num_items_in_batch, **training_targets(self.config, self.training)
+        )
 
 
 class KeelBertForTokenClassification(KeelBertForLabels):
@@ -297,6 +322,11 @@ class KeelBertForTokenClassification(KeelBertForLabels):
 
     def compute_logits(self, outputs: BaseModelOutputWithPooling) -> Tensor:
         return self.classifier(outputs.last_hidden_state)
+
+    def compute_loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Counts) -> Tensor:
+        return classification_loss(
+            logits, labels, "labels", num_items_in_batch, **training_targets(self.config, self.training)
+        )
 
 
 class KeelBertForQuestionAnswering(KeelBertPreTrainedModel):
@@ -321,25 +351,28 @@ class KeelBertForQuestionAnswering(KeelBertPreTrainedModel):
         end_positions: Tensor | None = None,
         num_items_in_batch: Counts = None,
         sequence_ids: Tensor | None = None,
+        sequence_starts: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> QuestionAnsweringModelOutput:
-        """`start_positions`, `end_positions` (B,); a position outside the tokens is left out of the loss.
-
-        Raises:
-            ValueError: the rows are packed: the softmax of an answer runs over one sequence alone.
         """
-        if sequence_ids is not None:
-            raise ValueError("Question answering takes one sequence a row, not packed rows: drop sequence_ids.")
+        Args:
+            start_positions, end_positions: (B,); a position outside the tokens is left out of the loss. Of packed rows
+                (B, E): places in the row, each inside its own sequence, -100 for none. The softmax runs over the tokens
+                of that sequence alone.
+        """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.bert(*inputs, return_dict=True, **kwargs)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, return_dict=True, **kwargs)
         start_logits, end_logits = self.span(outputs.last_hidden_state).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             targets = {"start_positions": start_positions, "end_positions": end_positions}
             losses = []
             for (name, target), logits in zip(targets.items(), (start_logits, end_logits), strict=True):
-                inside = (target >= 0) & (target < logits.shape[1])
-                losses.append(classification_loss(logits, target.where(inside, -100), name, num_items_in_batch))
+                if sequence_ids is None:
+                    inside = (target >= 0) & (target < logits.shape[1])
+                    losses.append(classification_loss(logits, target.where(inside, -100), name, num_items_in_batch))
+                else:
+                    losses.append(grouped_loss(logits, sequence_ids, target, name, num_items_in_batch))
             loss = torch.stack(losses).mean()
         return QuestionAnsweringModelOutput(
             loss=loss,
@@ -370,16 +403,39 @@ class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Counts = None,
+        sequence_ids: Tensor | None = None,
+        sequence_starts: Tensor | None = None,
+        example_ids: Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> MultipleChoiceModelOutput:
-        """Inputs (B, choices, T) instead of (B, T); `labels` (B,), the index of the right choice."""
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        flat = (None if x is None else x.flatten(0, 1) for x in inputs)  # (B, choices, T) -> (B * choices, T)
-        outputs = self.bert(*flat, return_dict=True, **kwargs)
-        tokens = inputs_embeds if input_ids is None else input_ids
-        assert tokens is not None  # the embeddings take one of them
-        logits = self.classifier(outputs.pooler_output).view(tokens.shape[:2])  # (B * choices, 1) -> (B, choices)
-        loss = None if labels is None else classification_loss(logits, labels, "labels", num_items_in_batch)
+        """Inputs (B, choices, T) instead of (B, T), or packed rows (B, T), a sequence for each choice.
+
+        Args:
+            labels: (B,), the index of the right choice. Of packed rows (B, E): for question g in column g - 1 the
+                column 0, 1, ... E - 1 of its right choice, -100 for none.
+            example_ids: (B, E), the number 1, 2, ... of the question that a sequence is a choice of, 0 for none; the
+                softmax runs over the choices of one question. `logits` are (B, E).
+
+        Raises:
+            ValueError: labels of packed rows without `example_ids`, or `example_ids` of rows that are not packed.
+        """
+        check_packed(sequence_ids, example_ids)
+        inputs = [input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds]
+        if sequence_ids is None:
+            inputs = [None if x is None else x.flatten(0, 1) for x in inputs]  # (B, choices, T) -> (B * choices, T)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, return_dict=True, **kwargs)
+        logits = self.classifier(outputs.pooler_output).squeeze(-1)  # (B * choices,) or (B, E)
+        if sequence_ids is None:
+            tokens = inputs_embeds if input_ids is None else input_ids
+            assert tokens is not None  # the embeddings take one of them
+            logits = logits.view(tokens.shape[:2])  # (B, choices)
+        loss = None
+        if labels is not None and sequence_ids is None:
+            loss = classification_loss(logits, labels, "labels", num_items_in_batch)
+        elif labels is not None:
+            if example_ids is None:
+                raise ValueError("labels of packed choices need example_ids: which sequences are of one question.")
+            loss = grouped_loss(logits, example_ids, labels, "labels", num_items_in_batch)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -1,6 +1,7 @@
 """The three families' configurations: what they share, once, and then each one's own fields."""
 
 import hashlib
+import math
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
@@ -44,6 +45,19 @@ def check_range(config: PreTrainedConfig) -> None:
                 raise ValueError(f"{name}={value!r} must be one number.")
             if value is not None and not holds(value):
                 raise ValueError(f"{name}={value} must be {rule}.")
+
+
+def check_class_weights(config: PreTrainedConfig) -> None:
+    """Raises ValueError for class_weights that are not a number at least 0 for each class."""
+    weights: list[float] | None = config.class_weights  # type: ignore[attr-defined]
+    if weights is None:
+        return
+    if config.problem_type == "regression" or config.num_labels == 1:
+        raise ValueError(f"class_weights={weights} are for classes, and regression has none: leave them out.")
+    if len(weights) != config.num_labels:
+        raise ValueError(f"class_weights={weights} are {len(weights)} numbers for {config.num_labels} classes.")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+        raise ValueError(f"class_weights={weights} must be at least 0 and finite.")
 
 
 def check_multiple(config: PreTrainedConfig, name: str, divisor: str, why: str) -> None:
@@ -140,6 +154,14 @@ class KeelBertConfig(KeelTextConfig):
     """What stands for the whole sequence: its first token, or the mean of its tokens."""
     classifier_dropout: float | int | None = None
     """Dropout before a fine-tuning head; null: hidden_dropout_prob."""
+    window_pooling: Literal["mean", "max"] = "mean"
+    """What stands for a text of several windows, when it is classified: the mean of their logits, or the largest."""
+    label_smoothing: float | int = 0.0
+    """Share of the class's target spread over all classes while training (Szegedy 2015, 7), of texts and of tokens."""
+    class_weights: list[float | int] | None = None
+    """Weight of each class's targets in the loss of training, of texts and of tokens. The weighted sum is divided by
+    the number of targets, not by the sum of their weights; the balanced weights of scikit-learn sum to that number over
+    the training data. Where a text has several classes: the weight of a present class, beside 1 of an absent one."""
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -157,6 +179,10 @@ class KeelBertConfig(KeelTextConfig):
             "AutoModelForMultipleChoice": "bert.KeelBertForMultipleChoice",
         }
     )
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        check_class_weights(self)
 
 
 class KeelSeq2SeqConfig(KeelTextConfig):
@@ -239,6 +265,8 @@ class KeelViTConfig(KeelConfig):
     """What stands for the image: a class token, or (with no such token) the mean of its patches."""
     label_smoothing: float | int = 0.0
     """Share of the class's target spread over all classes while training (Szegedy 2015, 7)."""
+    class_weights: list[float | int] | None = None
+    """Weight of each class's targets in the loss of training, which is divided as keel-bert's is."""
     reconstruction_target: Literal["pixels", "normalized_pixels", "mean_color"] = "pixels"
     """What is predicted of a masked patch: its pixels (SimMIM: Xie 2021, 3.4), its pixels normalised by their mean and
     std (MAE: He 2021, 3), or the class of its mean color, three bits a channel (Dosovitskiy 2020, B.1.2)."""
@@ -262,6 +290,7 @@ class KeelViTConfig(KeelConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        check_class_weights(self)
         check_multiple(self, "image_size", "patch_size", "the patches must cover the image")
         sincos2d = ["hidden_size"] if self.position_embedding_type == "sincos2d" else []
         if self.decoder_num_hidden_layers:

@@ -3,8 +3,9 @@
 Marian's sinusoids are all sines, then all cosines; ours alternate. So the residual stream (every vector that a block
 reads or adds to) is permuted: the columns of matrices that read it, the rows of matrices that write it.
 
-Not converted, since they matter in training alone: `label_smoothing`, `drop_path_rate`, `initializer` and the fields of
-alignments. Fixed positions of patches become a learned table of the same numbers.
+Not converted, since they matter in training alone: `label_smoothing`, `class_weights`, `drop_path_rate`, `initializer`
+and the fields of alignments. Nor is `window_pooling`: native bert classifies one sequence at a time.
+Fixed positions of patches become a learned table of the same numbers.
 Native `ViTModel` pools by a dense layer, ours by the class token alone: it becomes `ViTModel(add_pooling_layer=False)`,
 whose pooler_output is None and whose last_hidden_state[:, 0] is our pooler_output.
 """

@@ -1,6 +1,6 @@
 """What stands on top of a stack: pooling and prediction heads.
 
-B batch, T tokens, D hidden size, V vocabulary, C classes, E the most examples in a packed row.
+B batch, T tokens, D hidden size, V vocabulary, C classes, E the most sequences in a packed row.
 """
 
 import torch
@@ -9,7 +9,13 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .dropout import Dropout
-from .packing import first_tokens, packed_starts
+from .packing import first_tokens, members, packed_starts
+
+
+def mean_of_members(x: Tensor, member: Tensor) -> Tensor:
+    """The mean of each group's vectors, 0 of a group without any: x (B, N, D), members (B, G, N) -> (B, G, D)."""
+    weight = member.to(x.dtype)
+    return weight @ x / weight.sum(-1, keepdim=True).clamp(min=1)
 
 
 def pool(
@@ -35,9 +41,21 @@ def pool(
     if pooling == "cls":
         return x.flatten(0, 1)[first_tokens(x, sequence_ids, sequence_starts)]
     starts = packed_starts(sequence_ids) if sequence_starts is None else sequence_starts
-    ids = torch.arange(1, starts.shape[1] + 1, device=x.device)  # (E,)
-    member = (sequence_ids[:, None] == ids[None, :, None]).to(x.dtype)  # (B, E, T)
-    return member @ x / member.sum(-1, keepdim=True).clamp(min=1)  # (B, E, T) @ (B, T, D) -> (B, E, D)
+    return mean_of_members(x, members(sequence_ids, starts.shape[1]))
+
+
+def pool_windows(logits: Tensor, example_ids: Tensor, pooling: str) -> Tensor:
+    """The logits of each text out of those of its windows, (B, E, C) -> (B, E, C): text g of a row in column g - 1.
+
+    Args:
+        example_ids: (B, E), the number 1, 2, ... of the text that a sequence is a window of, 0 for none.
+        pooling: `mean`: the mean of the windows' logits; `max`: the largest of each class.
+    """
+    member = members(example_ids, example_ids.shape[1])  # (B, E, E): text g, window e
+    if pooling == "mean":
+        return mean_of_members(logits, member)
+    largest = logits[:, None].masked_fill(~member[..., None], -torch.inf).amax(2)  # (B, E, E, C) -> (B, E, C)
+    return largest.masked_fill(~member.any(-1)[..., None], 0)  # a column without a text: 0, as its mean is
 
 
 class Pooler(nn.Module):

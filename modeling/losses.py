@@ -1,12 +1,16 @@
 """The losses, each a sum over this batch's targets divided by the number of targets in the whole step.
 
-B batch, V vocabulary, C classes, N targets.
+B batch, V vocabulary, C classes, N targets or scores, G groups of scores.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import PreTrainedConfig
+
+from .packing import members
 
 Counts = dict[str, Tensor | int | float] | Tensor | int | float | None
 
@@ -34,6 +38,24 @@ def mean_over_step(
     return total * (labels != -100).sum() / (count * num_items_in_batch)
 
 
+def training_targets(config: Any, training: bool) -> dict[str, Any]:
+    """What `classification_loss` and `labels_loss` do beside the plain loss, which is that of evaluation."""
+    return {"smoothing": config.label_smoothing, "class_weights": config.class_weights} if training else {}
+
+
+def widened(x: Tensor) -> Tensor:
+    """Half precision as float32: sums of many terms need it."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def weighted(logits: Tensor, class_weights: list[float] | None) -> tuple[Tensor, Tensor | None]:
+    """Logits (..., C) and weights (C,) as torch's losses take them; half precision would round the weights."""
+    if class_weights is None:
+        return logits, None
+    logits = widened(logits)
+    return logits, logits.new_tensor(class_weights)
+
+
 def classification_loss(
     logits: Tensor,
     targets: Tensor,
@@ -41,10 +63,36 @@ def classification_loss(
     num_items_in_batch: Counts,
     labels: Tensor | None = None,
     smoothing: float = 0.0,
+    class_weights: list[float] | None = None,
 ) -> Tensor:
-    """Cross-entropy of logits (..., C) and targets (...), -100 for none; other arguments as for `mean_over_step`."""
-    total = cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum", label_smoothing=smoothing)
+    """Cross-entropy of logits (..., C) and targets (...), -100 for none; other arguments as for `mean_over_step`.
+
+    Args:
+        smoothing: share e of the target that is spread over all classes (Szegedy 2015, 7).
+        class_weights: C numbers w. The loss of a target y is (1 - e) * w[y] * -log p(y) + e * mean over c of
+            w[c] * -log p(c), as in torch; but it is divided by the number of targets, not by the sum of their weights.
+    """
+    logits, weight = weighted(logits, class_weights)
+    x, y = logits.flatten(0, -2), targets.flatten()
+    total = cross_entropy(x, y, weight=weight, reduction="sum", label_smoothing=smoothing)
     return mean_over_step(total, targets, name, num_items_in_batch, labels)
+
+
+def grouped_loss(scores: Tensor, group_ids: Tensor, targets: Tensor, name: str, num_items_in_batch: Counts) -> Tensor:
+    """Cross-entropy of softmaxes that run over groups of scores: one member of each group is the right one.
+
+    Args:
+        scores: (B, N), of any number of groups side by side.
+        group_ids: (B, N), the number 1, 2, ... of the group that a score belongs to, 0 for none.
+        targets: (B, G), for group g in column g - 1 the place 0, 1, ... N - 1 of its right member; -100 for none. A
+            place outside the group has probability 0: the loss is infinite.
+        name, num_items_in_batch: as for `mean_over_step`.
+    """
+    member = members(group_ids, targets.shape[1])  # (B, G, N)
+    member = member | ~member.any(-1, keepdim=True)  # a group of none takes all scores: a softmax over none is nan
+    x = widened(scores)[:, None].masked_fill(~member, -torch.inf)  # (B, N) -> (B, G, N)
+    total = cross_entropy(x.flatten(0, 1), targets.flatten(), reduction="sum")
+    return mean_over_step(total, targets, name, num_items_in_batch)
 
 
 def labels_loss(
@@ -55,13 +103,18 @@ def labels_loss(
     partner_labels: Tensor | None = None,
     partner_weight: Tensor | None = None,
     smoothing: float = 0.0,
+    class_weights: list[float] | None = None,
 ) -> Tensor:
     """The loss of `config.problem_type`: one class, several classes at once, or regression; -100 for no target.
 
-    Logits (B, C), labels (B,) or, of several classes, (B, C). With no problem type, as in transformers: one output
+    Logits (..., C), labels (...) or, of several classes, (..., C). With no problem type, as in transformers: one output
     means regression, integer labels one class, float labels several. Label smoothing is for one class alone, and so
     are examples mixed out of two, whose loss is (1 - w) * loss(label) + w * loss(partner's label) (mixup: Zhang 2017,
     2; CutMix: Yun 2019, 3.1): `partner_labels` (B,), -100 for none, and their shares w, `partner_weight` (B,).
+
+    Args:
+        class_weights: C numbers: of one class as for `classification_loss`; of several classes each is the weight of
+            its class where that is present, beside 1 where it is absent (`pos_weight` of torch).
 
     Raises:
         ValueError: mixed examples of another problem type, or partner labels without weights.
@@ -76,17 +129,22 @@ def labels_loss(
         raise ValueError("partner_labels and partner_weight go together: the class mixed in, and its share.")
     if problem == "single_label_classification":
         if partner_labels is None or partner_weight is None:
-            return classification_loss(logits, labels, "labels", num_items_in_batch, smoothing=smoothing)
+            return classification_loss(logits, labels, "labels", num_items_in_batch, None, smoothing, class_weights)
+        logits, weight = weighted(logits, class_weights)
         first, second = (
-            cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+            cross_entropy(logits, targets, weight=weight, reduction="none", label_smoothing=smoothing)
             for targets in (labels, partner_labels)
         )
         total = (first.lerp(second, partner_weight.to(first.dtype)) * (labels != -100)).sum()
         return mean_over_step(total, labels, "labels", num_items_in_batch)
     if partner_labels is not None:
         raise ValueError(f"partner_labels are classes, but problem_type is {problem}: mix the labels themselves.")
-    loss = mse_loss if problem == "regression" else binary_cross_entropy_with_logits
-    losses = loss(logits.reshape(labels.shape), labels.to(logits.dtype), reduction="none")
+    logits, weight = weighted(logits, class_weights)
+    x, y = logits.reshape(labels.shape), labels.to(logits.dtype)
+    if problem == "regression":
+        losses = mse_loss(x, y, reduction="none")
+    else:
+        losses = binary_cross_entropy_with_logits(x, y, reduction="none", pos_weight=weight)
     return mean_over_step((losses * (labels != -100)).sum(), labels, "labels", num_items_in_batch)
 
 
@@ -131,8 +189,7 @@ def smoothed_loss(
     logits, targets = logits.flatten(0, -2), targets.flatten()
     if smoothing:
         # Sums over a vocabulary are too coarse in half precision; autocast makes torch's cross-entropy float32 too.
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        total = SmoothedCrossEntropy.apply(logits, targets, pad_token_id, smoothing)
+        total = SmoothedCrossEntropy.apply(widened(logits), targets, pad_token_id, smoothing)
     else:
         total = cross_entropy(logits, targets, reduction="sum")
     return mean_over_step(total, targets, "labels", num_items_in_batch, labels)

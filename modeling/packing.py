@@ -9,7 +9,7 @@
 A query sees the keys of its own example; a query of padding sees every key, since a softmax over no key is nan.
 Outputs at padding are unspecified. `sequence_ids` None: the rows are not packed.
 
-B batch, T query tokens, S key tokens, D hidden size, E the most examples in a row.
+B batch, T query tokens, S key tokens, D hidden size, E the most examples in a row, N members of G groups.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,10 +38,16 @@ def packed_positions(sequence_ids: Tensor) -> Tensor:
     return (index - start_of_token) * (sequence_ids != 0)
 
 
+def members(ids: Tensor, groups: int) -> Tensor:
+    """Which of N belong to group 1, 2, ...: their groups' numbers (B, N) -> True and False (B, G, N)."""
+    numbers = torch.arange(1, groups + 1, device=ids.device)  # (G,)
+    return ids[:, None] == numbers[None, :, None]
+
+
 def packed_starts(sequence_ids: Tensor) -> Tensor:
     """Where example 1, 2, ... of each row starts: (B, T) -> (B, E); 0 where a row has fewer examples."""
-    ids = torch.arange(1, int(sequence_ids.max()) + 1, device=sequence_ids.device)  # (E,); max waits for an accelerator
-    return (sequence_ids[:, None] == ids[None, :, None]).int().argmax(-1)  # the first True: (B, E, T) -> (B, E)
+    examples = int(sequence_ids.max())  # E; this waits for an accelerator
+    return members(sequence_ids, examples).int().argmax(-1)  # the first True: (B, E, T) -> (B, E)
 
 
 def first_tokens(x: Tensor, sequence_ids: Tensor | None = None, sequence_starts: Tensor | None = None) -> Tensor:

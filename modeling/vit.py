@@ -18,7 +18,7 @@ from .configuration import KeelViTConfig
 from .embeddings import DecoderPatchEmbeddings, PatchEmbeddings
 from .heads import ZeroLinear, pool
 from .layers import EncoderBlock, Stack
-from .losses import Counts, classification_loss, labels_loss
+from .losses import Counts, classification_loss, labels_loss, training_targets
 from .vit_masked import COLOR_LEVELS, pixel_loss, visible_patches
 
 
@@ -123,9 +123,10 @@ class KeelViTForImageClassification(KeelViTPreTrainedModel):
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
-            smoothing = self.config.label_smoothing if self.training else 0.0
             mixed = (partner_labels, partner_weight)
-            loss = labels_loss(self.config, logits, labels, num_items_in_batch, *mixed, smoothing=smoothing)
+            loss = labels_loss(
+                self.config, logits, labels, num_items_in_batch, *mixed, **training_targets(self.config, self.training)
+            )
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

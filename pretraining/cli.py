@@ -150,7 +150,7 @@ def peek(arguments: list[str], key: str, default: str, program: str) -> str:
     return value
 
 
-def make_parser(family: str, objective: str, verb: Verb) -> Parser:
+def make_parser(family: str, objective: str, verb: Verb = PRETRAIN) -> Parser:
     """Every setting of a run that trains `family` on `objective`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=verb.program, description=verb.description, allow_abbrev=False)

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    BertForQuestionAnswering,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from modeling import KeelSeq2SeqConfig, KeelViTConfig
@@ -19,11 +26,16 @@ from pretraining.errors import UserError, one_line
 from pretraining.settings import NOT_SET_BY_HAND, Settings
 
 # What changes nothing that the checkpoint has learnt.
-FREE = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"})
-FREE |= {"label_smoothing", "initializer", "initializer_range", "reconstruction_target"}
-FREE |= {f"decoder_{name}" for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")}
+FREE = frozenset(
+    {
+        *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout"),
+        *("initializer", "initializer_range", "label_smoothing", "window_pooling"),
+        *("decoder_num_hidden_layers", "decoder_hidden_size", "decoder_num_attention_heads"),
+        *("decoder_intermediate_size", "reconstruction_target"),
+    }
+)
 # What a checkpoint may lack, and what can be made to fit.
-HEADS = {"pooler", "mlm", "nsp", "classifier", "pixels", "colors", "decoder", "mask_token"}
+HEADS = {"pooler", "mlm", "nsp", "classifier", "span", "pixels", "colors", "decoder", "mask_token"}
 BODY = re.compile(r"^(?!decoder\.)(?!.*mask_token$).*(embeddings\.|encoder\.|decoder\.stack)")
 RESIZED = {"model.max_position_embeddings", "model.image_size"}
 
@@ -60,9 +72,10 @@ def read_config(checkpoint: str, ours: type[PreTrainedConfig]) -> PreTrainedConf
 
 
 def architecture(config: PreTrainedConfig) -> dict[str, Any]:
-    """A configuration as the settings model.*."""
+    """A configuration as the settings model.*, but class_weights: they belong to the labels, which are no settings."""
     names = (field.name for field in dataclasses.fields(type(config)))
-    return {f"model.{name}": getattr(config, name) for name in names if name not in NOT_SET_BY_HAND}
+    left_out = NOT_SET_BY_HAND | {"class_weights"}
+    return {f"model.{name}": getattr(config, name) for name in names if name not in left_out}
 
 
 def is_separate(config: PreTrainedConfig) -> bool:
@@ -146,13 +159,23 @@ def own_class(checkpoint: str) -> type[PreTrainedModel]:
     return (named or classes)[0]
 
 
+def classifier(model: PreTrainedModel) -> set[str]:
+    """The names of the weights of a model's classifier, by our names and by the native ones."""
+    return {name for name in model.state_dict() if name.startswith("classifier.")}
+
+
 def read_weights(checkpoint: str, opener: type[PreTrainedModel]) -> tuple[PreTrainedModel, set[str]]:
     """A checkpoint as a model of a class that reads its kind, in fp32, and the names of the weights that it lacks.
+
+    The heads of texts, of tokens and of choices all name theirs `classifier`: that of another head than the opener's
+    counts as lacking.
 
     Raises:
         UserError: it has no weights, others than its configuration says, or weights that are no numbers.
     """
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # we say it ourselves
+    if opener is BertForQuestionAnswering:  # it has as many outputs as labels, whatever these are, and a span has two
+        options["id2label"] = {0: "start", 1: "end"}
     try:
         loaded: Any = opener.from_pretrained(checkpoint, dtype=torch.float32, **options)
     except Exception as error:
@@ -160,7 +183,10 @@ def read_weights(checkpoint: str, opener: type[PreTrainedModel]) -> tuple[PreTra
             f"init_from: no weights can be read from {checkpoint!r} ({one_line(error)}): give whole weights."
         ) from error
     opened, found = loaded
-    if mismatched := sorted(found["mismatched_keys"]):
+    missing = set(found["missing_keys"])
+    if own_class(checkpoint) is not opener:
+        missing |= classifier(opened)
+    if mismatched := sorted(key for key in found["mismatched_keys"] if key[0] not in missing):
         name, has, wants = mismatched[0]
         raise UserError(
             f"init_from: {name} is {tuple(has)} in the weights of {checkpoint}, but {tuple(wants)} by its config.json: "
@@ -179,7 +205,7 @@ def read_weights(checkpoint: str, opener: type[PreTrainedModel]) -> tuple[PreTra
                 f"init_from: {bad:,} of {weight.numel():,} numbers of {name} in the weights of {checkpoint} are NaN or "
                 "infinite: give a checkpoint from before its training diverged."
             )
-    return opened, set(found["missing_keys"])
+    return opened, missing
 
 
 def open_checkpoint(checkpoint: str, ours: type[PreTrainedModel]) -> tuple[PreTrainedModel, set[str]]:
@@ -214,16 +240,22 @@ def extend_vocabulary(
     if rows > model.config.vocab_size:
         model.resize_token_embeddings(rows, mean_resizing=False)
     embeddings: Any = model.get_input_embeddings()
-    decoder: Any = model.get_output_embeddings()
+    decoder: Any = model.get_output_embeddings()  # None where the head predicts no tokens
+    tables = [embeddings.weight] if decoder is None else [embeddings.weight, decoder.weight, decoder.bias]
     for word in words:
         pieces = [piece.id for piece in tokenizer.backend_tokenizer.model.tokenize(word)]
-        for table in (embeddings.weight, decoder.weight, decoder.bias):
+        for table in tables:
             table[ids[word]] = table[pieces].mean(0)
     return words
 
 
 def copy_weights(model: PreTrainedModel, source: PreTrainedModel, missing: set[str], checkpoint: str) -> str:
-    """All of the source's weights but those that its checkpoint lacked; returns a line that tells what is fresh."""
+    """All of the source's weights but those that its checkpoint lacked; returns a line that tells what is fresh.
+
+    A classifier of other classes is not taken.
+    """
+    if source.config.id2label != model.config.id2label:
+        missing = missing | classifier(source)
     own = model.state_dict()
     weights = {name: weight for name, weight in source.state_dict().items() if name not in missing}
     model.load_state_dict(own | weights)
@@ -256,8 +288,6 @@ def load_image_weights(model: PreTrainedModel, checkpoint: str) -> str:
     """
     with quietly():
         source, missing = open_checkpoint(checkpoint, type(model))
-    if source.config.id2label != model.config.id2label:
-        missing |= {name for name in source.state_dict() if name.startswith("classifier.")}
     sizes = source.config.image_size, model.config.image_size
     source.resize_position_embeddings(sizes[1])
     own, theirs = model.state_dict(), source.state_dict()  # heads for masked images may be of another kind
@@ -268,6 +298,8 @@ def load_image_weights(model: PreTrainedModel, checkpoint: str) -> str:
 
 def load_weights(model: PreTrainedModel, checkpoint: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Gives a fresh model that reads tokens the weights of a checkpoint; what the checkpoint lacks stays fresh.
+
+    A classifier of other classes is not taken.
 
     Args:
         model: its table may be smaller than the checkpoint's, which may have more rows than the tokenizer has entries:

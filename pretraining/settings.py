@@ -310,6 +310,7 @@ class Settings:
 # What a model's configuration takes from the tokenizer or inherits from transformers is no setting of a run.
 NOT_SET_BY_HAND = {field.name for field in dataclasses.fields(PreTrainedConfig)} | {
     "auto_map",
+    "class_weights",
     "vocab_size",
     "share_encoder_decoder_embeddings",
     "pad_token_id",

@@ -1,13 +1,14 @@
 """What the fine-tuning tasks of texts share: examples of one or more windows in packed rows, heads, and records.
 
-N examples, R rows, L tokens in a row, E the most examples in a row, P the most windows in a row, C classes.
+N examples, R rows of the plan, E examples of a batch, L tokens in a line, C classes.
 """
 
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,14 +16,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetuning.adapt import adapt, merge
+from finetuning.data.rows import Kind
 from finetuning.data.tables import Table, load_tables
-from finetuning.metrics import rank
+from finetuning.metrics.base import rank
 from finetuning.prepared import LIBRARIES, PreparedTexts, Reader, prepare_texts
 from finetuning.windows import Windows
 from pretraining import files
 from pretraining.data import draws
-from pretraining.data.packing import IGNORED, Example, layout, pack_tokens
-from pretraining.data.plan import choose_row_lengths
+from pretraining.data.packing import Example, layout, pack_tokens
+from pretraining.data.plan import choose_row_lengths, pack
 from pretraining.data.shards import count_processes
 from pretraining.data.tokenizer import load_tokenizer, require_tokens
 from pretraining.errors import UserError
@@ -31,7 +33,10 @@ from pretraining.objectives.text import TokenExamples, TokenHead
 from pretraining.settings import Settings
 
 # What a batch carries for its records; the model does not take it.
-NO_INPUTS = ("index", "word_ids")
+NO_INPUTS = ("index",)
+# What an example has for each of its tokens, and for each of its windows.
+OF_TOKENS = ("input_ids", "token_type_ids", "labels", "word_ids")
+OF_WINDOWS = ("start_positions", "end_positions")
 
 Record = dict[str, Any]
 """What is kept of a held-out example: its "index", its "loss", and what the model predicted."""
@@ -41,8 +46,8 @@ class WindowExamples(TokenExamples):
     """Rows of a table, each one or more windows of tokens, which lie one behind the other in one packed row."""
 
     libraries = LIBRARIES
-    kind: ClassVar[str]
-    """Of the table, as `load_tables` names it."""
+    kind: ClassVar[Kind]
+    """Of the table."""
     places: ClassVar[bool] = False
     """Whether it is kept where in its text each token stands."""
     cut_second: ClassVar[bool] = False
@@ -56,7 +61,7 @@ class WindowExamples(TokenExamples):
         cache, options = Path(self.run.cache).expanduser(), self.run.data
         self.tokenizer = load_tokenizer(self.run.tokenizer.path)
         require_tokens(self.tokenizer, ("cls_token", "sep_token", "pad_token"))
-        tables = load_tables(options, self.kind)
+        tables = self.load()
         self.tables = {split: tables[split] for split in ("train", "validation")}
         lines = self.read_labels()
         if self.metric not in self.metric_names:
@@ -85,6 +90,10 @@ class WindowExamples(TokenExamples):
             *self.describe_unknown({split: data.unknown for split, data in self.data.items()}),
         ]
 
+    def load(self) -> dict[str, Table]:
+        """The tables of all splits; raises UserError where they, or their labels, are wrong."""
+        return load_tables(self.run.data, self.kind)
+
     @property
     @abstractmethod
     def reader(self) -> Reader:
@@ -112,15 +121,11 @@ class WindowExamples(TokenExamples):
     def describe_table(self) -> list[str]:
         counts = ", ".join(f"{split}: {len(table):,} examples" for split, table in self.tables.items())
         notes = dict.fromkeys(note for table in self.tables.values() for note in table.notes)
-        return [*notes, f"{counts}, fingerprint {self.tables['train'].fingerprint}"]
+        return [*notes, f"{counts}; fingerprint {self.tables['train'].fingerprint}"]
 
     @abstractmethod
     def read_labels(self) -> list[str]:
-        """Reads and checks the labels of the tables; returns lines that describe them.
-
-        Raises:
-            UserError: a label is wrong, with its file and row.
-        """
+        """Makes numbers of the tables' labels, which are checked; returns lines that describe them."""
 
     @property
     def labels_name(self) -> str:
@@ -137,10 +142,10 @@ class WindowExamples(TokenExamples):
     def index_examples(self) -> None:
         self.windows = {split: self.cut(split) for split in self.data}
         self.example_lengths = {split: self.count_tokens(split) for split in self.data}
-        longest = [lengths.max(keepdims=True) for lengths in self.example_lengths.values()]
-        train = self.example_lengths["train"][:, None]
-        self.row_lengths = choose_row_lengths(train, np.max(longest, axis=0), self.settings.row_length)
-        self.most_windows = max(self.count_windows(split) for split in self.data)
+        sizes = {split: self.window_lengths(split) for split in self.data}
+        longest = max(lengths.max() for lengths in sizes.values())
+        (length,) = choose_row_lengths(sizes["train"][:, None], np.array([longest]), self.settings.row_length)
+        self.row_lengths = (length,)
         names = [data.name for data in self.data.values()]
         self.fingerprint = " ".join([*names, self.labels_name])
 
@@ -148,9 +153,10 @@ class WindowExamples(TokenExamples):
         """Tokens of each example of a split, special ones included: (N,)."""
         return self.windows[split].lengths
 
-    def count_windows(self, split: str) -> int:
-        """The most windows that an example of a split has."""
-        return int(self.windows[split].counts.max())
+    def window_lengths(self, split: str) -> np.ndarray:
+        """Tokens of the longest window of each example of a split, special ones included: (N,)."""
+        windows = self.windows[split]
+        return windows.whole + np.minimum(windows.space, windows.covered) + (3 if windows.pairs else 2)
 
     def describe_windows(self) -> list[str]:
         lines = []
@@ -174,7 +180,8 @@ class WindowExamples(TokenExamples):
         return np.argsort(draws.hash_key(self.seed(split), draws.SUBSET, numbers), kind="stable")
 
     def lengths(self, split: str, epoch: int, index: np.ndarray) -> np.ndarray:
-        return self.example_lengths[split][index]
+        """Tokens of examples `index` (N,) in a row of the plan. One with more than a row holds has it to itself."""
+        return np.minimum(self.example_lengths[split][index], self.row_lengths[0])
 
     def window_tokens(self, data: PreparedTexts, windows: Windows, number: int) -> Example:
         """All windows of a row's texts: ids, segments, and the tokens of each window."""
@@ -209,30 +216,103 @@ class WindowExamples(TokenExamples):
     def targets_of(self, split: str, number: int, example: Example) -> Example:
         """What is to be learnt of an example, from its windows' tokens."""
 
-    def pack_windows(self, rows: list[list[Example]], sequences: int) -> dict[str, Tensor]:
-        """The model's inputs but for targets; each window is a sequence, and knows its example where there are several.
+    def lay_out(self, rows: list[list[Example]]) -> "Lines":
+        """The windows of R rows of the plan in lines of tokens, as long as a row.
 
-        Beside them "index" (R, P), the number of each example, -1 for none: it is no input.
+        A row is one line, but that of an example which needs several. One without examples is none; of nothing but such
+        rows one line stands for all.
         """
-        (length,) = self.row_lengths
-        places = sequences if self.most_windows == 1 else min(sequences * self.most_windows, length // 2)
-        windows = [
-            [{"input_ids": np.empty(size)} for example in row for size in example["window_lengths"].tolist()]
-            for row in rows
-        ]
-        index = np.full((len(rows), places), -1, dtype=np.int64)
-        owners = np.zeros((len(rows), places), dtype=np.int64)
-        for r, row in enumerate(rows):
-            index[r, : len(row)] = [int(example["index"]) for example in row]
-            counts = [len(example["window_lengths"]) for example in row]
-            owners[r, : sum(counts)] = np.repeat(np.arange(1, len(row) + 1), counts)
+        lines: list[list[Example]] = []
+        places: list[Place] = []
+        index: list[int] = []
+        for row in rows:
+            windows: list[Example] = []
+            for example in row:
+                index.append(int(example["index"]))
+                windows += [{**window, "example": np.array(len(index))} for window in split_windows(example)]
+            lengths = np.array([len(window["input_ids"]) for window in windows], dtype=np.int64)
+            for members in pack(lengths, self.row_lengths[0]):
+                line = [windows[member] for member in members]
+                starts = np.cumsum([0, *(len(window["input_ids"]) for window in line)])
+                for column, (window, start) in enumerate(zip(line, starts, strict=False)):
+                    example, number = int(window["example"]) - 1, int(window["window"])
+                    places.append(Place(example, number, len(lines), column, int(start)))
+                lines.append(line)
+        return Lines(lines or [[]], sorted(places), index)
+
+    def pack_windows(self, lines: "Lines") -> dict[str, Tensor]:
+        """The model's inputs but for targets: each window is a sequence. And "index", which is no input."""
+        rows, (length,) = lines.lines, self.row_lengths
+        sequences = max(map(len, rows))
+        owners = np.zeros((len(rows), max(sequences, 1)), dtype=np.int64)
+        for line, windows in zip(owners, rows, strict=True):
+            line[: len(windows)] = [int(window["example"]) for window in windows]
         return {
             "input_ids": pack_tokens(rows, "input_ids", length, self.tokenizer.pad_token_id),
             "token_type_ids": pack_tokens(rows, "token_type_ids", length, 0),
-            **layout(windows, "input_ids", length, places),
+            **layout(rows, "input_ids", length, max(sequences, 1)),
             "example_ids": torch.from_numpy(owners),
-            "index": torch.from_numpy(index),
+            "index": torch.tensor(lines.index, dtype=torch.int64),
         }
+
+
+class Place(NamedTuple):
+    """Where a window lies in a batch."""
+
+    example: int
+    window: int
+    line: int
+    column: int
+    """Which of the line's windows it is."""
+    start: int
+    """Its first token in the line."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The windows of a batch's E examples as lines of tokens: what the model sees."""
+
+    lines: list[list[Example]]
+    """The windows of each line; "example" is the number of a window's example in the batch, from 1."""
+    places: list[Place]
+    """In the order of examples and windows."""
+    index: list[int]
+    """(E,): the number of each example in its split."""
+
+    def windows_of(self, x: Tensor, sizes: list[list[int]]) -> list[Tensor]:
+        """What a tensor (lines, L, ...) has for each example's tokens, window behind window: (T, ...).
+
+        Args:
+            sizes: the tokens of each example's windows.
+        """
+        parts: list[list[Tensor]] = [[] for _ in self.index]
+        for at in self.places:
+            parts[at.example].append(x[at.line, at.start : at.start + sizes[at.example][at.window]])
+        return [torch.cat(windows) for windows in parts]
+
+    def sequences_of(self, columns: int) -> list[list[int]]:
+        """The places of each example's windows among all sequences of the batch, a line after another.
+
+        Args:
+            columns: places for sequences in a line.
+        """
+        found: list[list[int]] = [[] for _ in self.index]
+        for at in self.places:
+            found[at.example].append(at.line * columns + at.column)
+        return found
+
+
+def split_windows(example: Example) -> list[Example]:
+    """The windows of an example; what it has of each token or of each window goes with them."""
+    of_tokens = [name for name in OF_TOKENS if name in example and np.ndim(example[name])]  # a label may be of the whole
+    of_windows = [name for name in OF_WINDOWS if name in example]
+    windows: list[Example] = []
+    start = 0
+    for number, size in enumerate(example["window_lengths"].tolist()):
+        tokens = {name: example[name][start : start + size] for name in of_tokens}
+        windows.append({"window": np.array(number), **tokens, **{name: example[name][number] for name in of_windows}})
+        start += size
+    return windows
 
 
 AnyWindows = TypeVar("AnyWindows", bound=WindowExamples)
@@ -271,6 +351,8 @@ class RecordScoring(Scoring[AnyWindows]):
     """Metrics of records: one of each held-out example, a few numbers, so that no logits are kept."""
 
     worst: list[Record] = []
+    class_rows: list[dict[str, str | float]] = []
+    """A row for each class or type, after the final scores."""
 
     def sums(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         return {}
@@ -311,10 +393,7 @@ class RecordScoring(Scoring[AnyWindows]):
         """What is true and what was predicted, in words."""
 
     def draw_pictures(self, folder: Path) -> list[Path]:
-        path = folder / "worst.jsonl"
-        lines = [json.dumps(self.describe(record), ensure_ascii=False) + "\n" for record in self.worst]
-        files.write_text(path, "".join(lines))
-        return [path] if lines else []
+        return write_report(folder, [self.describe(record) for record in self.worst], self.class_rows)
 
     def samples(self, model: Any, count: int) -> list[str]:
         """Some held-out examples, and what the model predicts."""
@@ -322,8 +401,7 @@ class RecordScoring(Scoring[AnyWindows]):
         index = examples.index("validation", 0)[:count]
         if not len(index):
             return []
-        rows = [[example] for example in examples.examples("validation", 0, index)]
-        batch = examples.collate(rows, 1)
+        batch = examples.collate([examples.examples("validation", 0, index)], count)
         device = next(model.parameters()).device
         tensors = {name: x.to(device) for name, x in batch.tensors.items() if name not in NO_INPUTS}
         with torch.no_grad():
@@ -331,16 +409,16 @@ class RecordScoring(Scoring[AnyWindows]):
         return [json.dumps(self.describe(record), ensure_ascii=False) for record in records]
 
 
-def members(index: Tensor) -> list[tuple[int, int, int]]:
-    """Row, column and number of each example of a batch's "index" (R, P)."""
-    return [(int(r), int(e), int(index[r, e])) for r, e in torch.nonzero(index >= 0).tolist()]
-
-
-def pack_labels(rows: list[list[Example]], places: int, shape: tuple[int, ...], kind: Any) -> Tensor:
-    """The labels of each row's examples (R, P, ...), -100 where there is no example."""
-    packed = np.full((len(rows), places, *shape), IGNORED, dtype=kind)
-    for row, examples in zip(packed, rows, strict=True):
-        for place, example in zip(row, examples, strict=False):
-            place[...] = example["labels"]
-    return torch.from_numpy(packed)
-
+def write_report(folder: Path, worst: list[Record], classes: list[dict[str, str | float]]) -> list[Path]:
+    """Writes the worst examples and the table of classes into the run's folder; returns what it wrote."""
+    written = []
+    if worst:
+        written.append(folder / "worst.jsonl")
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in worst]
+        files.write_text(written[-1], "".join(lines))
+    if classes:
+        written.append(folder / "classes.md")
+        rows = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in classes]
+        table = [list(classes[0]), ["---"] * len(classes[0]), *rows]
+        files.write_text(written[-1], "".join(f"| {' | '.join(row)} |\n" for row in table))
+    return written

@@ -1,6 +1,6 @@
 """The best of several continuations, each scored by itself (Devlin 2018, 4.4).
 
-N examples, R rows, P the most choices in a row.
+E examples of a batch.
 """
 
 from functools import partial
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from finetuning import metrics
+from finetuning.metrics.classes import Accuracy
 from finetuning.prepared import PreparedTexts, Reader
-from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples, members
+from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples
 from finetuning.windows import Windows
 from modeling import KeelBertForMultipleChoice
-from pretraining.data.packing import IGNORED, Example
+from pretraining.data.packing import Example
 from pretraining.objectives.base import Batch, Objective
 from pretraining.settings import Settings
 
@@ -50,8 +50,8 @@ class ChoiceExamples(WindowExamples):
         self.counts: dict[str, np.ndarray] = {}
         self.labels: dict[str, np.ndarray] = {}
         for split, table in self.tables.items():
-            self.counts[split] = np.array([len(choices) for choices in table.dataset["choices"]])
-            self.labels[split] = np.array(table.dataset["label"][:], dtype=np.int64)
+            self.counts[split] = np.array([len(choices) for choices in table.values("choices")])
+            self.labels[split] = np.array(table.targets, dtype=np.int64)
         self.most_choices = int(max(counts.max() for counts in self.counts.values()))
         chance = float((1 / self.counts["validation"]).mean())
         right = np.bincount(self.labels["train"])
@@ -82,8 +82,8 @@ class ChoiceExamples(WindowExamples):
         there = np.arange(self.most_choices) < self.counts[split][:, None]
         return (lengths * there).sum(1)
 
-    def count_windows(self, split: str) -> int:
-        return self.most_choices
+    def window_lengths(self, split: str) -> np.ndarray:
+        return self.windows[split].lengths.reshape(-1, self.most_choices).max(1)
 
     def window_tokens(self, data: PreparedTexts, windows: Windows, number: int) -> Example:
         cls, sep = (getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "sep"))
@@ -111,15 +111,13 @@ class ChoiceExamples(WindowExamples):
         return {"labels": self.labels[split][number]}
 
     def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
-        tensors = self.pack_windows(rows, sequences)
-        labels = np.full(tensors["index"].shape, IGNORED, dtype=np.int64)  # (R, P): the place of the right choice
-        for row, examples in zip(labels, rows, strict=True):
-            starts = np.cumsum([0, *(len(example["window_lengths"]) for example in examples)])
-            for number, example in enumerate(examples):
-                row[number] = starts[number] + int(example["labels"])
-        tensors["labels"] = torch.from_numpy(labels)
-        targets = sum(map(len, rows))
-        return Batch(tensors, {"labels": targets}, units=int((tensors["sequence_ids"] != 0).sum()))
+        lines = self.lay_out(rows)
+        tensors = self.pack_windows(lines)
+        choices = lines.sequences_of(tensors["example_ids"].shape[1])
+        right = [int(example["labels"]) for row in rows for example in row]
+        labels = [places[number] for places, number in zip(choices, right, strict=True)]
+        tensors["labels"] = torch.tensor(labels, dtype=torch.long)
+        return Batch(tensors, {"labels": len(labels)}, int((tensors["sequence_ids"] != 0).sum()), lines)
 
 
 class ChoiceHead(FinetuneHead[ChoiceExamples]):
@@ -130,13 +128,12 @@ class ChoiceScoring(RecordScoring[ChoiceExamples]):
     """Loss, and how often the right choice has the highest score."""
 
     def records(self, out: Any, batch: Batch) -> list[Record]:
-        logits, owners = out.logits.float().cpu(), batch.tensors["example_ids"].cpu()  # (R, P) twice
+        lines, logits = batch.source, out.logits.float().cpu()  # (lines, columns)
+        choices = lines.sequences_of(logits.shape[1])
         found: list[Record] = []
-        for row, place, number in members(batch.tensors["index"]):
-            scores = logits[row][owners[row] == place + 1]  # (choices,)
-            label = int(self.examples.labels["validation"][number])
-            log_probabilities = scores.log_softmax(0)
-            best = int(scores.argmax())
+        for number, places in zip(lines.index, choices, strict=True):
+            log_probabilities = logits.flatten()[places].log_softmax(0)  # (choices,)
+            label, best = int(self.examples.labels["validation"][number]), int(log_probabilities.argmax())
             found.append(
                 {
                     "index": number,
@@ -149,8 +146,8 @@ class ChoiceScoring(RecordScoring[ChoiceExamples]):
         return found
 
     def score(self, records: list[Record], final: bool) -> dict[str, float]:
-        predicted, labels = (np.array([record[key] for record in records]) for key in ("predicted", "label"))
-        return {"accuracy": metrics.accuracy(predicted, labels)}
+        predicted, labels = ([record[key] for record in records] for key in ("predicted", "label"))
+        return {"accuracy": Accuracy().score(predicted, labels)}
 
     def explain(self, record: Record, row: dict[str, Any]) -> Record:
         return {"true": record["label"], "predicted": record["predicted"], "confidence": round(record["confidence"], 4)}

@@ -1,6 +1,5 @@
 """Classification of images by a model that was pretrained on others, or without labels (Dosovitskiy 2020, 4.1)."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,12 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetuning import metrics
 from finetuning.adapt import adapt, merge
-from finetuning.tasks.base import Record
-from finetuning.tasks.text import TOP, record_of
-from pretraining import files
+from finetuning.data.labels import SINGLE
+from finetuning.metrics.base import rank
+from finetuning.metrics.classes import class_table, confusion
+from finetuning.tasks.base import Record, write_report
+from finetuning.tasks.text import class_metrics, record_of
 from pretraining.data.packing import Example
 from pretraining.objectives.base import Batch, Objective
 from pretraining.objectives.classification import ClassificationHead, ClassificationScoring, LabelledImages
@@ -46,52 +46,45 @@ class ImageRecords(ClassificationScoring):
     """The metrics of classes, from a record of each held-out image."""
 
     worst: list[Record] = []
+    class_rows: list[dict[str, str | float]] = []
 
     def observe(self, model: nn.Module, inputs: dict[str, Tensor], batch: Batch) -> tuple[dict, list[Record]]:
         logits = model(pixel_values=inputs["pixel_values"]).logits.float().cpu()  # (B, C)
         labels, index = batch.tensors["labels"].cpu(), batch.tensors["index"].tolist()
         rows = zip(index, logits, labels, strict=True)
         return {}, [
-            {"index": number, **record_of("single_label_classification", scores, label)}
-            for number, scores, label in rows
-            if number >= 0
+            {"index": number, **record_of(SINGLE, scores, label)} for number, scores, label in rows if number >= 0
         ]
 
     def score_outputs(self, model: Any, index: np.ndarray, accelerator: Any, final: bool) -> dict[str, float]:
         return {}
 
+    def rank(self, metrics: dict[str, float]) -> float:
+        return rank(self.examples.settings.metric, metrics[self.examples.settings.metric])
+
     def score_records(self, records: list[Record], final: bool) -> dict[str, float]:
         classes = self.examples.classes
-        predicted, labels, confidence, losses = (
-            np.array([record[name] for record in records]) for name in ("predicted", "label", "confidence", "loss")
-        )
-        found = {"loss": float(losses.mean()), **metrics.classification(predicted, labels, classes, by_class=final)}
-        found["ece"] = metrics.expected_calibration_error(confidence, predicted == labels)
-        if len(classes) > TOP:
-            found[f"top{TOP}_accuracy"] = float(np.mean([record["rank"] < TOP for record in records]))
         if final:
             by_loss = sorted(records, key=lambda record: -record["loss"])
             self.worst = by_loss[: self.examples.settings.worst]
-            self.confusion = metrics.confusion(predicted, labels, len(classes))
-        return found
+            pair = [[record[name] for record in records] for name in ("predicted", "label")]
+            self.confusion, self.class_rows = confusion(*pair, len(classes)), class_table(*pair, classes)
+        loss = float(np.mean([record["loss"] for record in records]))
+        return {"loss": loss, **class_metrics(records, len(classes))}
 
     def draw_pictures(self, folder: Path) -> list[Path]:
         classes, data = self.examples.classes, self.examples.data["validation"]
-        lines = [
-            json.dumps(
-                {
-                    "place": data.place(record["index"]),
-                    "true": classes[record["label"]],
-                    "predicted": classes[record["predicted"]],
-                    "confidence": round(record["confidence"], 4),
-                    "loss": round(record["loss"], 4),
-                },
-                ensure_ascii=False,
-            )
+        worst = [
+            {
+                "place": data.place(record["index"]),
+                "true": classes[record["label"]],
+                "predicted": classes[record["predicted"]],
+                "confidence": round(record["confidence"], 4),
+                "loss": round(record["loss"], 4),
+            }
             for record in self.worst
         ]
-        files.write_text(folder / "worst.jsonl", "".join(line + "\n" for line in lines))
-        return [folder / "worst.jsonl", *super().draw_pictures(folder)]
+        return [*write_report(folder, worst, self.class_rows), *super().draw_pictures(folder)]
 
 
 def objective(settings: Settings) -> Objective:

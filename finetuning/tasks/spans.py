@@ -2,7 +2,7 @@
 
 A window is [CLS] question [SEP] part of the text [SEP]. One that does not have the whole answer has it at [CLS].
 
-N examples, R rows, L tokens in a row, P the most windows in a row.
+E examples of a batch, T tokens of an example.
 """
 
 from functools import cached_property, partial
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetuning import metrics
+from finetuning.metrics.answers import answer_metrics
 from finetuning.prepared import PreparedTexts, Reader, read_texts
-from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples, members
+from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples
 from finetuning.windows import Windows
 from modeling import KeelBertForQuestionAnswering
-from pretraining.data.packing import IGNORED, Example
+from pretraining.data.packing import IGNORED, Example, pack_values
 from pretraining.objectives.base import Batch, Objective
 from pretraining.settings import Settings
 
@@ -79,7 +79,7 @@ class SpanExamples(WindowExamples):
     def read_labels(self) -> list[str]:
         lines = []
         for split, table in self.tables.items():
-            answers = table.dataset["answers"][:]
+            answers = table.targets
             without = sum(not each for each in answers)
             lines.append(f"{split}: {len(answers):,} questions, {without:,} without an answer")
         return lines
@@ -87,14 +87,14 @@ class SpanExamples(WindowExamples):
     @cached_property
     def may_lack(self) -> bool:
         """Whether a question may have no answer, as in SQuAD 2."""
-        return any(not each for each in self.tables["train"].dataset["answers"])
+        return any(not each for each in self.tables["train"].targets)
 
     @property
     def metric_names(self) -> list[str]:
         return ["f1", "exact_match", "loss"]
 
     def targets_of(self, split: str, number: int, example: Example) -> Example:
-        """The places of each window's answer among the example's tokens (windows,)."""
+        """The place of the answer in each window, counted from the window's [CLS]: (windows,)."""
         data, windows, row = self.data[split], self.windows[split], self.tables[split].dataset[number]
         assert data.places is not None
         places = data.places[data.span(number, 1)]
@@ -103,31 +103,25 @@ class SpanExamples(WindowExamples):
             begin, end = row["starts"][0], row["starts"][0] + len(row["answers"][0])
             inside = (places[:, 1] > begin) & (places[:, 0] < end) & (places[:, 1] > places[:, 0])
         tokens = np.flatnonzero(inside)
-        starts, ends, at = [], [], 0
+        starts, ends = [], []
         for question, part in windows.cut(number):
-            first = at + question.stop + 2 - part.start  # where the text's token 0 would be
+            first = question.stop + 2 - part.start  # where the text's token 0 would be: behind [CLS] question [SEP]
             whole = len(tokens) and part.start <= tokens[0] and tokens[-1] < part.stop
-            starts.append(first + int(tokens[0]) if whole else at)
-            ends.append(first + int(tokens[-1]) if whole else at)
-            at = first + part.stop + 1
+            starts.append(first + int(tokens[0]) if whole else 0)
+            ends.append(first + int(tokens[-1]) if whole else 0)
         return {"start_positions": np.array(starts), "end_positions": np.array(ends)}
 
     def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
-        tensors = self.pack_windows(rows, sequences)
-        places = tensors.pop("example_ids").shape[1]
-        del tensors["sequence_starts"]
+        lines = self.lay_out(rows)
+        tensors = self.pack_windows(lines)
+        del tensors["example_ids"]
+        starts = tensors.pop("sequence_starts")  # (lines, windows)
         targets: dict[str, int] = {}
         for name in ("start_positions", "end_positions"):
-            packed = np.full((len(rows), places), IGNORED, dtype=np.int64)
-            for row, examples in zip(packed, rows, strict=True):
-                sizes = np.cumsum([0, *(len(example["input_ids"]) for example in examples)])
-                found = [example[name] + at for example, at in zip(examples, sizes, strict=False)]
-                if found:
-                    flat = np.concatenate(found)
-                    row[: len(flat)] = flat
-            tensors[name] = torch.from_numpy(packed)
-            targets[name] = int((packed != IGNORED).sum())
-        return Batch(tensors, targets, units=int((tensors["sequence_ids"] != 0).sum()))
+            places = pack_values(lines.lines, name, starts.shape[1])
+            tensors[name] = places.where(places == IGNORED, places + starts)  # in the line
+            targets[name] = int((places != IGNORED).sum())
+        return Batch(tensors, targets, int((tensors["sequence_ids"] != 0).sum()), lines)
 
 
 def window_log_probabilities(scores: Tensor, sizes: list[int]) -> np.ndarray:
@@ -143,34 +137,35 @@ class SpanScoring(RecordScoring[SpanExamples]):
     """Loss, and exact match and F1 of the answers as SQuAD counts them."""
 
     def records(self, out: Any, batch: Batch) -> list[Record]:
-        examples = self.examples
-        data, windows = examples.data["validation"], examples.windows["validation"]
-        logits = [scores.float().cpu() for scores in (out.start_logits, out.end_logits)]  # each (R, L)
+        examples, lines = self.examples, batch.source
+        data, windows, table = (part["validation"] for part in (examples.data, examples.windows, examples.tables))
+        tokens = [examples.window_tokens(data, windows, number) for number in lines.index]
+        sizes = [example["window_lengths"].tolist() for example in tokens]
+        sides = [lines.windows_of(scores.float().cpu(), sizes) for scores in (out.start_logits, out.end_logits)]
         found: list[Record] = []
-        row_now, at = -1, 0
-        for row, _, number in members(batch.tensors["index"]):
-            at = at if row == row_now else 0
-            example = examples.window_tokens(data, windows, number)
-            targets = examples.targets_of("validation", number, example)
-            sizes = example["window_lengths"].tolist()
-            row_now, span = row, slice(at, at + sum(sizes))
-            at = span.stop
-            start, end = (window_log_probabilities(scores[row, span], sizes) for scores in logits)
+        for at, number in enumerate(lines.index):
+            start, end = (window_log_probabilities(scores[at], sizes[at]) for scores in sides)
             answer = best_answer(data, windows, number, start, end, examples.settings.answer_length)
-            true = examples.tables["validation"].dataset[number]
+            targets = examples.targets_of("validation", number, tokens[at])
+            firsts = np.cumsum([0, *sizes[at][:-1]])  # of each window, behind the others
+            losses = [
+                -scores[firsts + targets[name]].mean()
+                for name, scores in (("start_positions", start), ("end_positions", end))
+            ]
+            row = table.dataset[number]
             lacks = examples.may_lack and answer.none > answer.score
             found.append(
                 {
                     "index": number,
-                    "predicted": "" if lacks else true["context"][answer.start : answer.end],
-                    "label": true["answers"],
-                    "loss": -float(start[targets["start_positions"]].mean() + end[targets["end_positions"]].mean()) / 2,
+                    "predicted": "" if lacks else row["context"][answer.start : answer.end],
+                    "label": row["answers"],
+                    "loss": float(np.mean(losses)),
                 }
             )
         return found
 
     def score(self, records: list[Record], final: bool) -> dict[str, float]:
-        return metrics.squad([record["predicted"] for record in records], [record["label"] for record in records])
+        return answer_metrics([record["predicted"] for record in records], [record["label"] for record in records])
 
     def explain(self, record: Record, row: dict[str, Any]) -> Record:
         return {"true": record["label"], "predicted": record["predicted"]}

@@ -1,6 +1,6 @@
 """Classification of texts and of pairs of texts, by one class or several, and regression (Devlin 2018, 4.1).
 
-N examples, R rows, P the most windows in a row, C classes.
+E examples of a batch, C classes.
 """
 
 from functools import cached_property, partial
@@ -10,26 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetuning import metrics
-from finetuning.data.labels import Labels, balanced, guess_problem
+from finetuning.data.labels import MULTI, REGRESSION, SINGLE, balanced
+from finetuning.data.tables import Table, load_tables
+from finetuning.metrics.calibration import CalibrationError
+from finetuning.metrics.classes import class_table, classification_metrics, confusion, multilabel_metrics
+from finetuning.metrics.regression import regression_metrics
 from finetuning.prepared import Reader, read_texts
-from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples, members, pack_labels
+from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples
 from modeling import KeelBertConfig, KeelBertForSequenceClassification
 from pretraining.data.packing import Example
 from pretraining.errors import UserError
 from pretraining.objectives.base import Batch, Objective
 from pretraining.settings import Settings
 
-PROBLEMS = {
-    "single_label": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
 # The metrics of each problem; the first one decides which checkpoint is best, if none is named.
 METRICS = {
-    "single_label_classification": ["accuracy", "macro_f1", "matthews", "ece", "loss"],
-    "multi_label_classification": ["micro_f1", "macro_f1", "subset_accuracy", "loss"],
-    "regression": ["pearson", "spearman", "mse", "loss"],
+    SINGLE: ["accuracy", "macro_f1", "matthews", "calibration_error", "loss"],
+    MULTI: ["micro_f1", "macro_f1", "subset_accuracy", "loss"],
+    REGRESSION: ["pearson", "spearman", "mean_squared_error", "loss"],
 }
 TOP = 5
 
@@ -48,49 +46,50 @@ class TextExamples(WindowExamples):
     def reader(self) -> Reader:
         return partial(read_texts, columns=self.shown)
 
-    def read_labels(self) -> list[str]:
-        values = {split: table.dataset["label"][:] for split, table in self.tables.items()}
+    def load(self) -> dict[str, Table]:
         asked = self.settings.problem
-        self.problem = guess_problem(values["train"]) if asked == "auto" else PROBLEMS[asked]
-        self.label_set = Labels.of(values["train"], self.problem, known_names(self.run.init_from))
-        self.labels: dict[str, np.ndarray] = {
-            split: self.label_set.numbers(values[split], self.tables[split]) for split in values
+        return load_tables(
+            self.run.data, self.kind, None if asked == "auto" else asked, known_names(self.run.init_from)
+        )
+
+    def read_labels(self) -> list[str]:
+        labels = self.tables["train"].labels
+        assert labels is not None
+        self.problem, self.classes = labels.problem, labels.names
+        self.labels = {
+            split: np.array([labels.target(label) for label in table.targets]) for split, table in self.tables.items()
         }
-        if self.problem == "regression":
-            low, high = self.labels["train"].min(), self.labels["train"].max()
-            return [f"labels: numbers from {low:g} to {high:g}"]
-        if self.problem == "single_label_classification":
-            counts = np.bincount(self.labels["train"], minlength=len(self.classes))
-        else:
-            counts = self.labels["train"].sum(0).astype(int)
-        shown = ", ".join(f"{name} {count:,}" for name, count in list(zip(self.classes, counts, strict=True))[:20])
-        return [f"labels: {len(self.classes)} classes, {shown}{', ...' if len(self.classes) > 20 else ''}"]
+        if self.problem == REGRESSION:
+            return [f"labels: numbers from {labels.low:g} to {labels.high:g}"]
+        return [f"labels: {len(self.classes)} classes, {count_classes(self.classes, self.class_counts)}"]
 
     @property
-    def classes(self) -> list[str]:
-        return self.label_set.names
+    def class_counts(self) -> np.ndarray:
+        """Training examples of each class (C,)."""
+        labels = self.labels["train"]
+        return np.bincount(labels, minlength=len(self.classes)) if self.problem == SINGLE else labels.sum(0).astype(int)
 
     @property
     def labels_name(self) -> str:
-        return f"{self.problem} {' '.join(self.label_set.names)}"
+        return f"{self.problem} {' '.join(self.classes)}"
 
     @property
     def metric_names(self) -> list[str]:
-        names = METRICS[self.problem]
-        return [*names, f"top{TOP}_accuracy"] if len(self.classes) > TOP else names
+        more = ["f1"] if len(self.classes) == 2 else [f"top{TOP}_accuracy"] if len(self.classes) > TOP else []
+        return [*METRICS[self.problem], *(more if self.problem == SINGLE else [])]
 
     def class_weights(self) -> list[float] | None:
         """How much each class weighs in the loss; None: all alike."""
         asked = self.settings.class_weights
         if asked == "none":
             return None
-        if self.problem == "regression":
+        if self.problem == REGRESSION:
             raise UserError("objective.class_weights is set, and labels are numbers: leave it out.")
         if asked == "balanced":
-            if self.problem == "single_label_classification":
-                return balanced(np.bincount(self.labels["train"], minlength=len(self.classes)))
-            positive = self.labels["train"].sum(0)
-            return ((len(self.labels["train"]) - positive) / np.maximum(positive, 1)).tolist()
+            counts = self.class_counts
+            if self.problem == SINGLE:
+                return balanced(counts.tolist())
+            return ((len(self.labels["train"]) - counts) / np.maximum(counts, 1)).tolist()
         if len(asked) != len(self.classes):
             raise UserError(
                 f"objective.class_weights has {len(asked)} numbers, and there are {len(self.classes)} classes, "
@@ -102,16 +101,13 @@ class TextExamples(WindowExamples):
         return {"labels": self.labels[split][number]}
 
     def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
-        tensors = self.pack_windows(rows, sequences)
-        several = self.problem == "multi_label_classification"
-        shape = (len(self.classes),) if several else ()
-        kind = np.int64 if self.problem == "single_label_classification" else np.float32
-        tensors["labels"] = pack_labels(rows, tensors["index"].shape[1], shape, kind)
-        if self.most_windows == 1:  # a window is an example
-            del tensors["example_ids"]
+        tensors = self.pack_windows(self.lay_out(rows))
+        labels = [example["labels"] for row in rows for example in row]
+        kind = torch.long if self.problem == SINGLE else torch.float
+        shape = (len(labels), len(self.classes)) if self.problem == MULTI else (len(labels),)
+        tensors["labels"] = torch.from_numpy(np.array(labels)).to(kind).view(shape)
         # Each class of several is a target of its own, as in transformers, which takes the mean over them.
-        targets = sum(map(len, rows)) * max(1, *shape) if several else sum(map(len, rows))
-        return Batch(tensors, {"labels": targets}, units=int((tensors["sequence_ids"] != 0).sum()))
+        return Batch(tensors, {"labels": tensors["labels"].numel()}, units=int((tensors["sequence_ids"] != 0).sum()))
 
 
 def known_names(checkpoint: str | None) -> list[str] | None:
@@ -130,7 +126,7 @@ class TextHead(FinetuneHead[TextExamples]):
 
     def configure(self, config: KeelBertConfig) -> None:
         examples = self.examples
-        names = examples.classes if examples.problem != "regression" else ["LABEL_0"]
+        names = examples.classes if examples.problem != REGRESSION else ["LABEL_0"]
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}
         config.problem_type = examples.problem
@@ -143,37 +139,30 @@ class TextScoring(RecordScoring[TextExamples]):
     confusion: np.ndarray | None = None
 
     def records(self, out: Any, batch: Batch) -> list[Record]:
-        problem = self.examples.problem
-        logits = out.logits.float().cpu()  # (R, P, C)
-        labels = batch.tensors["labels"].cpu()
-        found: list[Record] = []
-        for row, place, number in members(batch.tensors["index"]):
-            scores, label = logits[row, place], labels[row, place]
-            found.append({"index": number, **record_of(problem, scores, label)})
-        return found
+        labels, index = batch.tensors["labels"].cpu(), batch.tensors["index"].tolist()
+        logits = out.logits.float().cpu()[: len(index)]  # (E, C)
+        rows = zip(index, logits, labels, strict=True)
+        return [{"index": number, **record_of(self.examples.problem, *row)} for number, *row in rows]
 
     def score(self, records: list[Record], final: bool) -> dict[str, float]:
         problem, classes = self.examples.problem, self.examples.classes
-        predicted = np.array([record["predicted"] for record in records])
-        labels = np.array([record["label"] for record in records])
-        if problem == "regression":
-            return metrics.regression(predicted, labels)
-        if problem == "multi_label_classification":
-            return metrics.multi_label(predicted, labels, classes, by_class=final)
-        confidence = np.array([record["confidence"] for record in records])
-        found = metrics.classification(predicted, labels, classes, by_class=final)
-        found["ece"] = metrics.expected_calibration_error(confidence, predicted == labels)
-        if len(classes) > TOP:
-            found[f"top{TOP}_accuracy"] = float(np.mean([record["rank"] < TOP for record in records]))
+        predicted = [record["predicted"] for record in records]
+        labels = [record["label"] for record in records]
+        if problem == REGRESSION:
+            return regression_metrics(predicted, labels)
         if final:
-            self.confusion = metrics.confusion(predicted, labels, len(classes))
-        return found
+            self.class_rows = class_table(predicted, labels, classes)
+        if problem == MULTI:
+            return multilabel_metrics(predicted, labels)
+        if final:
+            self.confusion = confusion(predicted, labels, len(classes))
+        return class_metrics(records, len(classes))
 
     def explain(self, record: Record, row: dict[str, Any]) -> Record:
-        name, classes = self.examples.problem, self.examples.classes
-        if name == "regression":
+        problem, classes = self.examples.problem, self.examples.classes
+        if problem == REGRESSION:
             return {"true": record["label"], "predicted": round(record["predicted"], 4)}
-        if name == "multi_label_classification":
+        if problem == MULTI:
             true, predicted = (
                 [label for label, holds in zip(classes, record[key], strict=True) if holds]
                 for key in ("label", "predicted")
@@ -195,14 +184,32 @@ class TextScoring(RecordScoring[TextExamples]):
         return paths
 
 
+def count_classes(classes: list[str], counts: np.ndarray) -> str:
+    """The classes and how many examples each has, in words; of many the first ones."""
+    shown = ", ".join(f"{name} {count:,}" for name, count in list(zip(classes, counts, strict=True))[:20])
+    return f"{shown}, ..." if len(classes) > 20 else shown
+
+
+def class_metrics(records: list[Record], classes: int) -> dict[str, float]:
+    """The metrics of records of one class each."""
+    predicted = [record["predicted"] for record in records]
+    labels = [record["label"] for record in records]
+    found = classification_metrics(predicted, labels, classes)
+    correct = [one == other for one, other in zip(predicted, labels, strict=True)]
+    found["calibration_error"] = CalibrationError().score([record["confidence"] for record in records], correct)
+    if classes > TOP:
+        found[f"top{TOP}_accuracy"] = float(np.mean([record["rank"] < TOP for record in records]))
+    return found
+
+
 def record_of(problem: str, scores: Tensor, label: Tensor) -> Record:
     """What is kept of an example with these logits (C,) and this label."""
-    if problem == "regression":
+    if problem == REGRESSION:
         value, true = float(scores[0]), float(label)
         return {"predicted": value, "label": true, "loss": (value - true) ** 2}
-    if problem == "multi_label_classification":
+    if problem == MULTI:
         loss = torch.nn.functional.binary_cross_entropy_with_logits(scores, label.float())
-        return {"predicted": (scores > 0).tolist(), "label": (label > 0.5).tolist(), "loss": float(loss)}
+        return {"predicted": (scores > 0).int().tolist(), "label": label.int().tolist(), "loss": float(loss)}
     log_probabilities, true = scores.log_softmax(-1), int(label)
     best = int(scores.argmax())
     return {

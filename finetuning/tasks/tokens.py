@@ -3,10 +3,9 @@
 A word's tag is read at its first token. A word that several windows have is learnt in the one in which it has the most
 context; its logits in all of them are brought together by their mean.
 
-N examples, R rows, L tokens in a row, P the most windows in a row, C tags.
+E examples of a batch, C tags.
 """
 
-import json
 from functools import partial
 from typing import Any
 
@@ -15,10 +14,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from finetuning import metrics
-from finetuning.data.labels import Labels
+from finetuning.metrics.classes import class_table, confusion
+from finetuning.metrics.tags import entity_table, is_bio, tag_metrics
 from finetuning.prepared import Reader
-from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples, members
+from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples
+from finetuning.tasks.text import count_classes
 from modeling import KeelBertConfig, KeelBertForTokenClassification
 from pretraining.data.packing import IGNORED, Example, pack_tokens
 from pretraining.objectives.base import Batch, Objective
@@ -60,25 +60,16 @@ class TokenExamples(WindowExamples):
         return partial(read_words)
 
     def read_labels(self) -> list[str]:
-        values = {split: table.dataset["tags"][:] for split, table in self.tables.items()}
-        every = [json.dumps(tag) for tags in values["train"] for tag in tags]
-        self.label_set = Labels.of(every, "single_label_classification", None)
-        self.labels: dict[str, list[np.ndarray]] = {}
-        for split, rows in values.items():
-            lengths = [len(tags) for tags in rows]
-            flat = [json.dumps(tag) for tags in rows for tag in tags]
-            owners = np.repeat(np.arange(len(rows)), lengths)
-            numbers = self.label_set.numbers(flat, self.tables[split], owners)
-            self.labels[split] = np.split(numbers, np.cumsum(lengths)[:-1])
+        self.classes = self.tables["train"].classes
+        number = {name: number for number, name in enumerate(self.classes)}
+        self.labels = {
+            split: [np.array([number[tag] for tag in tags], dtype=np.int64) for tags in table.targets]
+            for split, table in self.tables.items()
+        }
         counts = np.bincount(np.concatenate(self.labels["train"]), minlength=len(self.classes))
         # What is said of a word that no token stands for.
         self.usual = self.classes.index("O") if "O" in self.classes else int(counts.argmax())
-        shown = ", ".join(f"{name} {count:,}" for name, count in list(zip(self.classes, counts, strict=True))[:20])
-        return [f"tags: {len(self.classes)}, {shown}{', ...' if len(self.classes) > 20 else ''}"]
-
-    @property
-    def classes(self) -> list[str]:
-        return self.label_set.names
+        return [f"tags: {len(self.classes)}, {count_classes(self.classes, counts)}"]
 
     @property
     def labels_name(self) -> str:
@@ -87,7 +78,7 @@ class TokenExamples(WindowExamples):
     @property
     def entities(self) -> bool:
         """Whether tags are B-, I- and O."""
-        return any(name.startswith("B-") for name in self.classes)
+        return is_bio(self.classes)
 
     @property
     def metric_names(self) -> list[str]:
@@ -116,13 +107,13 @@ class TokenExamples(WindowExamples):
         return {"labels": labels, "word_ids": word_ids}
 
     def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
-        (length,) = self.row_lengths
-        tensors = self.pack_windows(rows, sequences)
+        lines = self.lay_out(rows)
+        tensors = self.pack_windows(lines)
         del tensors["sequence_starts"], tensors["example_ids"]  # nothing is pooled
-        tensors["labels"] = pack_tokens(rows, "labels", length, IGNORED)
-        tensors["word_ids"] = pack_tokens(rows, "word_ids", length, NO_WORD)
+        tensors["labels"] = pack_tokens(lines.lines, "labels", self.row_lengths[0], IGNORED)
         targets = int((tensors["labels"] != IGNORED).sum())
-        return Batch(tensors, {"labels": targets}, units=int((tensors["sequence_ids"] != 0).sum()))
+        units = int((tensors["sequence_ids"] != 0).sum())
+        return Batch(tensors, {"labels": targets}, units, lines)
 
 
 def word_logits(logits: Tensor, word_ids: Tensor, words: int) -> tuple[Tensor, Tensor]:
@@ -152,17 +143,15 @@ class TokenScoring(RecordScoring[TokenExamples]):
     confusion: np.ndarray | None = None
 
     def records(self, out: Any, batch: Batch) -> list[Record]:
-        examples = self.examples
-        logits, word_ids = out.logits.float().cpu(), batch.tensors["word_ids"].cpu()  # (R, L, C), (R, L)
-        lengths = examples.example_lengths["validation"]
+        examples, lines = self.examples, batch.source
+        data, windows = examples.data["validation"], examples.windows["validation"]
+        tokens = [examples.window_tokens(data, windows, number) for number in lines.index]
+        logits = lines.windows_of(out.logits.float().cpu(), [each["window_lengths"].tolist() for each in tokens])
         found: list[Record] = []
-        row_now, at = -1, 0
-        for row, _, number in members(batch.tensors["index"]):
-            at = at if row == row_now else 0
-            row_now, span = row, slice(at, at + int(lengths[number]))
-            at = span.stop
+        for number, example, scores in zip(lines.index, tokens, logits, strict=True):
+            word_ids = torch.from_numpy(examples.targets_of("validation", number, example)["word_ids"])
             true = torch.from_numpy(examples.labels["validation"][number])
-            means, read = word_logits(logits[row, span], word_ids[row, span], len(true))
+            means, read = word_logits(scores, word_ids, len(true))
             predicted = means.argmax(-1).where(read, torch.tensor(examples.usual))
             losses = torch.nn.functional.cross_entropy(means, true, reduction="none")
             found.append(
@@ -176,17 +165,15 @@ class TokenScoring(RecordScoring[TokenExamples]):
         return found
 
     def score(self, records: list[Record], final: bool) -> dict[str, float]:
-        classes = self.examples.classes
-        predicted = np.array([tag for record in records for tag in record["predicted"]])
-        true = np.array([tag for record in records for tag in record["label"]])
-        scores = metrics.classification(predicted, true, classes, by_class=final and not self.examples.entities)
-        found = {name: scores[name] for name in scores if name != "matthews"}
-        if self.examples.entities:
-            sequences = ([[classes[tag] for tag in record[key]] for record in records] for key in ("predicted", "label"))
-            found |= metrics.entities(*sequences, by_type=final)
+        names = self.examples.classes
+        predicted, true = (
+            [[names[tag] for tag in record[key]] for record in records] for key in ("predicted", "label")
+        )
         if final:
-            self.confusion = metrics.confusion(predicted, true, len(classes))
-        return found
+            flat = [[tag for record in records for tag in record[key]] for key in ("predicted", "label")]
+            self.confusion = confusion(*flat, len(names))
+            self.class_rows = entity_table(predicted, true) if self.examples.entities else class_table(*flat, names)
+        return tag_metrics(predicted, true, names)
 
     def explain(self, record: Record, row: dict[str, Any]) -> Record:
         names = self.examples.classes

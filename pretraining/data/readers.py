@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from pretraining.data.find import is_saved, nearest, shown
+from pretraining.data.find import extension, is_saved, nearest, shown
 from pretraining.data.stored import CACHE
 from pretraining.errors import UserError, one_line
 from pretraining.files import check_writable
@@ -244,10 +244,11 @@ def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator
         yield f"{name}:{number}", {column: row[header.index(column)] for column in columns}
 
 
-def _csv(path: str, columns: Columns) -> Rows:
-    """Cells stand between what a first line `sep=;` says, as Excel writes it, or what gives all columns asked for.
+def _parse_csv(path: str, columns: Iterable[str]) -> tuple[Any, str]:
+    """The reader of a .csv file's rows, and what stands between the cells.
 
-    Else between what gives the most cells, and the same number in each of the first rows.
+    Cells stand between what a first line `sep=;` says, as Excel writes it, or what gives all columns asked for. Else
+    between what gives the most cells, and the same number in each of the first rows.
     """
     csv.field_size_limit(2**31 - 1)  # by default 128 KiB, less than a book
     stated = re.fullmatch('"?sep=([,;\t|])"?\\s*', next(lines(path, every_end=True), ""), re.IGNORECASE)
@@ -271,7 +272,11 @@ def _csv(path: str, columns: Columns) -> Rows:
         return set(columns) <= names, len(counts) == 1, len(header)
 
     separator = stated[1] if stated else max(SEPARATORS, key=fit)  # the first of equals
-    rows = parse(separator)
+    return parse(separator), separator
+
+
+def _csv(path: str, columns: Columns) -> Rows:
+    rows, separator = _parse_csv(path, columns)
     try:
         yield from _by_header(path, rows, columns, SEPARATORS[separator])
     except csv.Error as error:
@@ -335,6 +340,33 @@ TABLES: dict[str, Callable[[str, Columns], Rows]] = {
     **dict.fromkeys((".csv", ".csv.gz"), _csv),
     ".parquet": _parquet,
 }
+
+
+def column_names(path: str) -> list[str]:
+    """The names of a table's columns: what the first row of a .csv or .tsv holds, the keys of a .jsonl's first object.
+
+    None where the file is empty.
+    """
+    end = extension(path)
+    if end == ".parquet":
+        try:
+            with open(path, "rb") as opened, pq.ParquetFile(opened) as file:
+                return file.schema_arrow.names
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"{shown(path)} is no parquet file that can be read ({one_line(error)}): write it anew."
+            ) from error
+    if end.startswith(".jsonl"):
+        return list(next(_jsonl(path, {}), ("", {}))[1])
+    if end.startswith(".csv"):
+        rows, _ = _parse_csv(path, [])
+    else:
+        rows = (line.rstrip("\n").split("\t") for line in lines(path))
+    try:
+        header: list[str] = next(filter(_is_filled, rows), [])
+    except csv.Error as error:
+        raise UserError(f"{shown(path)}, line {rows.line_num} is not CSV ({error}): mend its quotes.") from error
+    return [normalise(name).strip() for name in header]
 
 
 # ---- data sets ----

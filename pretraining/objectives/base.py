@@ -28,6 +28,8 @@ class Batch(NamedTuple):
     """How many targets each of the model's arguments bears; each has a loss of its own, divided by its own count."""
     units: int
     """Tokens (of images: images), padding not counted."""
+    source: Any = None
+    """What the rows were made from, where the scoring asks for it."""
 
 
 class Examples(ABC):

@@ -561,3 +561,20 @@ def test_padding_that_ctranslate2_would_not_take_is_told(pad):
         warnings.simplefilter("always")
         to_native(model)
     assert ["is not the last of 60 entries" in str(warning.message) for warning in caught] == [True] * (pad != 59)
+
+
+@pytest.mark.parametrize(
+    "name", ["BertForSequenceClassification", "BertForTokenClassification", "BertForMultipleChoice"]
+)
+def test_what_matters_in_training_alone_is_left_behind(name):
+    """The native loss is that of evaluation; native bert has no windows."""
+    fine_tuned = {"class_weights": [0.5, 2.0, 1.0], "label_smoothing": 0.1, "window_pooling": "max", "num_labels": 3}
+    keel = keel_model(name, torch.float64, **KEEL_TINY["Bert"], **fine_tuned)
+    inputs = {
+        "BertForSequenceClassification": IDS | {"labels": CLASSES},
+        "BertForTokenClassification": IDS | {"labels": some(ids(2, 9, below=3))},
+        "BertForMultipleChoice": text(2, 3, 9) | {"labels": CLASSES},
+    }
+    native = to_native(keel)
+    assert_parity(native, keel, inputs[name], torch.float64)
+    assert not set(fine_tuned) - {"num_labels"} & set(native.config.to_dict())

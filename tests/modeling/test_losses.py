@@ -11,6 +11,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
+from modeling import KeelBertConfig, KeelViTConfig
+from modeling.losses import grouped_loss
 from modeling.seq2seq import CACHE
 from modeling.vit_masked import patch_statistics
 
@@ -25,6 +27,9 @@ def inputs(head: str) -> dict[str, Tensor]:
     shape = (SIZE, 3, TOKENS) if "MultipleChoice" in head else (SIZE, TOKENS)
     return {"input_ids": torch.randint(2, 39, shape)}
 
+
+WEIGHTS = [0.5, 3.0, 0.0, 1.25]
+WEIGHTED = {"num_labels": 4, "class_weights": WEIGHTS, "label_smoothing": 0.1}
 
 torch.manual_seed(0)
 CASES = {  # class, fields of its configuration, its targets
@@ -60,6 +65,23 @@ CASES = {  # class, fields of its configuration, its targets
     "mixed images": (
         "KeelViTForImageClassification",
         {"num_labels": 4, "label_smoothing": 0.1},
+        {
+            "labels": some(4, SIZE),
+            "partner_labels": torch.randint(4, (SIZE,)),
+            "partner_weight": torch.rand(SIZE),
+        },
+    ),
+    "weighted classes": ("KeelBertForSequenceClassification", WEIGHTED, {"labels": some(4, SIZE)}),
+    "weighted tokens": ("KeelBertForTokenClassification", WEIGHTED, {"labels": some(4, SIZE, TOKENS)}),
+    "weighted images": ("KeelViTForImageClassification", WEIGHTED, {"labels": some(4, SIZE)}),
+    "weighted several classes": (
+        "KeelBertForSequenceClassification",
+        {"num_labels": 4, "class_weights": WEIGHTS},
+        {"labels": torch.rand(SIZE, 4).round()},
+    ),
+    "weighted mixed images": (
+        "KeelViTForImageClassification",
+        WEIGHTED,
         {
             "labels": some(4, SIZE),
             "partner_labels": torch.randint(4, (SIZE,)),
@@ -128,8 +150,9 @@ def expected(case: str, output: ModelOutput, batch: dict[str, Tensor]) -> Tensor
     if case == "answers":
         start = cross_entropy(output.start_logits, batch["start_positions"])
         return (start + cross_entropy(output.end_logits, batch["end_positions"])) / 2
-    if case == "several classes":
-        return binary_cross_entropy_with_logits(output.logits, batch["labels"].double())
+    weight = torch.tensor(WEIGHTS).double() if "weighted" in case else None
+    if case in ("several classes", "weighted several classes"):
+        return binary_cross_entropy_with_logits(output.logits, batch["labels"].double(), pos_weight=weight)
     if case == "regression":
         return mse_loss(output.logits[:, 0], batch["labels"].double())
     if "patches" in case:
@@ -145,10 +168,14 @@ def expected(case: str, output: ModelOutput, batch: dict[str, Tensor]) -> Tensor
         return cross_entropy(logits[:, :-1], labels, label_smoothing=0.1)
     if case == "smoothed images":
         return cross_entropy(logits, labels, label_smoothing=0.1)
-    if case == "mixed images":  # as one target, a distribution
+    if case in ("mixed images", "weighted mixed images"):  # as one target, a distribution
         share, real = batch["partner_weight"].double()[:, None], labels != -100
         own, partner = (torch.eye(4).double()[x.clamp(min=0)] for x in (labels, batch["partner_labels"]))
-        return cross_entropy(logits[real], ((1 - share) * own + share * partner)[real], label_smoothing=0.1)
+        both = ((1 - share) * own + share * partner)[real]
+        return cross_entropy(logits[real], both, weight=weight, label_smoothing=0.1)
+    if weight is not None:  # torch's mean would divide by the sum of the labels' weights
+        total = cross_entropy(logits, labels, weight=weight, label_smoothing=0.1, reduction="sum")
+        return total / (labels != -100).sum()
     return cross_entropy(logits, labels)
 
 
@@ -253,3 +280,71 @@ def test_padding_is_in_no_mean_of_a_loss_of_somebody_elses(tiny, loss):
     for one, two in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-6, atol=1e-3)
     assert not found.lm_head.weight.grad[39].any()
+
+
+# Softmaxes over groups of scores
+
+GROUPS = torch.tensor([[1, 1, 2, 2, 2, 0], [3, 1, 3, 1, 0, 3], [0] * 6])  # three rows of six scores
+PLACES = torch.tensor([[1, 4, -100], [3, -100, 0], [-100] * 3])  # the right member of each of three groups
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_grouped_loss_is_cross_entropy_in_each_group(counted):
+    torch.manual_seed(0)
+    scores = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    losses = []
+    for row, group in (PLACES != -100).nonzero().tolist():
+        inside = (GROUPS[row] == group + 1).nonzero()[:, 0]  # places of its members
+        index = (inside == PLACES[row, group]).nonzero()[0]
+        losses.append(cross_entropy(scores[row, inside][None], index))
+    expected = torch.stack(losses).sum() / (10 if counted else len(losses))
+    found = grouped_loss(scores, GROUPS, PLACES, "labels", {"labels": 10} if counted else None)
+    close(found, expected)
+    close(torch.autograd.grad(found, scores), torch.autograd.grad(expected, scores))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_grouped_loss_of_half_precision_is_that_of_float32(dtype):
+    scores = (4 * torch.randn(3, 6)).to(dtype)
+    close(*(grouped_loss(x, GROUPS, PLACES, "labels", None) for x in (scores, scores.float())))
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("places", [PLACES, torch.full((3, 3), -100)])
+def test_grouped_loss_has_no_nan_where_a_group_has_no_member(places):
+    scores = torch.randn(3, 6, requires_grad=True)
+    with torch.autograd.detect_anomaly(check_nan=True):
+        loss = grouped_loss(scores, GROUPS, places, "labels", None)
+        loss.backward()
+    assert loss.isfinite() and scores.grad is not None and scores.grad.isfinite().all()
+    assert bool(scores.grad.any()) == bool((places != -100).any())
+
+
+def test_grouped_loss_is_infinite_where_the_right_one_is_no_member():
+    places = PLACES.where(PLACES != 4, 0)
+    assert grouped_loss(torch.randn(3, 6), GROUPS, places, "labels", None).isposinf()
+
+
+# Weights of classes
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "weighted" in name and "mixed" not in name])
+def test_evaluation_knows_no_weights(tiny, case):
+    head, fields, targets = CASES[case]
+    batch = inputs(head) | targets
+    plain = tiny(head, num_labels=4)
+    close(tiny(head, **fields)(**batch).loss, plain(**batch).loss)
+
+
+@pytest.mark.parametrize("config", [KeelBertConfig, KeelViTConfig])
+def test_weights_that_do_not_suit_the_classes_are_refused(config):
+    assert config(num_labels=3, class_weights=[1, 2.5, 0]).class_weights == [1, 2.5, 0]
+    for fields, weights, message in (
+        ({"num_labels": 3}, [1.0, 2.0], "2 numbers for 3 classes"),
+        ({"num_labels": 1}, [1.0], "regression has none"),
+        ({"num_labels": 2, "problem_type": "regression"}, [1.0, 2.0], "regression has none"),
+        ({}, [1.0, -1.0], "at least 0"),
+        ({}, [1.0, float("nan")], "at least 0 and finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config(**fields, class_weights=weights)

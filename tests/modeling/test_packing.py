@@ -9,6 +9,8 @@ import pytest
 import torch
 from compare import close, equal, gradients, some
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.utils.rnn import pad_sequence
 
 # Rows of examples, each so many (source, target) tokens; BERT reads the source. One row is empty.
 ROWS = [[(5, 3), (3, 6), (4, 2)], [(9, 4)], [], [(2, 7), (6, 1)]]
@@ -19,20 +21,27 @@ NORMS = [{"norm_position": "post"}, {"norm_position": "pre"}]
 POOLINGS = [{"pooling": "cls"}, {"pooling": "mean"}]
 LAYOUTS = [position | norm for position in POSITIONS for norm in NORMS]
 TOKENS = ["KeelBertForMaskedLM", "KeelBertForTokenClassification", "KeelSeq2SeqForConditionalGeneration"]
+SPANS = ["KeelBertForQuestionAnswering"]
 POOLED = ["KeelBertForPreTraining", "KeelBertForNextSentencePrediction", "KeelBertForSequenceClassification"]
 LOSSES = [
-    *((head, layout) for head in TOKENS for layout in LAYOUTS),
+    *((head, layout) for head in [*TOKENS, *SPANS] for layout in LAYOUTS),
     *((head, layout | pooling) for head in POOLED for layout in LAYOUTS for pooling in POOLINGS),
     ("KeelBertForSequenceClassification", {"num_labels": 1}),
+    *(
+        (head, {"class_weights": [0.5, 3.0], "label_smoothing": 0.1})
+        for head in ("KeelBertForSequenceClassification", "KeelBertForTokenClassification")
+    ),
     ("KeelSeq2SeqForConditionalGeneration", {"label_smoothing": 0.1}),
 ]
 HEADS = [*LOSSES, ("KeelBertModel", {}), ("KeelSeq2SeqModel", {})]
+PLACES = {"start_positions": None, "end_positions": None}  # as many as the example has tokens
 CLASSES = {  # by argument of forward: how many values it can take
     "KeelBertForPreTraining": {"labels": 40, "next_sentence_label": 2},
     "KeelBertForMaskedLM": {"labels": 40},
     "KeelBertForNextSentencePrediction": {"labels": 2},
     "KeelBertForSequenceClassification": {"labels": 2},
     "KeelBertForTokenClassification": {"labels": 2},
+    "KeelBertForQuestionAnswering": PLACES,
     "KeelSeq2SeqForConditionalGeneration": {"labels": 39},
 }
 
@@ -63,7 +72,7 @@ def example(head: str, source: int, target: int) -> Example:
     return Example(
         ids | {name: some(classes[name], source) for name in classes if name in each},
         {},
-        {name: some(classes[name]) for name in classes if name not in each},
+        {name: some(classes[name] or source) for name in classes if name not in each},
     )
 
 
@@ -92,8 +101,11 @@ def pack(rows: list[list[Example]], seed: int = 0) -> dict[str, Tensor]:
     for name in first.whole:
         batch[name] = torch.full((len(rows), MOST), -100)
         for row, examples in enumerate(rows):
+            start = 0
             for index, given in enumerate(examples):
-                batch[name][row, index] = given.whole[name]
+                value = given.whole[name]
+                batch[name][row, index] = value + start * (name in PLACES and value != -100)  # a place in the row
+                start += len(given.source["input_ids"])
     return batch
 
 
@@ -204,9 +216,113 @@ def test_reading_at_labels_alone_changes_no_loss(tiny, head, fields, counted):
     assert logits.shape == (int((batch["labels"] != -100).sum()), 40)
 
 
+# Sequences that belong together: the choices of a question, the windows of a text
+
+
+SEQUENCES = [[5, 3, 4], [2, 6, 1], [], [7, 6]]  # tokens of each sequence of each row
+EXAMPLES = torch.tensor([[1, 2, 1], [2, 2, 2], [0, 0, 0], [1, 1, 0]])  # the question or the text that it belongs to
+MEMBERS = {(0, 1): [0, 2], (0, 2): [1], (1, 2): [0, 1, 2], (3, 1): [0, 1]}  # the same, by row and number
+FIRST = torch.tensor([[0, 5, 8], [0, 2, 8], [0, 0, 0], [0, 7, 0]])
+
+
+def sequences() -> list[list[Example]]:
+    torch.manual_seed(0)
+    return [[example("KeelBertModel", length, 0) for length in row] for row in SEQUENCES]
+
+
+def padded(examples: list[Example]) -> dict[str, Tensor]:
+    """A batch of these sequences (N, T) below one another."""
+    batch = {name: pad_sequence([given.source[name] for given in examples], True) for name in examples[0].source}
+    mask = pad_sequence([torch.ones_like(given.source["input_ids"]) for given in examples], True)
+    return batch | {"attention_mask": mask}
+
+
+@pytest.mark.parametrize("starts", [{}, {"sequence_starts": FIRST}], ids=["", "starts"])
+@pytest.mark.parametrize("fields", POOLINGS, ids=["cls", "mean"])
+def test_choices_are_those_of_the_question_alone(tiny, fields, starts):
+    model, rows = tiny("KeelBertForMultipleChoice", **fields).train(), sequences()
+    labels = torch.tensor([[2, 1, -100], [-100, 0, -100], [-100, -100, -100], [-100, -100, -100]])
+    batch = pack(rows) | starts | {"example_ids": EXAMPLES, "labels": labels}
+    packed, questions = model(**batch), []
+    for (row, number), columns in MEMBERS.items():
+        question = {name: x[None] for name, x in padded([rows[row][column] for column in columns]).items()}
+        close(model(**question).logits[0], packed.logits[row, columns])
+        right = labels[row, number - 1]
+        index = right if right == -100 else torch.tensor(columns.index(right))
+        questions.append(question | {"labels": index[None]})
+    count = {"num_items_in_batch": {"labels": 3}}
+    close(gradients(model, [batch]), gradients(model, [question | count for question in questions]))
+
+
+CHOSEN = (torch.arange(36).view(4, 3, 3) % 5 < 2).double()
+WINDOWS = {  # fields of the configuration, labels of four rows of three texts, the loss of one text
+    "classes": ({"num_labels": 3}, torch.arange(12).view(4, 3) % 3, cross_entropy),
+    "several classes": ({"num_labels": 3}, CHOSEN, binary_cross_entropy_with_logits),
+    "regression": ({"num_labels": 1}, torch.linspace(-1, 1, 12).view(4, 3, 1).double(), mse_loss),
+}
+
+
+@pytest.mark.parametrize("starts", [{}, {"sequence_starts": FIRST}], ids=["", "starts"])
+@pytest.mark.parametrize("window_pooling", ["mean", "max"])
+@pytest.mark.parametrize("problem", WINDOWS)
+def test_logits_of_a_text_are_those_of_its_windows_together(tiny, problem, window_pooling, starts):
+    fields, labels, loss = WINDOWS[problem]
+    model, rows = tiny("KeelBertForSequenceClassification", window_pooling=window_pooling, **fields), sequences()
+    has_label = torch.tensor([[True, True, False], [False, True, False], [False] * 3, [False] * 3])
+    labels = labels.where(has_label if labels.ndim == 2 else has_label[..., None], -100)
+    batch = pack(rows) | starts | {"example_ids": EXAMPLES, "labels": labels}
+    packed, losses = model(**batch).logits, []
+    model.zero_grad()
+    for (row, number), columns in MEMBERS.items():
+        windows = model(**padded([rows[row][column] for column in columns])).logits
+        text = windows.mean(0) if window_pooling == "mean" else windows.max(0).values
+        close(packed[row, number - 1], text)
+        if has_label[row, number - 1]:
+            losses.append(loss(text, labels[row, number - 1]))
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    grads = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    close(gradients(model, [batch]), (expected.detach(), grads))
+    if problem == "regression":  # a number for each text, as (B, E) too
+        close(model(**batch | {"labels": labels[..., 0]}).loss, expected)
+
+
+@pytest.mark.parametrize("window_pooling", ["mean", "max"])
+def test_texts_of_one_window_each_are_as_without_windows(tiny, window_pooling):
+    model = tiny("KeelBertForSequenceClassification", window_pooling=window_pooling)
+    batch = pack(rows_of("KeelBertForSequenceClassification"))
+    numbers = torch.arange(1, MOST + 1) * (torch.arange(MOST) < torch.tensor([len(row) for row in ROWS])[:, None])
+    real = numbers > 0
+    equal(model(**batch, example_ids=numbers).logits[real], model(**batch).logits[real])
+    equal(gradients(model, [batch | {"example_ids": numbers}]), gradients(model, [batch]))
+
+
+@pytest.mark.parametrize("some_labels", [True, False])
+def test_several_classes_at_once_in_packed_rows(tiny, some_labels):
+    """Labels (B, E, C) of zeros and ones, -100 for none: of a sequence, or of one of its classes."""
+    labels = some(2, 4, MOST, 3).double() if some_labels else torch.full((4, MOST, 3), -100.0)
+    model, rows = tiny("KeelBertForSequenceClassification", num_labels=3), rows_of("KeelBertModel")
+    has_text = torch.tensor([[index < len(row) for index in range(MOST)] for row in ROWS])
+    batch = pack(rows) | {"labels": labels.where(has_text[..., None], -100)}
+    count = {"num_items_in_batch": {"labels": (batch["labels"] != -100).sum().clamp(min=1)}}
+    each = [
+        alone(given) | {"labels": batch["labels"][row, index][None]} | count
+        for row, examples in enumerate(rows)
+        for index, given in enumerate(examples)
+    ]
+    close(gradients(model, [batch]), gradients(model, each))
+
+
 def test_what_cannot_be_packed_is_refused(tiny):
-    with pytest.raises(ValueError, match="drop sequence_ids"):
-        tiny("KeelBertForQuestionAnswering")(**pack(rows_of("KeelBertModel")))
+    rows = pack(sequences())
+    numbers = {"example_ids": EXAMPLES}
+    with pytest.raises(ValueError, match=r"KeelBertForTokenClassification does not bring windows .* drop example_ids"):
+        tiny("KeelBertForTokenClassification")(**rows | numbers)
+    for head in ("KeelBertForSequenceClassification", "KeelBertForMultipleChoice"):
+        with pytest.raises(ValueError, match="give sequence_ids too"):
+            tiny(head)(rows["input_ids"], **numbers)
+    with pytest.raises(ValueError, match="need example_ids"):
+        tiny("KeelBertForMultipleChoice")(**rows, labels=EXAMPLES)
     batch = pack(rows_of("KeelSeq2SeqModel"))
     for name in ("sequence_ids", "decoder_sequence_ids"):
         with pytest.raises(ValueError, match="go together"):

@@ -22,7 +22,7 @@ from pretraining.cli import parse
 from pretraining.data.settings import TokenizerSettings
 from pretraining.data.tokenizer import build_tokenizer, load_tokenizer, regular_ids, word_starts
 from pretraining.errors import UserError
-from pretraining.init_from import load_weights, own_class, read_config, read_weights
+from pretraining.init_from import FREE, load_weights, own_class, read_config, read_weights, resolve
 
 SHAPE = {
     "hidden_size": 32,
@@ -152,6 +152,81 @@ def test_weights_are_the_checkpoints_and_what_it_lacks_is_fresh(name: str, check
     assert model.mlm.decoder.weight is model.bert.embeddings.tokens.weight
 
 
+# ---- heads for fine-tuning ----
+
+POOLED = ["SequenceClassification", "MultipleChoice"]
+FINE_TUNED = {
+    "SequenceClassification": "classifier",
+    "TokenClassification": "classifier",
+    "MultipleChoice": "classifier",
+}
+FINE_TUNED |= {"QuestionAnswering": "span"}
+KINDS = pytest.mark.parametrize("kind", ["KeelBert", "Bert"])
+FIVE = {number: f"class {number}" for number in range(5)}
+
+
+def fine_tuned(head: str, tokenizer: PreTrainedTokenizerBase, **fields) -> tuple[PreTrainedModel, dict]:
+    """A fresh model with this head, and a copy of its weights."""
+    config = KeelBertConfig(vocab_size=len(tokenizer), **SHAPE, **fields)
+    model = getattr(modeling, f"KeelBertFor{head}")(config)
+    return model, {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+def assert_only_these_are_fresh(model: PreTrainedModel, before: dict, fresh: list[str]) -> None:
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]) == any(part in name.split(".") for part in fresh), name
+
+
+@pytest.mark.parametrize("head", FINE_TUNED)
+@pytest.mark.parametrize("source", ["ForPreTraining", "ForMaskedLM", "Model"])
+@KINDS
+def test_a_pretrained_encoder_gets_a_fresh_head(kind: str, source: str, head: str, checkpoint, tokenizer):
+    model, before = fine_tuned(head, tokenizer, id2label=FIVE)
+    fresh = [FINE_TUNED[head]]
+    if head in POOLED and source == "ForMaskedLM":
+        fresh.append("pooler")
+    folder = checkpoint(kind + source)
+    assert load_weights(model, str(folder), tokenizer) == f"weights of {folder}, fresh: {', '.join(fresh)}"
+    assert_only_these_are_fresh(model, before, fresh)
+
+
+@pytest.mark.parametrize("head", FINE_TUNED)
+@pytest.mark.parametrize("source", FINE_TUNED)
+@KINDS
+def test_a_head_is_taken_from_its_like_alone(kind: str, source: str, head: str, checkpoint, tokenizer):
+    """A classifier of three classes, opened for these, for five, and by every other head."""
+    labels = {} if kind == "Bert" and source == "QuestionAnswering" else {"num_labels": 3}
+    folder = checkpoint(f"{kind}For{source}", **labels)
+    for names in (labels, {"id2label": FIVE}):
+        model, before = fine_tuned(head, tokenizer, **names)
+        takes = head == source and (names is labels or head == "QuestionAnswering")
+        fresh = [] if takes else [FINE_TUNED[head]]
+        if head in POOLED and source not in POOLED:
+            fresh.append("pooler")
+        line = load_weights(model, str(folder), tokenizer)
+        assert line == f"weights of {folder}, fresh: {', '.join(fresh) or 'nothing'}"
+        assert_only_these_are_fresh(model, before, fresh)
+
+
+def test_a_classifier_of_the_same_classes_in_another_order_is_not_taken(checkpoint, tokenizer):
+    folder = checkpoint("KeelBertForSequenceClassification", id2label={0: "no", 1: "yes"})
+    for names, fresh in (({0: "no", 1: "yes"}, "nothing"), ({0: "yes", 1: "no"}, "classifier")):
+        model, _ = fine_tuned("SequenceClassification", tokenizer, id2label=names)
+        assert load_weights(model, str(folder), tokenizer).endswith(f"fresh: {fresh}")
+
+
+def test_class_weights_stay_with_their_classes(checkpoint, tmp_path: Path):
+    """Who starts from a classifier has other classes; another pooling is a choice of a head's, not of pretraining."""
+    folder = checkpoint("KeelBertForSequenceClassification", num_labels=3, class_weights=[1.0, 2.0, 3.0])
+    settings = parse([f"--init_from={folder}", "--train.steps=1", "--objective.sequence_length=64"])
+    assert settings.model.class_weights is None
+    start = read_config(str(folder), KeelBertConfig)
+    settings.model.pooling = "mean"
+    with one_sentence("model.pooling is mean, but cls"):
+        resolve(settings, start)
+    assert resolve(settings, start, FREE | {"pooling"}).model.pooling == "mean"
+
+
 def test_the_checkpoint_decides_the_architecture(checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture):
     given = [f"--init_from={checkpoint(layer_norm_eps=1e-6)}", "--train.steps=1", "--objective.sequence_length=64"]
     with pytest.raises(SystemExit):
@@ -263,6 +338,19 @@ def test_a_new_word_begins_as_the_mean_of_its_pieces(rows: int, extended, tmp_pa
             assert len(was) > 1 and torch.equal(has[number], had[was].mean(0))
     others = set(model.state_dict()) - {*VOCABULARY, "mlm.decoder.weight"}
     assert all(torch.equal(model.state_dict()[name], source.state_dict()[name]) for name in others)
+
+
+def test_a_head_that_predicts_no_tokens_takes_new_words_too(extended, tmp_path: Path):
+    old, new = extended
+    source, _ = fine_tuned("TokenClassification", old)
+    source.save_pretrained(tmp_path)
+    old.save_pretrained(tmp_path)
+    model, _ = fine_tuned("TokenClassification", new)
+    assert "fresh: nothing; 4 new words" in load_weights(model, str(tmp_path), new)
+    had, has = source.get_input_embeddings().weight, model.get_input_embeddings().weight
+    assert torch.equal(has[: len(old)], had)
+    (number,) = new(" quokka", add_special_tokens=False)["input_ids"]
+    assert torch.equal(has[number], had[old(" quokka", add_special_tokens=False)["input_ids"]].mean(0))
 
 
 def test_a_run_with_new_words(run, checkpoint, tokenizer, capsys: pytest.CaptureFixture):

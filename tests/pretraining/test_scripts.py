@@ -238,7 +238,9 @@ def test_the_mean_of_nothing_is_no_number(monkeypatch: pytest.MonkeyPatch):
     batch = SimpleNamespace(tensors={})
     monkeypatch.setattr(evaluate, "Steps", lambda *_: SimpleNamespace(since=lambda *_: [[batch]]))
     head = SimpleNamespace(to_model_inputs=lambda tensors: tensors)
-    scoring = SimpleNamespace(sums=lambda *_: nothing, score_outputs=lambda *_, **__: {})
+    scoring = SimpleNamespace(
+        observe=lambda *_: (nothing, []), score_outputs=lambda *_: {}, score_records=lambda *_: {}
+    )
     objective = SimpleNamespace(examples=None, head=head, scoring=scoring)
     options, plan = SimpleNamespace(micro_batch=1, workers=0), SimpleNamespace(examples=None)
     found = evaluate.evaluate(torch.nn.Identity(), objective, plan, options, evaluate.Accelerator(cpu=True))

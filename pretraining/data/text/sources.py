@@ -53,8 +53,8 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
             yield from _docstrings(child)
 
 
-def _pydocs(root: Path) -> Rows:
-    """A document for each module under `root` and each topic of `pydoc_data.topics`; nothing is imported."""
+def read_docstrings(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """The new docstrings of each module under `root`, and each topic of `pydoc_data.topics`; nothing is imported."""
     seen = {""}  # a docstring that comes again (copied, vendored) counts once
     for folder, folders, files in os.walk(root):
         # Tests document nothing; site-packages, dist-packages and config-3.x are no identifiers.
@@ -70,7 +70,12 @@ def _pydocs(root: Path) -> Rows:
             for document, docstrings in documents.items():
                 new = [docstring for docstring in dict.fromkeys(docstrings) if docstring not in seen]
                 seen.update(new)
-                yield document, "\n\n".join(new)
+                yield document, new
+
+
+def _pydocs(root: Path) -> Rows:
+    """A document for each module under `root` and each topic of `pydoc_data.topics`."""
+    return ((name, "\n\n".join(docstrings)) for name, docstrings in read_docstrings(root))
 
 
 def as_documents(rows: Rows, place: str) -> Generator[Document, None, int]:

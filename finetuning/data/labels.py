@@ -1,0 +1,263 @@
+"""Labels: which problem they pose, their names in an order that is frozen from the training data, their weights."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+from pretraining.data.find import nearest
+from pretraining.data.readers import listed
+from pretraining.errors import UserError
+
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+SINGLE, MULTI, REGRESSION = get_args(Problem)
+MANY = 50  # different numbers from which on they may be no classes
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+NO_NAME = re.compile(r"LABEL_\d+")  # what transformers calls a class that was given no name
+SET_PROBLEM = f"set objective.problem to {SINGLE} or {REGRESSION}"
+
+
+def _as_number(value: object) -> float | None:
+    """A label as a number, also where a .csv spells it; None where it is none."""
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        return float(value)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def class_name(value: object) -> str:
+    """The name of a class, given as a label's JSON value: true is "true", 2.0 is "2"."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value)
+
+
+def is_missing(label: str | None, problem: Problem) -> bool:
+    """Whether a label (JSON text) is none: null, and for classes also -1 and what is not a number."""
+    if label is None:
+        return True
+    return problem != REGRESSION and label in ("-1", "-1.0", '"-1"', "NaN")
+
+
+def guess_problem(values: Sequence[str | None], place: Callable[[int], str]) -> Problem:
+    """The problem that labels (JSON texts) pose.
+
+    Lists are several classes at once. Numbers, if one has a fraction, are a regression. All else is one class each.
+
+    Args:
+        place: how messages name the label of a row.
+
+    Raises:
+        UserError: they may be either.
+    """
+
+    def where(label: object) -> str:
+        return place(next(row for row, value in enumerate(values) if value is not None and json.loads(value) == label))
+
+    labels = [json.loads(value) for value in sorted({value for value in values if value is not None})]
+    lists = [label for label in labels if isinstance(label, list)]
+    if lists:
+        if len(lists) < len(labels):
+            other = next(label for label in labels if not isinstance(label, list))
+            raise UserError(
+                f"{where(other)} holds {other!r:.40}, but other labels are lists of classes: write a list of one."
+            )
+        return MULTI
+    numbers: list[float] = []
+    texts: list[object] = []
+    for label in labels:
+        number = _as_number(label)
+        if number is None:
+            texts.append(label)
+        elif math.isfinite(number):
+            numbers.append(number)
+    fractions = [number for number in numbers if not number.is_integer()]
+    if fractions and texts and len(numbers) >= len(texts):
+        raise UserError(
+            f"{where(texts[0])} holds {texts[0]!r:.40}, but other labels are numbers such as {fractions[0]:g}: mend "
+            f"it, or set objective.problem to {SINGLE} if they are names."
+        )
+    if fractions and not texts:
+        return REGRESSION
+    if not texts and len(numbers) > MANY:
+        raise UserError(
+            f"{place(0)} and the other labels are {len(numbers)} different numbers, which may be classes or "
+            f"quantities: {SET_PROBLEM}."
+        )
+    return SINGLE
+
+
+def number_of(label: str, place: str) -> float:
+    """The number of a regression's label (JSON text).
+
+    Raises:
+        UserError: it is no finite number, or -100, which losses take for a label that is not there.
+    """
+    value = json.loads(label)
+    number = _as_number(value)
+    if number is None and isinstance(value, str) and value.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        number = float(value)
+    if number is None:
+        raise UserError(
+            f"{place} holds {value!r:.40} instead of a number: mend it, or set objective.problem to {SINGLE} if labels "
+            "are names."
+        )
+    if not math.isfinite(number):
+        raise UserError(f"{place} holds {value}: a regression learns finite numbers, mend it or delete the row.")
+    if number == -100:
+        raise UserError(
+            f"{place} holds -100, which means no label to every loss: write a slightly different number, scale the "
+            "labels, or delete the row."
+        )
+    return number
+
+
+def names_of(label: str, problem: Problem, place: str) -> list[str]:
+    """The names of the classes in a label (JSON text).
+
+    Raises:
+        UserError: there are several of a problem of one, or one twice.
+    """
+    value = json.loads(label)
+    if problem == MULTI:
+        if isinstance(value, str) and value.startswith("["):  # as a cell of a .csv holds it
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise UserError(f'{place} holds {value!r:.40}, which is no list as ["a", "b"]: mend it.') from error
+        values = value if isinstance(value, list) else [value]
+        names = [class_name(each) for each in values]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(
+                    f"{place} names the class {name!r} twice: list the classes that hold, each once, and no zero or "
+                    "one for each class."
+                )
+        return names
+    if isinstance(value, list):
+        raise UserError(f"{place} is a list: set objective.problem to {MULTI}, or write one class.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{place} holds {value}, which is no class: mend it, or leave it empty.")
+    return [class_name(value)]
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    """Names in order; those that are all numbers are sorted as numbers."""
+    names = sorted(names)
+    if all(NUMBER.fullmatch(name) for name in names):
+        return sorted(names, key=float)
+    return names
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a head learns to say, frozen from the training data."""
+
+    problem: Problem
+    names: list[str] = field(default_factory=list)
+    """The class of each number; empty for a regression."""
+    low: float = 0.0
+    """A regression's least label."""
+    high: float = 0.0
+    """A regression's greatest label."""
+
+    @classmethod
+    def of(
+        cls,
+        values: Iterable[str | None],
+        problem: Problem,
+        known: Sequence[str] | None = None,
+        classes: Sequence[str] = (),
+        place: str = "the training labels",
+    ) -> "Labels":
+        """The labels of the training data.
+
+        Args:
+            values: JSON texts; those that are missing do not count.
+            known: the names that a checkpoint has in its `id2label`; their order is kept if they are the same names.
+            classes: names in an order of their own, as the data set's features have them.
+            place: the labels, for messages.
+
+        Raises:
+            UserError: a label is malformed, or there are not two classes.
+        """
+        distinct = sorted({value for value in values if value is not None and not is_missing(value, problem)})
+        if problem == REGRESSION:
+            numbers = [number_of(value, place) for value in distinct]
+            if len(numbers) < 2:
+                raise UserError(
+                    f"{place} are all {listed(distinct) or 'missing'}: there must be two different numbers."
+                )
+            return cls(problem, low=min(numbers), high=max(numbers))
+        found = {name for value in distinct for name in names_of(value, problem, place)}
+        if len(found) < 2 and (problem == SINGLE or not found):
+            raise UserError(
+                f"{place} are all {listed(sorted(found)) or 'missing'}: there must be two classes at least."
+            )
+        names = [name for name in dict.fromkeys(classes) if name in found]
+        names += _sorted(found - set(names))
+        if known is not None and set(known) == found and len(known) == len(found) and not has_no_names(known):
+            names = list(known)
+        return cls(problem, names)
+
+    def __len__(self) -> int:
+        """The outputs of the head."""
+        return len(self.names) or 1
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.names))
+
+    def index(self, name: str, place: str = "a label") -> int:
+        """The number of a class, by its name.
+
+        Raises:
+            UserError: no training example has it.
+        """
+        if name not in self._numbers:
+            raise UserError(
+                f"{place} is {name!r:.60}, which no training example has{nearest(name, self.names)}: mend it, add "
+                f"training examples of it, or delete the row; the classes are {listed(self.names)}."
+            )
+        return self._numbers[name]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def number(self, label: str, place: str = "a label") -> int:
+        """The number of the one class of a label (JSON text)."""
+        return self.index(names_of(label, self.problem, place)[0], place)
+
+    def numbers(self, label: str, place: str = "a label") -> list[int]:
+        """The numbers of the classes of a label (JSON text), in their order."""
+        return sorted(self.index(name, place) for name in names_of(label, self.problem, place))
+
+    def target(self, label: str, place: str = "a label") -> Any:
+        """What is learnt of a label (JSON text): a number, a class number, or a list of 0.0 and 1.0 for each class."""
+        if self.problem == REGRESSION:
+            return number_of(label, place)
+        if self.problem == SINGLE:
+            return self.number(label, place)
+        row = [0.0] * len(self.names)
+        for number in self.numbers(label, place):
+            row[number] = 1.0
+        return row
+
+
+def has_no_names(names: Iterable[str]) -> bool:
+    """Whether a checkpoint's names are those of classes that were given none."""
+    return all(NO_NAME.fullmatch(name) for name in names)
+
+
+def balanced(counts: Sequence[int]) -> list[float]:
+    """The weight of each class, from its number of training examples: n / (k * n_c), as in scikit-learn.
+
+    With them each class has the same part in the loss. A class without examples has the weight 1, and counts nowhere.
+    """
+    used = sum(count > 0 for count in counts)
+    return [sum(counts) / (used * count) if count else 1.0 for count in counts]
