@@ -4,8 +4,8 @@
 
 The file space.yaml names the settings that differ between trials: `optim.learning_rate: {low: 1e-5, high: 1e-3, log:
 true}`, `train.rows_per_step: [4, 8, 16]`. Everything else is as finetune.py takes it. Each trial is a run in a folder
-of its own, runs/NAME/trial-0000 and so on. The same command goes on where it was ended. Given again while it runs, it is
-a second worker, which shares the trials (on another GPU by CUDA_VISIBLE_DEVICES). When all trials are done it reports.
+of its own, runs/NAME/trial-0000 and so on. The same command goes on where it was ended. Given again while it runs, it
+is a second worker, which shares the trials (on another GPU by CUDA_VISIBLE_DEVICES). At the end there is a report.
 """
 
 import argparse
@@ -43,8 +43,8 @@ def make_parser() -> Options:
     parser.add_argument(
         "--trials",
         type=int,
-        help="Trials in all, those of earlier starts and of other workers included. For a grid the default is all of its "
-        "points.",
+        help="Trials in all, those of earlier starts and of other workers included. For a grid the default is all of "
+        "its points.",
     )
     parser.add_argument(
         "--sampler",

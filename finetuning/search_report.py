@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from finetuning.space import Choices, Dimension, Range, Space, as_text
 from pretraining import files
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 4  # of panels
 ROWS = 20  # of the table, that are printed
+ENOUGH = 10  # complete trials, below which importances are mostly chance
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def table(outcomes: list[Outcome], metric: str, space: Space) -> list[str]:
 def write_report(
     search: "Search", outcomes: list[Outcome], metric: str, higher: bool, importances: dict[str, float]
 ) -> list[str]:
-    """Writes search.md, search.json and search.png; returns what is printed."""
+    """Writes search.md and search.json; returns what is printed."""
     folder, trials = search.folder, ordered(outcomes, higher)
     counts = {state: sum(outcome.state == state for outcome in trials) for state in ("complete", "pruned", "fail")}
     running = [outcome.name for outcome in trials if outcome.state == "running"]
@@ -82,33 +84,35 @@ def write_report(
     )
     lines = [title]
     if running:
-        lines.append(f"still trained, by other workers or when the command is given again: {', '.join(running)}")
+        names = ", ".join(running)
+        lines.append(
+            f"not done yet: {names}: another worker trains them, or they go on when the command is given again"
+        )
     best = trials[0] if trials and trials[0].state == "complete" else None
-    command = shlex.join(search.command(best.parameters)) if best else None
-    if best and command:
-        lines += [
-            f"best: {best.name}, {metric} {best.value:.4f} after {best.step:,} steps",
-            f"  its model: {folder}/{best.name}/model",
-            f"  to train it again: {command}",
-        ]
+    command = shlex.join(search.command(best.parameters)) if best else ""
+    if best:
+        lines.append(
+            f"best: {best.name}, {metric} {best.value:.4f} after {best.step:,} steps: {folder}/{best.name}/model"
+        )
     if importances:
         shares = ", ".join(f"{key} {share:.0%}" for key, share in importances.items())
-        lines.append(f"what the differences come from (fANOVA, {counts['complete']} complete trials): {shares}")
+        few = "" if counts["complete"] >= ENOUGH else ", too few to rely on"
+        lines.append(f"what the differences come from (fANOVA of {counts['complete']} complete trials{few}): {shares}")
     rows = table(trials, metric, search.space)
-    files.write_text(folder / "search.md", "\n\n".join(lines) + "\n\n" + "\n".join(rows) + "\n")
+    again = ["To train the best one again:", f"    {command}"] if best else []
+    files.write_text(folder / "search.md", "\n\n".join([*lines, "\n".join(rows), *again]) + "\n")
     content = {
         "metric": metric,
         "higher_is_better": higher,
         "best": best.name if best else None,
-        "command": command,
+        "command": command or None,
         "importances": importances,
         "trials": [asdict(outcome) for outcome in outcomes],
     }
     files.write_text(folder / "search.json", files.to_json(content, indent=1))
-    draw_search(outcomes, search.space, metric, higher, importances, folder / "search.png")
     shown = rows[: ROWS + 2]
     rest = [f"and {len(rows) - len(shown)} more"] if len(rows) > len(shown) else []
-    return [*lines, *shown, *rest, f"  written: {folder}/search.md, search.json, search.png"]
+    return [*lines, *shown, *rest, *again, f"  written: {folder}/search.md, search.json, search.png"]
 
 
 # ---- the picture ----
@@ -134,14 +138,18 @@ def draw_history(axes: Axes, outcomes: list[Outcome], metric: str, higher: bool)
     if complete:
         values = np.array([outcome.value for outcome in complete], dtype=float)
         best = np.maximum.accumulate(values) if higher else np.minimum.accumulate(values)
-        axes.step([outcome.number for outcome in complete], best, where="post", color="tab:red", label="best so far")
+        numbers = [
+            *(outcome.number for outcome in complete),
+            outcomes[-1].number,
+        ]  # up to the last one, whatever it gave
+        axes.step(numbers, [*best, best[-1]], where="post", color="tab:red", label="best so far")
     failed = [outcome.number for outcome in outcomes if outcome.state == "fail"]
     if failed:  # at the lower edge, whatever the values are
         axes.plot(
             failed, [0.03] * len(failed), "x", color="black", transform=axes.get_xaxis_transform(), label="failed"
         )
-    axes.set(xlabel="trial", ylabel=metric, title="history")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="trial", title="history")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize="small")
 
@@ -193,16 +201,22 @@ def draw_search(
     dimensions = sorted(space, key=lambda dimension: -importances.get(dimension.key, 0.0))
     columns = min(COLUMNS, 1 + len(dimensions))
     rows = -(-(1 + len(dimensions)) // columns)
-    figure = Figure(figsize=(4 * columns, 3.4 * rows + 0.4), layout="constrained")
+    width, height = 4 * columns, 3.2 * rows + 0.4
+    figure = Figure(figsize=(width, height))
+    # Fixed margins: to fit them takes longer than all the drawing.
+    figure.subplots_adjust(0.7 / width, 0.6 / height, 1 - 0.2 / width, 1 - 0.7 / height, wspace=0.12, hspace=0.45)
     shares = "; in brackets: the share of the differences that it explains (fANOVA)" if importances else ""
     better = "higher" if higher else "lower"
-    figure.suptitle(f"{metric} (the {better} the better) of each trial, and against each setting{shares}", fontsize=10)
+    title = f"{metric} of each trial (the {better} the better), and against each setting{shares}"
+    figure.suptitle(title, fontsize=10, x=0.7 / width, ha="left", y=1 - 0.1 / height, va="top")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     draw_history(panels[0], outcomes, metric, higher)
     for axes, dimension in zip(panels[1:], dimensions, strict=False):
         draw_dimension(axes, dimension, outcomes)
         share = f" ({importances[dimension.key]:.0%})" if dimension.key in importances else ""
         axes.set(title=f"{dimension.key}{share}")
+    for axes in panels[::columns]:
+        axes.set_ylabel(metric)
     for axes in panels[: 1 + len(dimensions)]:
         axes.grid(alpha=0.3)
     for axes in panels[1 + len(dimensions) :]:

@@ -56,6 +56,9 @@ class Choices:
     values: tuple[Any, ...]
     """What is no plain value, as a list, is its JSON."""
 
+    def __str__(self) -> str:
+        return f"[{', '.join(map(as_text, self.values))}]"
+
     def suggest(self, trial: Any) -> Any:
         """The value of an Optuna trial."""
         return trial.suggest_categorical(self.key, self.values)
@@ -82,6 +85,11 @@ class Range:
     step: float | None
     """Between neighbouring values; None: every number, or of whole ones each."""
     whole: bool
+
+    def __str__(self) -> str:
+        scale = ", log" if self.log else ""
+        step = f", step {self.step}" if self.step is not None else ""
+        return f"{self.low} to {self.high}{scale}{step}"
 
     def suggest(self, trial: Any) -> Any:
         """The value of an Optuna trial."""

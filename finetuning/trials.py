@@ -26,7 +26,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from finetuning.search_report import Outcome, write_report
+from finetuning.search_report import Outcome, draw_search, write_report
 from finetuning.settings import FinetuneSettings
 from finetuning.space import Space, check_space, options, parse
 from finetuning.tasks import TASKS
@@ -38,14 +38,17 @@ from pretraining.log import flat
 from pretraining.loop import train
 from pretraining.objectives import make_objective
 from pretraining.objectives.base import Objective
+from pretraining.settings import Settings
 
 STUDY = "search"  # its name in the journal, which has no other one
 ALIKE = 3  # So many trials that fail with one sentence, and none that succeeds, end the search.
 # All trials compute in one way, in one precision above all. How many rows at a time depends on what is searched.
 COMPUTED = tuple(name for name in AUTOTUNED if name != "micro_batch")
 # What may differ between the starts of a search: it decides nothing that a trial learns.
-FREE = ("name", "runs", "cache", "resume", "log.", "data.processes", "evaluation.samples", "checkpoint.keep")
-FREE += tuple(f"train.{name}" for name in (*AUTOTUNED, "workers", "allocator"))
+FREE = (
+    *("name", "runs", "cache", "resume", "log.", "data.processes", "evaluation.samples", "checkpoint.keep"),
+    *(f"train.{name}" for name in (*AUTOTUNED, "workers", "allocator")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +167,7 @@ def open_study(search: Search) -> optuna.Study:
     if not journal.exists():
         if (folder / "checkpoints").exists() or (folder / "model").exists():
             raise UserError(f"{folder} holds a run of finetune.py: give the search another --name.")
+        print(f"checking each value of {search.path}, and the data", flush=True)
         metric, higher = metric_of(check_space(search.path, search.arguments, search.space))
         files.check_writable(folder, "--runs")
     contract = search.contract()
@@ -185,10 +189,11 @@ def open_study(search: Search) -> optuna.Study:
             study.set_user_attr("metric", metric)
     before = json.loads(study.user_attrs["contract"])
     for name in dict.fromkeys([*before, *contract]):
-        if before.get(name) != contract.get(name):
+        old, new = before.get(name, "left out"), contract.get(name, "left out")
+        if old != new:
             raise UserError(
-                f"the search in {folder} was begun with {name} {before.get(name)}, now it is {contract.get(name)}: its "
-                "trials would not compare, so give the same settings, or another --name."
+                f"the search in {folder} was begun with {name} {old}, now it is {new}: its trials would not compare, "
+                "so give the same settings, or another --name."
             )
     return study
 
@@ -267,7 +272,7 @@ def watched(objective: Objective, trial: Trial, metric: str, folder: Path) -> Ob
     return objective
 
 
-def computed_alike(settings: FinetuneSettings, folders: list[Path]) -> FinetuneSettings:
+def computed_alike(settings: Settings, folders: list[Path]) -> Settings:
     """The settings with what the first of these runs that has a checkpoint chose at its start."""
     for folder in folders:
         if found := checkpoint.find(folder):
@@ -285,9 +290,9 @@ def train_trial(search: Search, trial: Trial, metric: str, before: Path | None) 
     """
     name = trial_name(trial.number)
     own = [f"--runs={search.folder}", f"--name={name}", "--resume=auto"]
-    settings = parse([*search.arguments, *options(trial.params), *own])
+    parsed = parse([*search.arguments, *options(trial.params), *own])
     earlier = sorted(search.folder.glob("trial-*"))
-    settings = computed_alike(settings, [*([before] if before else []), settings.folder, *earlier])
+    settings = computed_alike(parsed, [*([before] if before else []), parsed.folder, *earlier])
     train(settings, watched(make_objective(settings, TASKS), trial, metric, settings.folder))
     results = json.loads((settings.folder / "results.json").read_text())
     trial.set_user_attr("step", results["step"])
@@ -365,13 +370,21 @@ def importances(study: optuna.Study) -> dict[str, float]:
         return {}
 
 
-def report(search: Search, study: optuna.Study) -> list[str]:
-    """Writes what is known of the trials into the search's folder; returns it in lines."""
+def report(search: Search, study: optuna.Study, final: bool) -> list[str]:
+    """Writes what is known of the trials into the search's folder; returns it in lines.
+
+    Args:
+        final: with importances and the picture, which take seconds.
+    """
     with search.lock():  # workers write the same files
         outcomes = [outcome(trial) for trial in study.get_trials(deepcopy=False)]
         higher = study.direction == optuna.study.StudyDirection.MAXIMIZE
         metric = study.user_attrs["metric"]
-        return write_report(search, outcomes, metric, higher, importances(study))
+        shares = importances(study) if final else {}
+        lines = write_report(search, outcomes, metric, higher, shares)
+        if final:
+            draw_search(outcomes, search.space, metric, higher, shares, search.folder / "search.png")
+        return lines
 
 
 def run_search(search: Search) -> None:
@@ -393,6 +406,6 @@ def run_search(search: Search) -> None:
         gc.collect()  # the model of one trial, before there is the next one's
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        report(search, study)
+        report(search, study, final=False)
         check_failures(study)
-    print("", *report(search, study), sep="\n", flush=True)
+    print("", *report(search, study, final=True), sep="\n", flush=True)

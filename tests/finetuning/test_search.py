@@ -1,5 +1,6 @@
 """A search: what its space may say, trials that are killed and shared, pruning, failures, and the report."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import docstring_parser
 import pytest
+import yaml
 
 pytest.importorskip("optuna")
 
@@ -22,10 +24,10 @@ from transformers import PreTrainedTokenizerFast
 
 from finetuning import trials
 from finetuning.cli import parse_finetune
-from finetuning.search import main
+from finetuning.search import main, make_parser
 from finetuning.search_report import Outcome, ordered
 from finetuning.settings import FinetuneSettings
-from finetuning.space import Choices, Range, as_text, check_space, options, parse, points, read_space
+from finetuning.space import Choices, Loader, Range, as_text, check_space, options, parse, points, read_space
 from pretraining import loop
 from pretraining.errors import UserError
 from pretraining.pictures import charts
@@ -226,6 +228,17 @@ def test_parameters_are_a_function_of_seed_and_number(kind: str):
         assert sorted(map(str, one.values())) == sorted(map(str, grid))
 
 
+def test_tpe_learns_from_earlier_trials():
+    search = SimpleNamespace(sampler="tpe", grid=[], settings=SimpleNamespace(seed=0))
+    study, dimension, distances = optuna.create_study(), Range("a", 0.0, 1.0, False, None, False), []
+    for number in range(60):
+        trial = study.ask()
+        study.sampler = trials.make_sampler(search, number, 0)
+        distances.append(abs(dimension.suggest(trial) - 0.7))
+        study.tell(trial, distances[-1])
+    assert sum(distances[40:]) / 20 < 0.6 * sum(distances[:10]) / 10
+
+
 # ---- real trials ----
 
 
@@ -264,7 +277,7 @@ def test_a_finished_search_only_reports(
     monkeypatch.setattr(trials, "train", None)
     search_here(arguments, whole.parent, "one", "--trials=2")
     assert told(whole) == before and "| trial-0002 |" in (whole / "search.md").read_text()
-    assert "to train it again: accelerate launch finetune.py" in capsys.readouterr().out
+    assert "    accelerate launch finetune.py" in capsys.readouterr().out
 
 
 def kill_at(moment: str, patch: pytest.MonkeyPatch) -> None:
@@ -366,7 +379,18 @@ def pretend(monkeypatch: pytest.MonkeyPatch, arguments: list[str], tmp_path: Pat
             results = {"step": 12, "eval_loss": None if loss != loss else loss}
             (settings.folder / "results.json").write_text(json.dumps(results))
 
+        def parse_again(given: list[str]) -> FinetuneSettings:
+            """The parser's work, which the tests of real trials leave to it."""
+            point = dict(argument[2:].split("=", 1) for argument in given[len(rest) :])
+            named = {key: point.pop(key) for key in ("runs", "name")}
+            del point["resume"]
+            changed = base.changed({key: yaml.load(value, Loader) for key, value in point.items()})
+            return dataclasses.replace(changed, **named)
+
+        _, rest = make_parser().parse_known_args(["--space=", *arguments, *more])
+        base = parse_finetune(rest)
         monkeypatch.setattr(trials, "train", train)
+        monkeypatch.setattr(trials, "parse", parse_again)
         path = write_space(tmp_path, space)
         main([*arguments, f"--space={path}", f"--runs={tmp_path}", "--name=one", *more])
         return tmp_path / "one"
@@ -447,15 +471,6 @@ def test_nothing_is_pruned_unasked(pretend: Callable[..., Path]):
     assert {trial["state"] for trial in told(folder)["trials"]} == {"complete"}
 
 
-def test_tpe_learns_from_earlier_trials(pretend: Callable[..., Path]):
-    space = "optim.weight_decay: {low: 0, high: 1}\n"
-    folder = pretend(
-        lambda settings, step: abs(settings.optim.weight_decay - 0.7), "--trials=25", "--sampler=tpe", space=space
-    )
-    distances = [trial["value"] for trial in told(folder)["trials"]]
-    assert sum(distances[15:]) / 10 < sum(distances[:10]) / 10
-
-
 def test_a_grid_ends_by_itself(pretend: Callable[..., Path]):
     space = "optim.weight_decay: {low: 0, high: 0.2, step: 0.1}\nmodel.pooling: [cls, mean]\n"
     folder = pretend(lambda settings, step: settings.optim.weight_decay, "--sampler=grid", space=space)
@@ -498,8 +513,12 @@ def test_another_search_in_the_same_folder_is_refused(pretend: Callable[..., Pat
     for more, space, says in (
         ("--sampler=tpe", SPACE, "begun with --sampler random, now it is tpe"),
         ("--train.steps=13", SPACE, "begun with train.steps 12, now it is 13"),
-        ("--trials=2", SPACE.replace("4]", "8]"), "begun with the space's train.rows_per_step"),
-        ("--trials=2", "seed: [0, 1]", "the space's optim.learning_rate"),
+        (
+            "--trials=2",
+            SPACE.replace("4]", "8]"),
+            "begun with the space's train.rows_per_step [2, 4], now it is [2, 8]",
+        ),
+        ("--trials=2", "seed: [0, 1]", "the space's optim.learning_rate 0.0001 to 0.1, log, now it is left out"),
     ):
         with pytest.raises(SystemExit):
             pretend(lambda settings, step: 1.0, "--trials=2", more, space=space)
@@ -526,7 +545,6 @@ def test_a_journal_that_was_cut_short_is_mended(pretend: Callable[..., Path]):
         (["--trials=many"], "--trials: invalid int value: 'many'"),
         (["--trials=1", "--sampler=best"], "--sampler: invalid choice: 'best'"),
         (["--trials=1", "--seeds=2"], "a trial is one run"),
-        (["--trials=1", "--start=both"], "a trial is one run"),
         (["--trials=1", "--resume=none"], "leave it out"),
         (["--trials=1", "--pruner=median", "--evaluation.every=0"], "set evaluation.every"),
         (["--trials=1", "--data.files=/nowhere/x.jsonl"], "/nowhere/x.jsonl"),
