@@ -259,6 +259,7 @@ class KeelBertForLabels(KeelBertPreTrainedModel):
         logits = self.compute_logits(outputs)
         if example_ids is not None:
             logits = self.pool_windows(logits, example_ids)
+            logits = logits if labels is None else logits[: len(labels)]
         loss = None if labels is None else self.compute_loss(logits, labels, num_items_in_batch)
         return self.output_class(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -284,9 +285,9 @@ class KeelBertForSequenceClassification(KeelBertForLabels):
     """A class, several classes or a number for each sequence, or for each text of several sequences.
 
     `labels` (B,) or (B, E) of classes or numbers, (B, C) or (B, E, C) of zeros and ones for several classes at once;
-    -100 for none. `example_ids` (B, E) of packed rows: sequences that bear one number 1, 2, ... are windows of one
-    text, 0 for none. Their logits are brought together as `config.window_pooling` says; column g - 1 of `logits` and
-    of `labels` is then text g.
+    -100 for none. `example_ids` (B, E) of packed rows: sequences of the batch that bear one number 1, 2, ... G are
+    windows of one text, 0 for none. Their logits are brought together as `config.window_pooling` says: `logits` (G, C)
+    have text g in row g - 1, and `labels` are (G,) or (G, C). Without labels `logits` have B * E rows, the last empty.
     """
 
     output_class = SequenceClassifierOutput
@@ -411,10 +412,10 @@ class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
         """Inputs (B, choices, T) instead of (B, T), or packed rows (B, T), a sequence for each choice.
 
         Args:
-            labels: (B,), the index of the right choice. Of packed rows (B, E): for question g in column g - 1 the
-                column 0, 1, ... E - 1 of its right choice, -100 for none.
-            example_ids: (B, E), the number 1, 2, ... of the question that a sequence is a choice of, 0 for none; the
-                softmax runs over the choices of one question. `logits` are (B, E).
+            labels: (B,), the index of the right choice. Of packed rows (G,): for question g in place g - 1 the place of
+                its right choice among all B * E sequences, a row after another; -100 for none.
+            example_ids: (B, E), the number 1, 2, ... G of the question of the batch that a sequence is a choice of, 0
+                for none; the softmax runs over the choices of one question. `logits` are (B, E).
 
         Raises:
             ValueError: labels of packed rows without `example_ids`, or `example_ids` of rows that are not packed.
@@ -435,7 +436,8 @@ class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
         elif labels is not None:
             if example_ids is None:
                 raise ValueError("labels of packed choices need example_ids: which sequences are of one question.")
-            loss = grouped_loss(logits, example_ids, labels, "labels", num_items_in_batch)
+            scores, questions = logits.flatten()[None], example_ids.flatten()[None]  # (1, B * E)
+            loss = grouped_loss(scores, questions, labels[None], "labels", num_items_in_batch)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -45,17 +45,18 @@ def pool(
 
 
 def pool_windows(logits: Tensor, example_ids: Tensor, pooling: str) -> Tensor:
-    """The logits of each text out of those of its windows, (B, E, C) -> (B, E, C): text g of a row in column g - 1.
+    """The logits of each text out of those of its windows, (B, E, C) -> (B * E, C): text g in row g - 1.
 
     Args:
         example_ids: (B, E), the number 1, 2, ... of the text that a sequence is a window of, 0 for none.
         pooling: `mean`: the mean of the windows' logits; `max`: the largest of each class.
     """
-    member = members(example_ids, example_ids.shape[1])  # (B, E, E): text g, window e
+    logits = logits.flatten(0, 1)  # (B * E, C): the windows of a text may lie in several rows
+    member = members(example_ids.flatten()[None], len(logits))[0]  # (B * E, B * E): text, window
     if pooling == "mean":
-        return mean_of_members(logits, member)
-    largest = logits[:, None].masked_fill(~member[..., None], -torch.inf).amax(2)  # (B, E, E, C) -> (B, E, C)
-    return largest.masked_fill(~member.any(-1)[..., None], 0)  # a column without a text: 0, as its mean is
+        return mean_of_members(logits[None], member[None])[0]
+    largest = logits.masked_fill(~member[..., None], -torch.inf).amax(1)
+    return largest.masked_fill(~member.any(-1)[..., None], 0)  # a row without a text: 0, as its mean is
 
 
 class Pooler(nn.Module):

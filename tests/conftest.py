@@ -1,17 +1,25 @@
 """Options and fixtures of the whole suite."""
 
+import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once: no test asks the network
 
+import docstring_parser
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import PreTrainedModel
+
+from pretraining.pictures import charts
+
+# Every start reads the docstrings of the same settings classes, which is half of the time that it takes to parse.
+docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
 MARKS = [
     *("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "all_flash_attn_test", "slow"),
@@ -66,6 +74,20 @@ LONGEST += ["test_image_objectives", "test_checkpoint", "test_init_from", "test_
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> None:
+    """What an earlier test's run has told Accelerate, its precision for one, holds for no other run."""
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_curves() -> Iterator[None]:
+    """Runs in this process and its forks draw no curves, a third of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "draw_curves", lambda metrics, path: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -304,7 +304,9 @@ class Lines:
 
 def split_windows(example: Example) -> list[Example]:
     """The windows of an example; what it has of each token or of each window goes with them."""
-    of_tokens = [name for name in OF_TOKENS if name in example and np.ndim(example[name])]  # a label may be of the whole
+    of_tokens = [
+        name for name in OF_TOKENS if name in example and np.ndim(example[name])
+    ]  # a label may be of the whole
     of_windows = [name for name in OF_WINDOWS if name in example]
     windows: list[Example] = []
     start = 0

@@ -60,7 +60,9 @@ class TokenExamples(WindowExamples):
         return partial(read_words)
 
     def read_labels(self) -> list[str]:
-        self.classes = self.tables["train"].classes
+        labels = self.tables["train"].labels
+        assert labels is not None
+        self.classes = labels.names
         number = {name: number for number, name in enumerate(self.classes)}
         self.labels = {
             split: [np.array([number[tag] for tag in tags], dtype=np.int64) for tags in table.targets]

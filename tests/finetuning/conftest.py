@@ -5,6 +5,10 @@ from pathlib import Path
 import datasets
 import pytest
 
+from pretrain import main
+from tests.finetuning.data import KINDS, pretrain_arguments, write_data
+from tests.pretraining.runs import NUMBERS
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -13,3 +17,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file of every kind of labelled data, and a text of the same words."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for kind in KINDS:
+        write_data(kind, folder / f"{kind}.jsonl")
+    lines = (" ".join([*NUMBERS[n:], *NUMBERS[:n], "after"]) for n in range(10))
+    (folder / "text.txt").write_text("".join(f"{line}\n" * (n + 1) for n, line in enumerate(lines)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(labelled: Path) -> Path:
+    """The model of a tiny pretraining."""
+    main(pretrain_arguments(labelled))
+    return labelled / "pretrained" / "model"

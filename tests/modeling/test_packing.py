@@ -220,8 +220,8 @@ def test_reading_at_labels_alone_changes_no_loss(tiny, head, fields, counted):
 
 
 SEQUENCES = [[5, 3, 4], [2, 6, 1], [], [7, 6]]  # tokens of each sequence of each row
-EXAMPLES = torch.tensor([[1, 2, 1], [2, 2, 2], [0, 0, 0], [1, 1, 0]])  # the question or the text that it belongs to
-MEMBERS = {(0, 1): [0, 2], (0, 2): [1], (1, 2): [0, 1, 2], (3, 1): [0, 1]}  # the same, by row and number
+EXAMPLES = torch.tensor([[1, 2, 1], [3, 3, 2], [0, 0, 0], [4, 3, 0]])  # the question or the text that it belongs to
+MEMBERS = {1: [(0, 0), (0, 2)], 2: [(0, 1), (1, 2)], 3: [(1, 0), (1, 1), (3, 1)], 4: [(3, 0)]}  # by number: row, column
 FIRST = torch.tensor([[0, 5, 8], [0, 2, 8], [0, 0, 0], [0, 7, 0]])
 
 
@@ -241,24 +241,25 @@ def padded(examples: list[Example]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("fields", POOLINGS, ids=["cls", "mean"])
 def test_choices_are_those_of_the_question_alone(tiny, fields, starts):
     model, rows = tiny("KeelBertForMultipleChoice", **fields).train(), sequences()
-    labels = torch.tensor([[2, 1, -100], [-100, 0, -100], [-100, -100, -100], [-100, -100, -100]])
+    labels = torch.tensor([2, 5, -100, 9])  # of twelve sequences, three in a row
     batch = pack(rows) | starts | {"example_ids": EXAMPLES, "labels": labels}
     packed, questions = model(**batch), []
-    for (row, number), columns in MEMBERS.items():
-        question = {name: x[None] for name, x in padded([rows[row][column] for column in columns]).items()}
-        close(model(**question).logits[0], packed.logits[row, columns])
-        right = labels[row, number - 1]
-        index = right if right == -100 else torch.tensor(columns.index(right))
-        questions.append(question | {"labels": index[None]})
+    for number, places in MEMBERS.items():
+        question = {name: x[None] for name, x in padded([rows[row][column] for row, column in places]).items()}
+        row_numbers, columns = zip(*places, strict=True)
+        close(model(**question).logits[0], packed.logits[list(row_numbers), list(columns)])
+        right = int(labels[number - 1])
+        index = right if right == -100 else places.index((right // 3, right % 3))
+        questions.append(question | {"labels": torch.tensor([index])})
     count = {"num_items_in_batch": {"labels": 3}}
     close(gradients(model, [batch]), gradients(model, [question | count for question in questions]))
 
 
-CHOSEN = (torch.arange(36).view(4, 3, 3) % 5 < 2).double()
-WINDOWS = {  # fields of the configuration, labels of four rows of three texts, the loss of one text
-    "classes": ({"num_labels": 3}, torch.arange(12).view(4, 3) % 3, cross_entropy),
+CHOSEN = (torch.arange(12).view(4, 3) % 5 < 2).double()
+WINDOWS = {  # fields of the configuration, labels of four texts, the loss of one text
+    "classes": ({"num_labels": 3}, torch.arange(4) % 3, cross_entropy),
     "several classes": ({"num_labels": 3}, CHOSEN, binary_cross_entropy_with_logits),
-    "regression": ({"num_labels": 1}, torch.linspace(-1, 1, 12).view(4, 3, 1).double(), mse_loss),
+    "regression": ({"num_labels": 1}, torch.linspace(-1, 1, 4).view(4, 1).double(), mse_loss),
 }
 
 
@@ -268,33 +269,36 @@ WINDOWS = {  # fields of the configuration, labels of four rows of three texts, 
 def test_logits_of_a_text_are_those_of_its_windows_together(tiny, problem, window_pooling, starts):
     fields, labels, loss = WINDOWS[problem]
     model, rows = tiny("KeelBertForSequenceClassification", window_pooling=window_pooling, **fields), sequences()
-    has_label = torch.tensor([[True, True, False], [False, True, False], [False] * 3, [False] * 3])
-    labels = labels.where(has_label if labels.ndim == 2 else has_label[..., None], -100)
+    has_label = torch.tensor([True, True, False, True])
+    labels = labels.where(has_label if labels.ndim == 1 else has_label[:, None], -100)
     batch = pack(rows) | starts | {"example_ids": EXAMPLES, "labels": labels}
     packed, losses = model(**batch).logits, []
+    assert packed.shape == (4, model.config.num_labels)
+    close(model(**{name: x for name, x in batch.items() if name != "labels"}).logits[:4], packed)
     model.zero_grad()
-    for (row, number), columns in MEMBERS.items():
-        windows = model(**padded([rows[row][column] for column in columns])).logits
+    for number, places in MEMBERS.items():
+        windows = model(**padded([rows[row][column] for row, column in places])).logits
         text = windows.mean(0) if window_pooling == "mean" else windows.max(0).values
-        close(packed[row, number - 1], text)
-        if has_label[row, number - 1]:
-            losses.append(loss(text, labels[row, number - 1]))
+        close(packed[number - 1], text)
+        if has_label[number - 1]:
+            losses.append(loss(text, labels[number - 1]))
     expected = torch.stack(losses).mean()
     expected.backward()
     grads = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     close(gradients(model, [batch]), (expected.detach(), grads))
-    if problem == "regression":  # a number for each text, as (B, E) too
-        close(model(**batch | {"labels": labels[..., 0]}).loss, expected)
+    if problem == "regression":  # a number for each text, as (G,) too
+        close(model(**batch | {"labels": labels[:, 0]}).loss, expected)
 
 
 @pytest.mark.parametrize("window_pooling", ["mean", "max"])
 def test_texts_of_one_window_each_are_as_without_windows(tiny, window_pooling):
     model = tiny("KeelBertForSequenceClassification", window_pooling=window_pooling)
     batch = pack(rows_of("KeelBertForSequenceClassification"))
-    numbers = torch.arange(1, MOST + 1) * (torch.arange(MOST) < torch.tensor([len(row) for row in ROWS])[:, None])
-    real = numbers > 0
-    equal(model(**batch, example_ids=numbers).logits[real], model(**batch).logits[real])
-    equal(gradients(model, [batch | {"example_ids": numbers}]), gradients(model, [batch]))
+    real = torch.arange(MOST) < torch.tensor([len(row) for row in ROWS])[:, None]
+    numbers = real.flatten().cumsum(0).view(real.shape) * real
+    together = batch | {"example_ids": numbers, "labels": batch["labels"][real]}
+    equal(model(**together).logits, model(**batch).logits[real])
+    equal(gradients(model, [together]), gradients(model, [batch]))
 
 
 @pytest.mark.parametrize("some_labels", [True, False])

@@ -1,16 +1,13 @@
 """A small real corpus (Python's own help topics), and settings for runs of seconds."""
 
-import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import datasets
-import docstring_parser
 import pyarrow as pa
 import pytest
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 from filelock import FileLock
 from runs import FIXED, WIDTHS, learn_numbers, write_numbers
@@ -24,22 +21,6 @@ from pretraining.pictures import charts
 from pretraining.settings import Settings
 
 DRAW_CURVES = charts.draw_curves
-# Every start reads the docstrings of the same settings classes, which is half of the time that it takes to parse.
-docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
-
-
-@pytest.fixture(autouse=True)
-def fresh_state() -> None:
-    """What an earlier test's run has told Accelerate, its precision for one, holds for no other run."""
-    AcceleratorState._reset_state(True)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def no_curves() -> Iterator[None]:
-    """Runs in this process and its forks draw no curves, a third of a tiny run's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "draw_curves", lambda metrics, path: None)
-        yield
 
 
 @pytest.fixture

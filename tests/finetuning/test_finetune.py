@@ -1,0 +1,191 @@
+"""Every task is learnt by the one loop: resumed to the same bits, cut in any way, from both starts."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune import main
+from finetuning.cli import parse_finetune
+from finetuning.tasks import TASKS
+from modeling import KeelBertForSequenceClassification
+from pretrain import main as pretrain
+from pretraining.objectives import make_objective
+from tests.finetuning.data import KINDS, arguments_of
+from tests.pretraining.runs import FIXED, NUMBERS, WIDTHS, fork_ranks, wait
+
+
+def finetune(arguments: list[str], name: str, *more: str) -> Path:
+    main([*arguments, f"--name={name}", *more])
+    runs = next(argument.partition("=")[2] for argument in arguments if argument.startswith("--runs="))
+    return Path(runs, name)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def results(run: Path) -> dict:
+    return json.loads((run / "results.json").read_text())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_reaches_the_same_bits(kind: str, labelled: Path, checkpoint: Path):
+    arguments = arguments_of(kind, labelled, checkpoint)
+    whole = finetune(arguments, f"{kind}-whole")
+    resumed = finetune(arguments, f"{kind}-resumed", f"--resume={whole}/checkpoints/step-2")
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(resumed)[name]), name
+    assert results(whole)["eval_loss"] == results(resumed)["eval_loss"]
+    assert (whole / "worst.jsonl").exists()
+
+
+@pytest.mark.parametrize("kind", ["text", "long", "tokens", "spans", "choice"])
+def test_how_a_step_is_cut_changes_nothing(kind: str, labelled: Path, checkpoint: Path):
+    """1 x 8 rows, 4 x 2, and two processes with 2 x 2 each."""
+    arguments = [*arguments_of(kind, labelled, checkpoint), "--model.hidden_dropout_prob=0"]
+    whole = finetune(arguments, f"{kind}-1x8")
+    parts = [finetune(arguments, f"{kind}-4x2", "--train.micro_batch=2")]
+    ranks = [*arguments, f"--name={kind}-2x2x2", "--train.micro_batch=2"]
+    assert wait(*fork_ranks(lambda: main(ranks), labelled / f"{kind}-output")) == [0, 0]
+    parts.append(labelled / "runs" / f"{kind}-2x2x2")
+    for part in parts:
+        for name, weight in weights(whole).items():
+            torch.testing.assert_close(weights(part)[name], weight, rtol=1e-4, atol=1e-5)
+        assert results(part)["eval_loss"] == pytest.approx(results(whole)["eval_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["text", "tokens", "choice"])
+def test_what_can_be_learnt_is_learnt(kind: str, labelled: Path, checkpoint: Path):
+    more = ["--train.steps=150", "--optim.learning_rate=3e-3", "--evaluation.every=0", "--checkpoint.every=0"]
+    run = finetune(arguments_of(kind, labelled, checkpoint), f"{kind}-learnt", *more, "--log.every=50")
+    assert results(run)["eval_accuracy"] >= 0.9
+
+
+def test_both_starts_and_several_seeds_are_one_table(labelled: Path, checkpoint: Path, capsys):
+    run = finetune(arguments_of("text", labelled, checkpoint), "both", "--start=both", "--seeds=2")
+    table = (run / "results.md").read_text()
+    assert table.startswith("| metric | pretrained | scratch | difference | standard errors |")
+    scores = json.loads((run / "results.json").read_text())
+    assert {start: len(values["accuracy"]) for start, values in scores.items()} == {"pretrained": 2, "scratch": 2}
+    assert f"{np.mean(scores['scratch']['loss']):.4f}" in table and table in capsys.readouterr().out
+    firsts = [weights(run / name)["bert.pooler.dense.weight"] for name in ("pretrained-0", "scratch-0", "scratch-1")]
+    assert all(not torch.equal(a, b) for a, b in pairwise(firsts))
+
+
+def test_scratch_takes_the_tokenizer_and_the_architecture(labelled: Path, checkpoint: Path):
+    arguments = arguments_of("text", labelled, checkpoint)[1:]
+    settings = parse_finetune(["--model=scratch", f"--tokenizer.path={checkpoint}", *arguments])
+    assert settings.start == "scratch" and settings.model.hidden_size == 32
+    run = finetune(["--model=scratch", f"--tokenizer.path={checkpoint}", *arguments], "scratch")
+    assert KeelBertForSequenceClassification.from_pretrained(run / "model").config.id2label == {0: "none", 1: "seven"}
+
+
+@pytest.mark.parametrize("kind", ["long", "spans", "tokens"])
+def test_windows_are_as_long_as_they_are_planned(kind: str, labelled: Path, checkpoint: Path):
+    settings = parse_finetune(arguments_of(kind, labelled, checkpoint))
+    objective = make_objective(settings, TASKS)
+    objective.examples.prepare(is_builder=True)
+    index = objective.examples.index("train", 0)
+    examples = objective.examples.examples("train", 0, index)
+    lengths = [len(example["input_ids"]) for example in examples]
+    assert lengths == objective.examples.example_lengths["train"][index].tolist()
+    assert max(size for example in examples for size in example["window_lengths"]) <= 32
+    assert max(len(example["window_lengths"]) for example in examples) > 1
+
+
+def test_the_logits_of_a_long_text_are_the_mean_of_its_windows(labelled: Path, checkpoint: Path):
+    run = finetune(arguments_of("long", labelled, checkpoint), "long-logits", "--objective.worst=1000")
+    model = KeelBertForSequenceClassification.from_pretrained(run / "model").eval()
+    examples = make_objective(parse_finetune(arguments_of("long", labelled, checkpoint)), TASKS).examples
+    examples.prepare(is_builder=True)
+    index = examples.index("validation", 0)
+    losses = []
+    for example in examples.examples("validation", 0, index):
+        ids = torch.from_numpy(example["input_ids"]).split(example["window_lengths"].tolist())
+        logits = torch.cat([model(input_ids=window[None]).logits for window in ids]).mean(0)
+        losses.append(-float(logits.log_softmax(0)[int(example["labels"])].detach()))
+    assert results(run)["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_lora_learns_little_and_is_merged(labelled: Path, checkpoint: Path):
+    pytest.importorskip("peft")
+    arguments = [*arguments_of("text", labelled, checkpoint), "--objective.adapter=lora"]
+    whole = finetune(arguments, "lora", "--optim.learning_rate=1e-2")
+    resumed = finetune(arguments, "lora-resumed", f"--resume={whole}/checkpoints/step-2", "--optim.learning_rate=1e-2")
+    before, after = load_file(checkpoint / "model.safetensors"), weights(whole)
+    changed = {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
+    assert changed == {
+        f"bert.encoder.blocks.{layer}.attention.{matrix}.weight" for layer in (0, 1) for matrix in ("query", "value")
+    }
+    assert all(torch.equal(weight, weights(resumed)[name]) for name, weight in after.items())
+    model = KeelBertForSequenceClassification.from_pretrained(whole / "model").eval()
+    assert math.isfinite(float(model(input_ids=torch.tensor([[2, 5, 3]])).logits.sum()))
+
+
+def test_what_is_frozen_stays(labelled: Path, checkpoint: Path):
+    run = finetune(arguments_of("text", labelled, checkpoint), "frozen", "--objective.freeze=2")
+    before, after = load_file(checkpoint / "model.safetensors"), weights(run)
+    same = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
+    assert same and all(".embeddings." in name or ".blocks.0." in name for name in same)
+    assert not any(".blocks.1." in name for name in same)
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (["--objective.metric=bleu"], "objective.metric is 'bleu', and what this task can be judged by is: accuracy"),
+        (["--objective.sequence_length=100", "--objective.row_length=100"], "beyond the model's position"),
+        (["--objective.freeze=9"], "set it to at most 3"),
+        (["--objective.name=translation"], "model.family bert takes: sequence_classification"),
+        (["--objective.class_weights=[1, 2, 3]"], "has 3 numbers, and there are 2 classes, none, seven"),
+        (["--objective.adapter=lora", "--objective.lora_targets=[keys]"], "no linear layer of the model has"),
+        (["--seeds=0"], "seeds is 0: it must be a number of at least 1"),
+    ],
+)
+def test_mistakes_are_told_before_training(more: list[str], error: str, labelled: Path, checkpoint: Path, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments_of("text", labelled, checkpoint), "--name=wrong", *more])
+    said = " ".join(capsys.readouterr().err.split())
+    assert error in said and said.count("error:") == 1
+    assert not (labelled / "runs" / "wrong").exists()
+
+
+def test_the_checkpoint_must_be_named(labelled: Path, checkpoint: Path, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments_of("text", labelled, checkpoint)[1:])
+    assert "name its checkpoint by --model" in capsys.readouterr().err
+
+
+def test_images_and_their_frozen_body(labelled: Path):
+    sizes = ["--model.family=vit", "--model.image_size=8", "--model.patch_size=4", "--model.num_channels=1"]
+    digits = ["--data.source=digits", f"--cache={labelled}/cache", f"--runs={labelled}/runs", "--train.steps=2"]
+    digits += ["--train.rows_per_step=32", "--train.micro_batch=32", "--train.threads=1", *FIXED]
+    pretrain([*sizes, *WIDTHS, "--model.num_hidden_layers=2", "--name=vit", *digits, "--objective.name=masked_images"])
+    model = labelled / "runs" / "vit" / "model"
+    run = finetune([f"--model={model}", *digits, "--optim.learning_rate=1e-2"], "digits", "--objective.freeze=-1")
+    before, after = load_file(model / "model.safetensors"), weights(run)
+    shared = before.keys() & after.keys()
+    assert shared and all(torch.equal(before[name], after[name]) for name in shared)
+    found = results(run)
+    assert 0 <= found["eval_calibration_error"] <= 1 and found["eval_top5_accuracy"] >= found["eval_accuracy"]
+    assert len((run / "worst.jsonl").read_text().splitlines()) == 20
+    assert len((run / "classes.md").read_text().splitlines()) == 12
+
+
+def test_translation_is_fine_tuned_too(labelled: Path):
+    """A seq2seq that goes on with other pairs, under the verb of all families."""
+    pairs = "".join(f"{a} {b}\t{n} {m}\n" for n, a in enumerate(NUMBERS) for m, b in enumerate(NUMBERS))
+    (labelled / "pairs.tsv").write_text(pairs)
+    common = ["--data.source=files", f"--data.files={labelled}/pairs.tsv", f"--cache={labelled}/cache", *FIXED]
+    common += [f"--runs={labelled}/runs", "--train.steps=2", "--train.rows_per_step=8", "--train.micro_batch=8"]
+    common += ["--train.threads=1", "--objective.sequence_length=16", "--data.validation_fraction=0.2"]
+    sizes = [*WIDTHS, "--model.encoder_layers=1", "--model.decoder_layers=1", "--model.max_position_embeddings=32"]
+    pretrain(["--model.family=seq2seq", "--name=translator", *sizes, *common, "--tokenizer.vocab_size=270"])
+    run = finetune([f"--model={labelled}/runs/translator/model", *common], "translator-on")
+    assert "eval_bleu" in results(run)
