@@ -22,12 +22,14 @@ from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from finetuning import trials
 from finetuning.cli import parse_finetune
-from finetuning.search import main, make_parser
-from finetuning.search_report import Outcome, ordered
+from finetuning.search import study as study_module
+from finetuning.search import trials
+from finetuning.search.__main__ import main, make_parser
+from finetuning.search.report import Outcome, ordered
+from finetuning.search.space import Choices, Loader, Range, as_text, check_space, options, parse, points, read_space
+from finetuning.search.study import make_sampler
 from finetuning.settings import FinetuneSettings
-from finetuning.space import Choices, Loader, Range, as_text, check_space, options, parse, points, read_space
 from pretraining import loop
 from pretraining.errors import UserError
 from pretraining.pictures import charts
@@ -212,7 +214,7 @@ def drawn(numbers: list[int], seed: int, space: list, grid: list) -> dict[int, d
     for number in numbers:
         found[number] = {}
         for place, dimension in enumerate(space):
-            study.sampler = trials.make_sampler(search, number, place)
+            study.sampler = make_sampler(search, number, place)
             found[number][dimension.key] = dimension.suggest(asked[number])
     return found
 
@@ -233,7 +235,7 @@ def test_tpe_learns_from_earlier_trials():
     study, dimension, distances = optuna.create_study(), Range("a", 0.0, 1.0, False, None, False), []
     for number in range(60):
         trial = study.ask()
-        study.sampler = trials.make_sampler(search, number, 0)
+        study.sampler = make_sampler(search, number, 0)
         distances.append(abs(dimension.suggest(trial) - 0.7))
         study.tell(trial, distances[-1])
     assert sum(distances[40:]) / 20 < 0.6 * sum(distances[:10]) / 10
@@ -351,7 +353,7 @@ class PruneSecond(optuna.pruners.BasePruner):
 def test_a_pruned_run_stays_and_the_search_goes_on(
     whole: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(trials, "make_pruner", lambda search: PruneSecond())
+    monkeypatch.setattr(study_module, "make_pruner", lambda search: PruneSecond())
     folder = search_here(arguments, tmp_path, "one", "--trials=3")
     found = told(folder)["trials"]
     assert [trial["state"] for trial in found] == ["complete", "pruned", "complete"]

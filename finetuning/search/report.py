@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from finetuning.space import Choices, Dimension, Range, Space, as_text
+from finetuning.search.space import Choices, Dimension, Range, Space, as_text
 from pretraining import files
 from pretraining.pictures.charts import legible, save
 
 if TYPE_CHECKING:
-    from finetuning.trials import Search
+    from finetuning.search.study import Search
 
 COLUMNS = 4  # of panels
 ROWS = 20  # of the table, that are printed

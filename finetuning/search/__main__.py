@@ -14,7 +14,7 @@ import sys
 from typing import NoReturn
 
 from finetuning.cli import parse_finetune
-from finetuning.space import points, read_space
+from finetuning.search.space import points, read_space
 from pretraining.errors import UserError, one_sentence_errors
 
 PROGRAM = "finetuning.search"
@@ -100,7 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
         if told.pruner != "none" and not settings.evaluation.every:
             raise UserError(f"--pruner {told.pruner} looks at evaluations before the end: set evaluation.every.")
         try:
-            from finetuning.trials import Search, run_search
+            from finetuning.search.study import Search
+            from finetuning.search.trials import run_search
         except ModuleNotFoundError as error:
             if error.name != "optuna":
                 raise
