@@ -27,7 +27,7 @@ from pretraining.batches import Steps
 from pretraining.checkpoint import State
 from pretraining.data.cache import check_cache
 from pretraining.data.plan import Plan, make_plan
-from pretraining.evaluate import evaluate, make_evaluation_plan
+from pretraining.evaluate import evaluate, held_out_batches, make_evaluation_plan
 from pretraining.export import export, how_to_open, open_exported, write_reference
 from pretraining.launch import check_scale, make_accelerator, make_process, set_allocator
 from pretraining.log import Log, report
@@ -320,7 +320,10 @@ def describe(run: Run) -> None:
     """Says what is trained, in which rows, and how."""
     options, phase = run.settings.train, run.phase
     lengths, unit = phase.objective.examples.row_lengths, run.settings.objective.unit
-    rows = f"rows of {' + '.join(map(str, lengths))} {unit}, {run.plan.fill:.1%} full" if max(lengths) > 1 else unit
+    rows = unit
+    if max(lengths) > 1:
+        examples = len(run.plan.examples) / run.plan.steps
+        rows = f"rows of {' + '.join(map(str, lengths))} {unit}, {run.plan.fill:.1%} full ({examples:,.0f} examples)"
     run.log.say(
         f"model: {run.unwrapped.num_parameters():,} parameters; an epoch: {run.plan.steps:,} steps of "
         f"{phase.settings.train.rows_per_step} {rows}; {run.accelerator.num_processes} x {torch.get_num_threads()} "
@@ -335,6 +338,11 @@ def finish(run: Run) -> None:
     """Hands the model over: best, last or mean weights, their final metrics, `model/`, and a report."""
     step = choose_weights(run)
     objective, folder, index = run.objective, run.settings.folder, run.evaluation_plan.examples
+    run.eval_model.eval()
+    batches = held_out_batches(objective, run.evaluation_plan, run.phase.settings.train, run.accelerator)
+    with torch.no_grad(), run.accelerator.autocast():
+        if line := objective.scoring.calibrate(run.eval_model, batches, run.accelerator):
+            run.log.say(line)
     metrics = {f"eval_{name}": value for name, value in run.evaluate(final=True).items()}
     exported = export(run.accelerator, run.model if run.average is None else run.eval_model, objective.head, folder)
     if run.accelerator.is_main_process:

@@ -4,7 +4,7 @@ import dataclasses
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from transformers import PreTrainedConfig
@@ -262,7 +262,7 @@ class Settings:
         """Where the run leaves everything."""
         return Path(self.runs) / self.name
 
-    def changed(self, changes: dict[str, Any]) -> "Settings":
+    def changed(self, changes: dict[str, Any]) -> Self:
         """These settings with others at `section.key`, validated anew.
 
         Raises:

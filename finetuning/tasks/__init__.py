@@ -1,4 +1,4 @@
-"""What a model can be fine-tuned for; a task's code is imported when a run starts: `--help` needs its settings alone."""
+"""What a model can be fine-tuned for; a task's code is imported when a run starts: `--help` needs settings alone."""
 
 from finetuning.data.settings import ChoiceTableSettings, SpanTableSettings, TextTableSettings, TokenTableSettings
 from finetuning.settings import (

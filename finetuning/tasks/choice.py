@@ -3,6 +3,7 @@
 E examples of a batch.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -69,13 +70,7 @@ class ChoiceExamples(WindowExamples):
         lengths = np.stack([context, data.lengths[:, 1:].ravel()], axis=1)
         if not self.has_context:
             lengths = lengths[:, ::-1]
-        return Windows.of(lengths, self.has_context, self.one_window)
-
-    @property
-    def one_window(self) -> Any:
-        import dataclasses
-
-        return dataclasses.replace(self.settings, windows=1)
+        return Windows.of(lengths, self.has_context, replace(self.settings, windows=1))
 
     def count_tokens(self, split: str) -> np.ndarray:
         lengths = self.windows[split].lengths.reshape(-1, self.most_choices)
@@ -86,19 +81,20 @@ class ChoiceExamples(WindowExamples):
         return self.windows[split].lengths.reshape(-1, self.most_choices).max(1)
 
     def window_tokens(self, data: PreparedTexts, windows: Windows, number: int) -> Example:
-        cls, sep = (getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "sep"))
+        cls, sep = (np.array([getattr(self.tokenizer, f"{name}_token_id")]) for name in ("cls", "sep"))
         split = next(split for split, found in self.data.items() if found is data)
         ids: list[np.ndarray] = []
         types: list[np.ndarray] = []
         for choice in range(int(self.counts[split][number])):
             texts = [data.tokens[data.span(number, side)] for side in (0, 1 + choice)]
             ((first, second),) = windows.cut(number * self.most_choices + choice)
-            parts = [[cls], texts[0][first], [sep]] if self.has_context else [[cls]]
-            before = sum(map(len, parts)) if self.has_context else 0
-            own = texts[1][second if self.has_context else first]
-            window = np.concatenate([*parts, own, [sep]])
+            if self.has_context:
+                before = np.concatenate([cls, texts[0][first], sep])
+                window = np.concatenate([before, texts[1][second], sep])
+            else:
+                window = before = np.concatenate([cls, texts[1][first], sep])
             segment = np.zeros(len(window), dtype=np.int64)
-            segment[before:] = int(self.has_context)
+            segment[len(before) :] = 1
             ids.append(window)
             types.append(segment)
         return {

@@ -67,8 +67,9 @@ class ImageRecords(ClassificationScoring):
         if final:
             by_loss = sorted(records, key=lambda record: -record["loss"])
             self.worst = by_loss[: self.examples.settings.worst]
-            pair = [[record[name] for record in records] for name in ("predicted", "label")]
-            self.confusion, self.class_rows = confusion(*pair, len(classes)), class_table(*pair, classes)
+            predicted, labels = ([record[name] for record in records] for name in ("predicted", "label"))
+            self.confusion = confusion(predicted, labels, len(classes))
+            self.class_rows = class_table(predicted, labels, classes)
         loss = float(np.mean([record["loss"] for record in records]))
         return {"loss": loss, **class_metrics(records, len(classes))}
 

@@ -138,7 +138,7 @@ class SpanScoring(RecordScoring[SpanExamples]):
 
     def records(self, out: Any, batch: Batch) -> list[Record]:
         examples, lines = self.examples, batch.source
-        data, windows, table = (part["validation"] for part in (examples.data, examples.windows, examples.tables))
+        data, windows = examples.data["validation"], examples.windows["validation"]
         tokens = [examples.window_tokens(data, windows, number) for number in lines.index]
         sizes = [example["window_lengths"].tolist() for example in tokens]
         sides = [lines.windows_of(scores.float().cpu(), sizes) for scores in (out.start_logits, out.end_logits)]
@@ -152,7 +152,7 @@ class SpanScoring(RecordScoring[SpanExamples]):
                 -scores[firsts + targets[name]].mean()
                 for name, scores in (("start_positions", start), ("end_positions", end))
             ]
-            row = table.dataset[number]
+            row = examples.tables["validation"].dataset[number]
             lacks = examples.may_lack and answer.none > answer.score
             found.append(
                 {

@@ -3,21 +3,26 @@
 E examples of a batch, C classes.
 """
 
+from collections.abc import Iterator
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from scipy.special import softmax
 from torch import Tensor
 
 from finetuning.data.labels import MULTI, REGRESSION, SINGLE, balanced
 from finetuning.data.tables import Table, load_tables
-from finetuning.metrics.calibration import CalibrationError
+from finetuning.metrics.calibration import Bin, CalibrationError, fit_temperature, reliability_bins
 from finetuning.metrics.classes import class_table, classification_metrics, confusion, multilabel_metrics
 from finetuning.metrics.regression import regression_metrics
 from finetuning.prepared import Reader, read_texts
 from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples
 from modeling import KeelBertConfig, KeelBertForSequenceClassification
+from pretraining.data import draws
 from pretraining.data.packing import Example
 from pretraining.errors import UserError
 from pretraining.objectives.base import Batch, Objective
@@ -137,6 +142,7 @@ class TextScoring(RecordScoring[TextExamples]):
     """Loss and metrics by the kind of label; of classes at the end also each class's, and a confusion matrix."""
 
     confusion: np.ndarray | None = None
+    bins: list[Bin] = []
 
     def records(self, out: Any, batch: Batch) -> list[Record]:
         labels, index = batch.tensors["labels"].cpu(), batch.tensors["index"].tolist()
@@ -156,7 +162,36 @@ class TextScoring(RecordScoring[TextExamples]):
             return multilabel_metrics(predicted, labels)
         if final:
             self.confusion = confusion(predicted, labels, len(classes))
+            correct = [one == other for one, other in zip(predicted, labels, strict=True)]
+            self.bins = reliability_bins([record["confidence"] for record in records], correct)
         return class_metrics(records, len(classes))
+
+    def calibrate(
+        self, model: Any, batches: Iterator[tuple[Batch, dict[str, Tensor]]], accelerator: Accelerator
+    ) -> str:
+        if not self.examples.settings.calibration:
+            return ""
+        kept: list[tuple[int, int, list[float]]] = []  # the number, class and logits of each example
+        for batch, inputs in batches:
+            index, labels = batch.tensors["index"].tolist(), batch.tensors["labels"].tolist()
+            out = model(**{name: x for name, x in inputs.items() if name not in batch.targets})
+            kept += zip(index, labels, out.logits[: len(index)].double().tolist(), strict=True)
+        rows = sorted(gather_object(kept))
+        true, logits = np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
+        is_fitted = draws.uniform(draws.SUBSET, np.array([row[0] for row in rows])) < 0.5
+        if len(rows) < 2 or is_fitted.all() or not is_fitted.any():
+            return "calibration: too few held-out examples to fit a temperature on half of them"
+        temperature = fit_temperature(logits[is_fitted], true[is_fitted])
+        before, after = (
+            calibration_error(logits[~is_fitted] / divisor, true[~is_fitted]) for divisor in (1.0, temperature)
+        )
+        # Logits divided by T are those of a head divided by T: every tool that opens the model is calibrated.
+        for parameter in model.classifier.parameters():
+            parameter.div_(temperature)
+        return (
+            f"calibration: temperature {temperature:.3f}, fitted on {is_fitted.sum():,} held-out examples and divided "
+            f"out of the classifier; calibration error of the other {(~is_fitted).sum():,}: {before:.4f} -> {after:.4f}"
+        )
 
     def explain(self, record: Record, row: dict[str, Any]) -> Record:
         problem, classes = self.examples.problem, self.examples.classes
@@ -179,9 +214,20 @@ class TextScoring(RecordScoring[TextExamples]):
         if self.confusion is not None:
             from pretraining.pictures.charts import draw_confusion
 
-            draw_confusion(self.confusion, self.examples.classes, folder / "confusion.png")
+            draw_confusion(self.confusion, self.examples.classes, folder / "confusion.png", "texts")
             paths.append(folder / "confusion.png")
+        if self.bins:
+            from finetuning.pictures import draw_reliability
+
+            draw_reliability(self.bins, folder / "reliability.png")
+            paths.append(folder / "reliability.png")
         return paths
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The expected calibration error of logits (N, C) and their true classes (N,)."""
+    confidence = softmax(logits, axis=1).max(1)
+    return CalibrationError().score(confidence.tolist(), (logits.argmax(1) == labels).tolist())
 
 
 def count_classes(classes: list[str], counts: np.ndarray) -> str:

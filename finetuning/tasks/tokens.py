@@ -172,9 +172,10 @@ class TokenScoring(RecordScoring[TokenExamples]):
             [[names[tag] for tag in record[key]] for record in records] for key in ("predicted", "label")
         )
         if final:
-            flat = [[tag for record in records for tag in record[key]] for key in ("predicted", "label")]
-            self.confusion = confusion(*flat, len(names))
-            self.class_rows = entity_table(predicted, true) if self.examples.entities else class_table(*flat, names)
+            tags, labels = ([tag for record in records for tag in record[key]] for key in ("predicted", "label"))
+            self.confusion = confusion(tags, labels, len(names))
+            entities = self.examples.entities
+            self.class_rows = entity_table(predicted, true) if entities else class_table(tags, labels, names)
         return tag_metrics(predicted, true, names)
 
     def explain(self, record: Record, row: dict[str, Any]) -> Record:
@@ -189,7 +190,7 @@ class TokenScoring(RecordScoring[TokenExamples]):
         if self.confusion is not None:
             from pretraining.pictures.charts import draw_confusion
 
-            draw_confusion(self.confusion, self.examples.classes, folder / "confusion.png")
+            draw_confusion(self.confusion, self.examples.classes, folder / "confusion.png", "words")
             paths.append(folder / "confusion.png")
         return paths
 

@@ -4,7 +4,7 @@ N examples, R rows.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +173,12 @@ class Scoring(ABC, Generic[AnyExamples]):
             final: at the run's end, as well as can be; else what an evaluation has time for.
         """
         return {}
+
+    def calibrate(
+        self, model: Any, batches: Iterator[tuple[Batch, dict[str, Tensor]]], accelerator: Accelerator
+    ) -> str:
+        """Mends how sure the final model is, by this process's held-out batches; a line that tells how, or ""."""
+        return ""
 
     @abstractmethod
     def samples(self, model: Any, count: int) -> list[str]:
