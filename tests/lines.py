@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 NOT_ON_THE_PATH = {"__init__.py", "convert.py", "search.py", "search_weights.py"}
 LOOP = [f"pretraining/{name}.py" for name in ("loop", "step", "batches", "evaluate")]
 HEADS = "# Heads for fine-tuning"
-PACKAGES = ("modeling", "pretraining")
+PACKAGES = ("modeling", "pretraining", "finetuning")
 
 
 def count(path: Path) -> int:
