@@ -42,6 +42,7 @@ VERB = Verb(
         "seeds": Option(int, 1, "Runs of each kind, with the seeds seed, seed + 1, ..."),
     },
     FinetuneSettings,
+    "--model",
     FREE,
 )
 

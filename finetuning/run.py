@@ -9,12 +9,15 @@ from statistics import mean, stdev
 import yaml
 from accelerate import PartialState
 
+from finetuning.final_test import score_test
 from finetuning.settings import FinetuneSettings
 from finetuning.tasks import TASKS
+from finetuning.tasks.base import WindowExamples
 from pretraining import checkpoint, files
 from pretraining.autotune import AUTOTUNED
 from pretraining.loop import train
 from pretraining.objectives import make_objective
+from pretraining.objectives.base import Objective
 
 Scores = dict[str, list[float]]
 """Of each metric the values, one a seed."""
@@ -61,7 +64,7 @@ def read_scores(runs: list[FinetuneSettings]) -> dict[str, Scores]:
     for run in runs:
         results = json.loads((run.folder / "results.json").read_text())
         for name, value in results.items():
-            if name.startswith("eval_") and " " not in name:
+            if name.startswith(("eval_", "test_")) and " " not in name:
                 scores = found.setdefault(run.start, {})
                 scores.setdefault(name.removeprefix("eval_"), []).append(math.nan if value is None else value)
     return found
@@ -98,6 +101,20 @@ def table(scores: dict[str, Scores]) -> list[str]:
     return lines
 
 
+def tell_test(run: FinetuneSettings, objective: Objective) -> None:
+    """Scores the test split, if there is one with labels, and adds its metrics to the run's results.json."""
+    examples = objective.examples
+    if not isinstance(examples, WindowExamples) or not examples.scores_test:
+        return
+    assert examples.test is not None
+    found = score_test(run, objective)
+    path = run.folder / "results.json"
+    files.write_text(path, files.to_json(json.loads(path.read_text()) | found, indent=1))
+    print(f"\ntest split, {len(examples.test):,} examples:")
+    for name, value in found.items():
+        print(f"  {name.removeprefix('test_'):18} {value:.4f}")
+
+
 def finetune(settings: FinetuneSettings) -> None:
     """Trains every run of the command, each resumable by itself, and tells what they show together.
 
@@ -110,7 +127,10 @@ def finetune(settings: FinetuneSettings) -> None:
             run = as_autotuned(run, runs[0].folder)
         if len(runs) > 1 and PartialState().is_main_process:
             print(f"\n== {run.name}: run {number + 1} of {len(runs)} ==", flush=True)
-        train(run, make_objective(run, TASKS))
+        objective = make_objective(run, TASKS)
+        train(run, objective)
+        if PartialState().is_main_process:
+            tell_test(run, objective)
     if len(runs) == 1 or not PartialState().is_main_process:
         return
     scores = read_scores(runs)

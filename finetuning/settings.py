@@ -62,8 +62,8 @@ class WindowSettings(RecipeSettings, TokenObjectiveSettings):
     """Longest window in tokens, special tokens included. A longer text is read in several windows."""
     row_length: int | None = None
     """Tokens in a packed row; null: as the data's lengths ask for."""
-    stride: int = 32
-    """Tokens that a window has in common with the one before it."""
+    stride: int | None = None
+    """Tokens that a window has in common with the one before it; null: a quarter of sequence_length."""
     windows: int = 8
     """The most windows of one text; what is behind them is not read, and told."""
 
@@ -71,6 +71,10 @@ class WindowSettings(RecipeSettings, TokenObjectiveSettings):
         super().__post_init__()
         between("objective.sequence_length", self.sequence_length, 8)
         between("objective.row_length", self.row_size, self.sequence_length)
+        if self.stride is None:  # what null stands for, in the contract too
+            most = (self.sequence_length - 3) // 2 - 1  # beside another text that takes half of the window
+            object.__setattr__(self, "stride", min(self.sequence_length // 4, most))
+        assert self.stride is not None
         between("objective.stride", self.stride, 0, (self.sequence_length - 3) // 2 - 1)
         between("objective.windows", self.windows, 1)
 

@@ -38,6 +38,7 @@ class Windows:
         Args:
             cut_second: the first side is a question, which is never cut into windows.
         """
+        assert settings.stride is not None, "resolved"
         numbers = np.arange(len(lengths))
         side = np.ones(len(lengths), dtype=np.int64) if cut_second else lengths.argmax(1)
         room = settings.sequence_length - (3 if pairs else 2)

@@ -64,6 +64,8 @@ class Verb:
     options: dict[str, Option] = field(default_factory=dict)
     """Fields of its `settings` that the others lack."""
     settings: type[Settings] = Settings
+    checkpoint: str = "init_from"
+    """What names the checkpoint on its command line."""
     free: frozenset[str] = frozenset()
     """Fields of the model that may differ from those of the checkpoint it starts from, beside what always may."""
 
@@ -269,7 +271,7 @@ def parse(arguments: list[str] | None = None, verb: Verb = PRETRAIN, default_fam
         settings = make_settings(parser, arguments, family, verb, positions)
         return init_from.resolve(settings, start, init_from.FREE | verb.free)
     except UserError as error:
-        parser.error(str(error))
+        parser.error(re.sub("^init_from:", f"{verb.checkpoint}:", str(error)))
 
 
 def make_settings(

@@ -320,7 +320,10 @@ def describe(run: Run) -> None:
     """Says what is trained, in which rows, and how."""
     options, phase = run.settings.train, run.phase
     lengths, unit = phase.objective.examples.row_lengths, run.settings.objective.unit
-    rows = f"rows of {' + '.join(map(str, lengths))} {unit}, {run.plan.fill:.1%} full" if max(lengths) > 1 else unit
+    rows = unit
+    if max(lengths) > 1:
+        examples = len(run.plan.examples) / run.plan.steps
+        rows = f"rows of {' + '.join(map(str, lengths))} {unit}, {run.plan.fill:.1%} full ({examples:,.0f} examples)"
     run.log.say(
         f"model: {run.unwrapped.num_parameters():,} parameters; an epoch: {run.plan.steps:,} steps of "
         f"{phase.settings.train.rows_per_step} {rows}; {run.accelerator.num_processes} x {torch.get_num_threads()} "

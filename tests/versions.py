@@ -37,7 +37,10 @@ def requirements() -> list[Requirement]:
     """Those of the project and of its tests that have a range."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    listed = [Requirement(line) for line in (*project["dependencies"], *extras["engines"], *extras["test"])]
+    names = ("engines", "adapters", "search", "test")
+    listed = [
+        Requirement(line) for line in (*project["dependencies"], *(line for name in names for line in extras[name]))
+    ]
     return [requirement for requirement in listed if requirement.specifier]
 
 

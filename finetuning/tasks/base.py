@@ -6,9 +6,10 @@ N examples, R rows of the plan, E examples of a batch, L tokens in a line, C cla
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +43,22 @@ Record = dict[str, Any]
 """What is kept of a held-out example: its "index", its "loss", and what the model predicted."""
 
 
+def has_labels(table: Table) -> bool:
+    """Whether the examples of a table have labels.
+
+    Raises:
+        UserError: only some have.
+    """
+    known = [target is not None for target in table.targets]
+    if any(known) and not all(known):
+        row = known.index(False)
+        raise UserError(
+            f"{table.place(row)} is empty, and other examples of the test split have labels: label all of them, or "
+            "none, if they are to be predicted alone."
+        )
+    return all(known)
+
+
 class WindowExamples(TokenExamples):
     """Rows of a table, each one or more windows of tokens, which lie one behind the other in one packed row."""
 
@@ -58,30 +75,18 @@ class WindowExamples(TokenExamples):
         self.tables: dict[str, Table] = {}
 
     def prepare(self, is_builder: bool) -> list[str]:
-        cache, options = Path(self.run.cache).expanduser(), self.run.data
         self.tokenizer = load_tokenizer(self.run.tokenizer.path)
         require_tokens(self.tokenizer, ("cls_token", "sep_token", "pad_token"))
-        tables = self.load()
-        self.tables = {split: tables[split] for split in ("train", "validation")}
+        self.tables = self.load()
+        self.test = self.tables.pop("test", None)
+        self.scores_test = self.test is not None and has_labels(self.test)
         lines = self.read_labels()
         if self.metric not in self.metric_names:
             raise UserError(
                 f"objective.metric is {self.metric!r}, and what this task can be judged by is: "
                 f"{', '.join(self.metric_names)}."
             )
-        self.data: dict[str, PreparedTexts] = {
-            split: prepare_texts(
-                table,
-                self.reader,
-                self.sides,
-                self.tokenizer,
-                self.places,
-                count_processes(options.processes),
-                cache,
-                is_builder,
-            )
-            for split, table in self.tables.items()
-        }
+        self.data = {split: self.prepare_table(table, is_builder) for split, table in self.tables.items()}
         self.index_examples()
         return [
             *self.describe_table(),
@@ -89,6 +94,28 @@ class WindowExamples(TokenExamples):
             *self.describe_windows(),
             *self.describe_unknown({split: data.unknown for split, data in self.data.items()}),
         ]
+
+    def prepare_table(self, table: Table, is_builder: bool) -> PreparedTexts:
+        return prepare_texts(
+            table,
+            self.reader,
+            self.sides,
+            self.tokenizer,
+            self.places,
+            count_processes(self.run.data.processes),
+            Path(self.run.cache).expanduser(),
+            is_builder,
+        )
+
+    def of_test(self) -> Self:
+        """The same with the test split in the place of the held-out one; each of its examples has a label."""
+        assert self.test is not None
+        other = copy(self)
+        other.tables = {"train": self.tables["train"], "validation": self.test}
+        other.read_labels()
+        other.data = {"train": self.data["train"], "validation": self.prepare_table(self.test, is_builder=True)}
+        other.index_examples()
+        return other
 
     def load(self) -> dict[str, Table]:
         """The tables of all splits; raises UserError where they, or their labels, are wrong."""

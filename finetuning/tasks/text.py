@@ -214,7 +214,7 @@ class TextScoring(RecordScoring[TextExamples]):
         if self.confusion is not None:
             from pretraining.pictures.charts import draw_confusion
 
-            draw_confusion(self.confusion, self.examples.classes, folder / "confusion.png")
+            draw_confusion(self.confusion, self.examples.classes, folder / "confusion.png", "texts")
             paths.append(folder / "confusion.png")
         if self.bins:
             from finetuning.pictures import draw_reliability

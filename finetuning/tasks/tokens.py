@@ -190,7 +190,7 @@ class TokenScoring(RecordScoring[TokenExamples]):
         if self.confusion is not None:
             from pretraining.pictures.charts import draw_confusion
 
-            draw_confusion(self.confusion, self.examples.classes, folder / "confusion.png")
+            draw_confusion(self.confusion, self.examples.classes, folder / "confusion.png", "words")
             paths.append(folder / "confusion.png")
         return paths
 

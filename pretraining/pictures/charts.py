@@ -83,19 +83,20 @@ def draw_attention(layers: list[np.ndarray], queries: list[str], keys: list[str]
     save(figure, path)
 
 
-def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> None:
+def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path, unit: str = "images") -> None:
     """Rows are true classes, columns predicted ones; dark where a share of the row is large.
 
     Args:
-        confusion: (N, N), how many images of each true class were predicted to be of each class.
+        confusion: (N, N), how many of each true class were predicted to be of each class.
+        unit: what is counted, in the plural.
     """
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     legibly_few = len(classes) <= 40
-    side = 2 + 0.35 * len(classes) if legibly_few else 10
+    side = max(3.5, 2 + 0.35 * len(classes)) if legibly_few else 10
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{int(confusion.sum()):,} held-out images")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{int(confusion.sum()):,} held-out {unit}")
     if legibly_few:
         classes, families = legible(classes)
         axes.set_xticks(range(len(classes)), classes, rotation=90, family=families)

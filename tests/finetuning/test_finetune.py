@@ -202,3 +202,22 @@ def test_a_temperature_is_divided_out_of_the_classifier(labelled: Path, checkpoi
     torch.testing.assert_close(ratio, torch.full_like(ratio, temperature), rtol=1e-3, atol=0)
     assert results(plain)["eval_accuracy"] == results(warm)["eval_accuracy"]
     assert (warm / "reliability.png").exists()
+
+
+def test_a_labelled_test_split_is_scored_once(labelled: Path, checkpoint: Path, capsys):
+    """The held-out file as the test split too: the same metrics under another name."""
+    files = [f"--data.validation_files={labelled}/held-out.jsonl", f"--data.test_files={labelled}/test.jsonl"]
+    lines = (labelled / "choice.jsonl").read_text().splitlines(keepends=True)
+    for name in ("held-out", "test"):
+        (labelled / f"{name}.jsonl").write_text("".join(lines[::-1]))
+    found = results(finetune(arguments_of("choice", labelled, checkpoint), "tested", *files))
+    assert found["test_accuracy"] == found["eval_accuracy"]
+    assert found["test_loss"] == pytest.approx(found["eval_loss"], rel=1e-5)
+    assert "test split, 60 examples:" in capsys.readouterr().out
+
+
+def test_a_test_split_of_which_some_have_labels_is_told(labelled: Path, checkpoint: Path, tmp_path: Path, capsys):
+    (tmp_path / "some.jsonl").write_text('{"text": "one", "label": "none"}\n{"text": "two", "label": null}\n')
+    with pytest.raises(SystemExit):
+        main([*arguments_of("text", labelled, checkpoint), "--name=some", f"--data.test_files={tmp_path}/some.jsonl"])
+    assert "some.jsonl:2, label is empty, and other examples of the test split have" in capsys.readouterr().err
