@@ -12,15 +12,15 @@ as often, and has the same AdamW, learning rate, schedule, warm-up, decay, clipp
 of
 
 - ours: packed rows in the loop's own `walk` and `update`, computed as finetune.py's own trial finds best. A step has so
-  many rows that it has `--batch` examples in the mean, as near as whole rows come, and the others' batches have as many;
+  many rows that it has `--batch` examples in the mean, as near as whole rows come; the others' batches have as many;
 - stock: `Trainer` at its defaults on the checkpoint in its native form: fp32, SDPA, random batches padded to their
   longest by `DataCollatorWithPadding`, a `datasets.Dataset`;
 - best: `Trainer` with `train_sampling_strategy="group_by_length"`, the examples in memory, and the fastest of a short
   trial of {fp32, bf16} x {SDPA, eager attention}. The table says which it was.
 
 The seconds are those of training: planning, batches, updates and a log line every 500 steps. Outside are tokenising,
-loading, the trials, evaluation and saving. Medians and quartiles; a ratio is that of one round. Beside them
-stand the processor's seconds, which other work on the machine disturbs less (with one thread: hardly). A round is a seed: the
+loading, the trials, evaluation and saving. Medians and quartiles; a ratio is that of one round. Beside them stand the
+processor's seconds, which other work on the machine disturbs less (with one thread: hardly). A round is a seed: the
 accuracy on the held-out file is the mean over rounds and its standard deviation, by one evaluator, of all models in
 their native form. The losses of the first step are of our first step's examples, dropout off, before any training.
 `--allocator` is what the C library does with freed memory, for everybody alike: finetune.py runs with `keep`. The last
@@ -38,6 +38,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
@@ -242,7 +243,7 @@ class Race:
                 trainer.train()
             return clock.ends[-1] - clock.ends[WARM_STEPS - 1]
 
-        runs = {str(way): lambda way=way: seconds(way) for way in every}
+        runs = {str(way): partial(seconds, way) for way in every}
         taken = {name: min(times) for name, times in alternate(runs, 2).items()}
         for name, best in taken.items():
             print(f"Trainer: trial: {name}: {1000 * best / (TRIAL_STEPS - WARM_STEPS):.0f} ms a step")
@@ -272,14 +273,14 @@ class Race:
         return right / len(self.held_out)
 
     def host_seconds(self) -> float:
-        """What the host needs to plan an epoch and to make its batches."""
+        """Seconds of the processor to plan an epoch and to make its batches."""
         train = self.settings.train
-        began = time.perf_counter()
+        began = time.process_time()
         plan = Phase(self.settings, self.objective, end=1.0).plan_epoch(State())
         steps = Steps(self.objective.examples, "train", 0, plan, self.autotuned["micro_batch"], 0, 1)
         for _ in steps.since(0, train.workers):
             pass
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     def contestant(self, name: str) -> Callable[[], float]:
         """One training a call, each with another seed: its seconds; the rest goes to `cpu` and `scores`."""
@@ -354,11 +355,11 @@ def compare(race: Race, rounds: int) -> dict[str, Any]:
             for name in ("stock", "best")
         ),
     )
-    host = race.host_seconds() * (race.settings.train.epochs or 1) / spread(seconds["ours"]).median
+    host = race.host_seconds() * (race.settings.train.epochs or 1) / spread(race.cpu["ours"]).median
     difference = abs(losses["ours"] - losses["native"])
     print(
         f"\nloss of the first step: ours {losses['ours']:.7f}, native {losses['native']:.7f}, "
-        f"difference {difference:.1e}\nours: planning and batches are {host:.1%} of its seconds"
+        f"difference {difference:.1e}\nours: planning and batches are {host:.1%} of its processor's seconds"
     )
     return {
         **{name: spread(values).median for name, values in compared.items()},
