@@ -56,6 +56,24 @@ class Windows:
         special = 3 if self.pairs else 2
         return self.counts * (self.whole + special) + self.covered + (self.counts - 1) * self.stride
 
+    def spans(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `cut` says of several examples, window behind window: the first tokens (W, 2) and their numbers (W, 2).
+
+        Args:
+            examples: (E,).
+        """
+        counts = self.counts[examples]
+        owners = np.repeat(examples, counts)  # (W,)
+        begins = (np.arange(len(owners)) - np.repeat(counts.cumsum() - counts, counts)) * (self.space - self.stride)[
+            owners
+        ]
+        side, windows = self.side[owners], np.arange(len(owners))
+        first = np.zeros((len(owners), 2), dtype=np.int64)
+        sizes = np.repeat(self.whole[owners, None], 2, axis=1)
+        first[windows, side] = begins
+        sizes[windows, side] = np.minimum(self.space[owners], self.covered[owners] - begins)
+        return first, sizes
+
     def cut(self, example: int) -> Iterator[tuple[slice, slice]]:
         """The tokens of the first and of the second side that each window of an example has."""
         space, covered = int(self.space[example]), int(self.covered[example])

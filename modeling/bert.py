@@ -3,8 +3,9 @@
 B batch, T tokens, D hidden size, V vocabulary, C classes, E the most sequences in a packed row, M tokens to predict.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -217,10 +218,23 @@ def check_packed(sequence_ids: Tensor | None, example_ids: Tensor | None) -> Non
         raise ValueError("example_ids number the sequences of packed rows: give sequence_ids too, or drop them.")
 
 
+def no_states(model: KeelBertPreTrainedModel, kwargs: Mapping) -> Tensor | None:
+    """The `logits_to_keep` of a head that reads the pooled states alone: the last feed-forward skips all others.
+
+    None where somebody asks for states or attentions: those are of all tokens.
+    """
+    recorded = ("output_hidden_states", "output_attentions")
+    if any(kwargs.get(name, getattr(model.config, name)) for name in recorded):
+        return None
+    return torch.empty(0, dtype=torch.long, device=model.device)
+
+
 class KeelBertForLabels(KeelBertPreTrainedModel):
     """What the heads of `labels` alone have in common: how inputs become logits, and labels a loss."""
 
     output_class: type[ModelOutput]
+    reads_pooled: ClassVar[bool] = False
+    """The head reads the pooled states alone."""
     bert: KeelBertModel
 
     def compute_logits(self, outputs: BaseModelOutputWithPooling) -> Tensor:
@@ -255,7 +269,8 @@ class KeelBertForLabels(KeelBertPreTrainedModel):
         """
         check_packed(sequence_ids, example_ids)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, return_dict=True, **kwargs)
+        keep = no_states(self, kwargs) if self.reads_pooled else None
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, keep, return_dict=True, **kwargs)
         logits = self.compute_logits(outputs)
         if example_ids is not None:
             logits = self.pool_windows(logits, example_ids)
@@ -270,6 +285,7 @@ class KeelBertForNextSentencePrediction(KeelBertForLabels):
     """Next sentence alone. `labels` (B,) or (B, E); 0: B follows A, 1: it does not, -100: no pair."""
 
     output_class = NextSentencePredictorOutput
+    reads_pooled = True
 
     def __init__(self, config: KeelBertConfig):
         super().__init__(config)
@@ -291,6 +307,7 @@ class KeelBertForSequenceClassification(KeelBertForLabels):
     """
 
     output_class = SequenceClassifierOutput
+    reads_pooled = True
 
     def __init__(self, config: KeelBertConfig):
         super().__init__(config)
@@ -424,7 +441,8 @@ class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
         inputs = [input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds]
         if sequence_ids is None:
             inputs = [None if x is None else x.flatten(0, 1) for x in inputs]  # (B, choices, T) -> (B * choices, T)
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, return_dict=True, **kwargs)
+        keep = no_states(self, kwargs)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, keep, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output).squeeze(-1)  # (B * choices,) or (B, E)
         if sequence_ids is None:
             tokens = inputs_embeds if input_ids is None else input_ids

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -212,31 +213,41 @@ class WindowExamples(TokenExamples):
 
     def window_tokens(self, data: PreparedTexts, windows: Windows, number: int) -> Example:
         """All windows of a row's texts: ids, segments, and the tokens of each window."""
+        return self.tokens_of(data, windows, np.array([number]))[0]
+
+    def tokens_of(self, data: PreparedTexts, windows: Windows, numbers: np.ndarray) -> list[Example]:
+        """The `window_tokens` of several rows (E,), all at once: texts are short, and arrays of a few tokens slow."""
         cls, sep = (getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "sep"))
-        texts = [data.tokens[data.span(number, side)] for side in range(data.sides)]
-        ids: list[np.ndarray] = []
-        types: list[np.ndarray] = []
-        sizes: list[int] = []
-        for parts in windows.cut(number):
-            a, *b = (text[part] for text, part in zip(texts, parts, strict=False))
-            window = np.concatenate([[cls], a, [sep], *(each for text in b for each in (text, [sep]))])
-            segment = np.zeros(len(window), dtype=np.int64)
-            segment[len(a) + 2 :] = 1
-            ids.append(window)
-            types.append(segment)
-            sizes.append(len(window))
-        return {
-            "input_ids": np.concatenate(ids).astype(np.int64),
-            "token_type_ids": np.concatenate(types),
-            "window_lengths": np.array(sizes),
-        }
+        counts, (first, sizes) = windows.counts[numbers], windows.spans(numbers)  # (E,), (W, 2)
+        owners = np.repeat(numbers, counts)  # (W,)
+        lengths = sizes.sum(1) + 1 + data.sides  # [CLS], and [SEP] behind each text
+        ends = lengths.cumsum()
+        starts = ends - lengths
+        ids = np.full(ends[-1], sep, dtype=np.int64)
+        ids[starts] = cls
+        at = starts + 1
+        for side in range(data.sides):
+            size = sizes[:, side]
+            source = data.bounds[owners * data.sides + side] + first[:, side]
+            ids[ranges(at, size)] = data.tokens[ranges(source, size)]
+            at = at + size + 1
+        types = np.zeros(len(ids), dtype=np.int64)
+        second = starts + sizes[:, 0] + 2  # behind the first text and its [SEP]
+        types[ranges(second, ends - second)] = 1
+        window_ends = counts.cumsum()
+        windows_of = [slice(*pair) for pair in pairwise([0, *window_ends.tolist()])]
+        tokens_of = [slice(*pair) for pair in pairwise([0, *ends[window_ends - 1].tolist()])]
+        return [
+            {"input_ids": ids[part], "token_type_ids": types[part], "window_lengths": lengths[of_windows]}
+            for part, of_windows in zip(tokens_of, windows_of, strict=True)
+        ]
 
     def examples(self, split: str, epoch: int, index: np.ndarray, progress: float = 0.0) -> list[Example]:
-        data, windows = self.data[split], self.windows[split]
-        found: list[Example] = []
-        for number in index.tolist():
-            example = self.window_tokens(data, windows, number)
-            found.append({**example, "index": np.array(number), **self.targets_of(split, number, example)})
+        if not len(index):
+            return []
+        found = self.tokens_of(self.data[split], self.windows[split], index)
+        for number, example in zip(index.tolist(), found, strict=True):
+            example |= {"index": np.array(number), **self.targets_of(split, number, example)}
         return found
 
     @abstractmethod
@@ -258,7 +269,7 @@ class WindowExamples(TokenExamples):
                 index.append(int(example["index"]))
                 windows += [{**window, "example": np.array(len(index))} for window in split_windows(example)]
             lengths = np.array([len(window["input_ids"]) for window in windows], dtype=np.int64)
-            for members in pack(lengths, self.row_lengths[0]):
+            for members in fill_lines(lengths, self.row_lengths[0]):
                 line = [windows[member] for member in members]
                 starts = np.cumsum([0, *(len(window["input_ids"]) for window in line)])
                 for column, (window, start) in enumerate(zip(line, starts, strict=False)):
@@ -329,12 +340,27 @@ class Lines:
         return found
 
 
+def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... of as many numbers as its size says, for each start (W,), one range behind the other."""
+    before = sizes.cumsum() - sizes
+    return np.arange(sizes.sum()) + np.repeat(starts - before, sizes)
+
+
+def fill_lines(lengths: np.ndarray, line_length: int) -> list[list[int]]:
+    """As `pack`, which a row that is one line, as most are, does not need: the longest window first."""
+    if 0 < lengths.sum() <= line_length:
+        return [np.argsort(-lengths, kind="stable").tolist()]
+    return pack(lengths, line_length)
+
+
 def split_windows(example: Example) -> list[Example]:
     """The windows of an example; what it has of each token or of each window goes with them."""
+    of_windows = [name for name in OF_WINDOWS if name in example]
+    if len(example["window_lengths"]) == 1:
+        return [{**example, "window": np.array(0), **{name: example[name][0] for name in of_windows}}]
     of_tokens = [
         name for name in OF_TOKENS if name in example and np.ndim(example[name])
     ]  # a label may be of the whole
-    of_windows = [name for name in OF_WINDOWS if name in example]
     windows: list[Example] = []
     start = 0
     for number, size in enumerate(example["window_lengths"].tolist()):

@@ -103,6 +103,9 @@ class ChoiceExamples(WindowExamples):
             "window_lengths": np.array(list(map(len, ids))),
         }
 
+    def tokens_of(self, data: PreparedTexts, windows: Windows, numbers: np.ndarray) -> list[Example]:
+        return [self.window_tokens(data, windows, number) for number in numbers.tolist()]
+
     def targets_of(self, split: str, number: int, example: Example) -> Example:
         return {"labels": self.labels[split][number]}
 

@@ -235,6 +235,25 @@ def test_what_no_head_reads_changes_nothing(tiny, pooling, norm_position, attent
     close(found[0][0], found[1][0])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_what_no_head_of_texts_reads_changes_nothing(tiny, pooling, norm_position, packed):
+    """The last feed-forward of a classifier skips what is not pooled, unless the states of all are asked for."""
+    model = tiny("KeelBertForSequenceClassification", pooling=pooling, norm_position=norm_position, num_labels=3)
+    given = {"input_ids": torch.tensor([[2, 5, 3, 2, 6, 7, 3, 0], [2, 8, 9, 3, 2, 4, 3, 0]])}
+    ids = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 1, 1, 2, 2, 2, 0]])
+    given |= {"sequence_ids": ids} if packed else {"attention_mask": (ids > 0).long()}
+    given["labels"] = torch.tensor([[2, 0], [1, 1]] if packed else [2, 0])
+    whole = model(**given, output_hidden_states=True)
+    assert whole.hidden_states[-1].shape[:2] == (2, 8)
+    close(model(**given).logits, whole.logits)
+    skipped, full = (gradients(model.train(), [given | {"output_hidden_states": whole}]) for whole in (False, True))
+    for name, gradient in skipped[1].items():
+        close(gradient, full[1][name])
+    close(skipped[0], full[0])
+
+
 @pytest.mark.parametrize("head", FAMILIES)
 def test_depth_drops_in_a_line(tiny, head):
     depths = {"encoder_layers": 5, "decoder_layers": 3} if "Seq2Seq" in head else {"num_hidden_layers": 5}
