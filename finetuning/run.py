@@ -15,6 +15,7 @@ from finetuning.tasks import TASKS
 from finetuning.tasks.base import WindowExamples
 from pretraining import checkpoint, files
 from pretraining.autotune import AUTOTUNED
+from pretraining.errors import UserError
 from pretraining.loop import train
 from pretraining.objectives import make_objective
 from pretraining.objectives.base import Objective
@@ -122,6 +123,11 @@ def finetune(settings: FinetuneSettings) -> None:
         UserError: as `pretraining.loop.train`.
     """
     runs = variants(settings)
+    if len(runs) > 1 and settings.resume not in ("auto", "none"):
+        raise UserError(
+            f"--resume is {settings.resume}, which is of one run, and this command has {len(runs)}: leave it out, each "
+            "goes on from its own newest checkpoint."
+        )
     for number, run in enumerate(runs):
         if number:
             run = as_autotuned(run, runs[0].folder)

@@ -26,7 +26,7 @@ def keep_bad_step(run: Run, micro_batches: list[Batch]) -> Path:
     weights = accelerator.get_state_dict(run.model)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        write_model(run.unwrapped, weights, folder)
+        write_model(run.unwrapped, run.objective.head.merge(weights), folder)
         facts: dict[str, Any] = {
             "step": step,
             "seed": run.settings.seed,

@@ -146,6 +146,7 @@ def test_what_is_frozen_stays(labelled: Path, checkpoint: Path):
         (["--objective.class_weights=[1, 2, 3]"], "has 3 numbers, and there are 2 classes, none, seven"),
         (["--objective.adapter=lora", "--objective.lora_targets=[keys]"], "no linear layer of the model has"),
         (["--seeds=0"], "seeds is 0: it must be a number of at least 1"),
+        (["--seeds=2", "--resume=elsewhere"], "--resume is elsewhere, which is of one run, and this command has 2"),
     ],
 )
 def test_mistakes_are_told_before_training(more: list[str], error: str, labelled: Path, checkpoint: Path, capsys):
@@ -221,3 +222,13 @@ def test_a_test_split_of_which_some_have_labels_is_told(labelled: Path, checkpoi
     with pytest.raises(SystemExit):
         main([*arguments_of("text", labelled, checkpoint), "--name=some", f"--data.test_files={tmp_path}/some.jsonl"])
     assert "some.jsonl:2, label is empty, and other examples of the test split have" in capsys.readouterr().err
+
+
+def test_a_bad_step_of_an_adapted_model_is_kept(labelled: Path, checkpoint: Path, capsys):
+    more = ["--objective.adapter=lora", "--optim.learning_rate=1e38", "--train.max_grad_norm=0"]
+    with pytest.raises(SystemExit):
+        main([*arguments_of("text", labelled, checkpoint), "--name=bad", *more])
+    assert "is not finite" in capsys.readouterr().err
+    (folder,) = (labelled / "runs" / "bad").glob("bad-step-*")
+    names = load_file(folder / "model.safetensors")
+    assert "bert.encoder.blocks.0.attention.query.weight" in names and not any("lora" in name for name in names)
