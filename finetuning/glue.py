@@ -33,8 +33,9 @@ from finetuning.metrics.classes import Accuracy, Matthews, PositiveF1
 from finetuning.metrics.regression import Pearson, Spearman
 from finetuning.prepared import prepare_texts
 from finetuning.run import variant
-from finetuning.series import Member, Summary, difference, is_main, to_table, train_members
+from finetuning.series import Member, Summary, is_main, train_members
 from finetuning.settings import FinetuneSettings
+from finetuning.summary import difference, to_table
 from finetuning.tasks import TASKS
 from finetuning.tasks.base import NO_INPUTS
 from finetuning.tasks.text import TextExamples
@@ -259,7 +260,7 @@ def to_rows(results: dict[str, TaskResult]) -> list[str]:
         lines["GLUE", "average"] = average
     rows = []
     for (name, metric), values in lines.items():
-        compared = difference({start: Summary(values[start]) for start in starts}) if both else []
+        compared = difference(*(values[start] for start in starts)) if both else []
         rows.append([name, metric, *(shown(values[start]) for start in starts), *compared])
     return to_table(["task", "metric", *starts, *(["difference", "standard errors"] if both else [])], rows)
 

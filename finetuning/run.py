@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
-from statistics import mean, stdev
 
 import yaml
 from accelerate import PartialState
 
 from finetuning.final_test import score_test
 from finetuning.settings import FinetuneSettings
+from finetuning.summary import difference, mean_and_spread, read_metrics, to_table
 from finetuning.tasks import TASKS
 from finetuning.tasks.base import WindowExamples
 from pretraining import checkpoint, files
@@ -63,43 +62,21 @@ def read_scores(runs: list[FinetuneSettings]) -> dict[str, Scores]:
     """Of each start the scores of its runs, from their results.json."""
     found: dict[str, Scores] = {}
     for run in runs:
-        results = json.loads((run.folder / "results.json").read_text())
-        for name, value in results.items():
-            if name.startswith(("eval_", "test_")) and " " not in name:
-                scores = found.setdefault(run.start, {})
-                scores.setdefault(name.removeprefix("eval_"), []).append(math.nan if value is None else value)
+        scores = found.setdefault(run.start, {})
+        for name, value in read_metrics(run.folder).items():
+            scores.setdefault(name, []).append(value)
     return found
-
-
-def spread(values: list[float]) -> float:
-    """The standard deviation of a sample; NaN of one value."""
-    return stdev(values) if len(values) > 1 else math.nan
-
-
-def compare(pretrained: list[float], scratch: list[float]) -> tuple[float, float]:
-    """The difference of the means, and its standard error (Welch 1947); NaN of single runs."""
-    error = math.sqrt(sum(spread(values) ** 2 / len(values) for values in (pretrained, scratch)))
-    return mean(pretrained) - mean(scratch), error
 
 
 def table(scores: dict[str, Scores]) -> list[str]:
     """The scores as a Markdown table: mean and standard deviation over seeds, and what pretraining is worth."""
     starts, metrics = list(scores), list(next(iter(scores.values())))
     both = len(starts) == 2
-    header = ["metric", *starts, *(["difference", "standard errors"] if both else [])]
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    rows = []
     for name in metrics:
-        cells = [name]
-        for start in starts:
-            values = scores[start][name]
-            sd = f" ± {spread(values):.4f}" if len(values) > 1 else ""
-            cells.append(f"{mean(values):.4f}{sd}")
-        if both:
-            difference, error = compare(scores["pretrained"][name], scores["scratch"][name])
-            times = f"{difference / error:.1f}" if error > 0 else "-"
-            cells += [f"{difference:+.4f}", times]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        values = [scores[start][name] for start in starts]
+        rows.append([name, *map(mean_and_spread, values), *(difference(*values) if both else [])])
+    return to_table(["metric", *starts, *(["difference", "standard errors"] if both else [])], rows)
 
 
 def tell_test(run: FinetuneSettings, objective: Objective) -> None:

@@ -1,6 +1,5 @@
 """Many runs of one command, each an ordinary run in a folder of its own, and what their scores say together."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,8 @@ import yaml
 from accelerate import PartialState
 from matplotlib.figure import Figure
 
-from finetuning.run import as_autotuned, compare, spread
+from finetuning.run import as_autotuned
+from finetuning.summary import difference, read_metrics, spread, to_table
 from pretraining.autotune import AUTOTUNED
 from pretraining.errors import tell
 from pretraining.loop import train
@@ -85,16 +85,6 @@ def train_members(members: list[Member]) -> list[Score]:
     return scores
 
 
-def read_metrics(folder: Path) -> dict[str, float]:
-    """The metrics of a finished run by their plain names, those of single classes left out; null is NaN."""
-    results = json.loads((folder / "results.json").read_text())
-    return {
-        name.removeprefix("eval_"): math.nan if value is None else value
-        for name, value in results.items()
-        if name.startswith("eval_") and " " not in name
-    }
-
-
 class Summary(NamedTuple):
     """The scores of one variant at one place, over seeds."""
 
@@ -134,16 +124,9 @@ def summarise(scores: list[Score], metric: str) -> Summaries:
     return {at: {name: Summary(found) for name, found in row.items()} for at, row in values.items()}
 
 
-def difference(row: dict[str, Summary]) -> list[str]:
-    """How far the first of two variants is above the second, and in standard errors of that (Welch 1947)."""
+def differing(row: dict[str, Summary]) -> list[str]:
     first, second = row.values()
-    gap, error = compare(first.values, second.values)
-    return [f"{gap:+.4f}", f"{gap / error:.1f}" if error > 0 else "-"]
-
-
-def to_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table."""
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    return difference(first.values, second.values)
 
 
 def table(summaries: Summaries, unit: str) -> list[str]:
@@ -162,10 +145,7 @@ def table(summaries: Summaries, unit: str) -> list[str]:
     two = len(names) == 2
     return to_table(
         [unit, *names, *(["difference", "standard errors"] if two else [])],
-        [
-            [f"{at:,}", *(str(each) for each in row.values()), *(difference(row) if two else [])]
-            for at, row in summaries.items()
-        ],
+        [[f"{at:,}", *map(str, row.values()), *(differing(row) if two else [])] for at, row in summaries.items()],
     )
 
 

@@ -1,7 +1,9 @@
 """A text that is longer than the model reads becomes several windows, each with some tokens of the one before it.
 
-N examples, of one text or of a pair. Of a pair the longer side is cut into windows, or the second one where a question
-stands before its text; each window has the other side whole.
+Of a pair the longer side is cut into windows, or the second one where a question stands before its text; each window
+has the other side whole.
+
+N examples, of one text or of a pair (S sides); W windows of E of them, T tokens of all these windows.
 """
 
 from collections.abc import Iterator
@@ -9,7 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetuning.prepared import PreparedTexts
 from finetuning.settings import WindowSettings
+
+
+def ragged(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The numbers start, start + 1, ... of each span, one span behind the other: (total,)."""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
 
 
 @dataclass(frozen=True)
@@ -82,3 +91,49 @@ class Windows:
             first = window * (space - self.stride)
             part = slice(first, min(first + space, covered))
             yield (whole, part) if self.side[example] else (part, whole)
+
+
+@dataclass(frozen=True)
+class Flat:
+    """All windows of some examples, one behind the other."""
+
+    input_ids: np.ndarray
+    """(T,)"""
+    token_type_ids: np.ndarray
+    """(T,)"""
+    sizes: np.ndarray
+    """(W,): tokens of each window, special ones included."""
+    owners: np.ndarray
+    """(W,): the example that it is a window of; windows of an example stand together."""
+    source: np.ndarray
+    """(T,): where in the texts' tokens each one stands; -1: it is a special token."""
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each window begins: (W,)."""
+        return np.cumsum(self.sizes) - self.sizes
+
+
+def flatten(data: PreparedTexts, windows: Windows, examples: np.ndarray, cls: int, sep: int) -> Flat:
+    """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], of each window of some examples (E,).
+
+    All at once: texts are short, and arrays of a few tokens slow.
+    """
+    owners = np.repeat(examples, windows.counts[examples])  # (W,)
+    first, lengths = windows.spans(examples)  # (W, 2): of each side where it begins in its text, and its tokens
+    sizes = lengths.sum(1) + 1 + data.sides  # [CLS], and [SEP] behind each text
+    starts = np.cumsum(sizes) - sizes
+    total = int(sizes.sum())
+    ids, types = np.full(total, sep, dtype=np.int64), np.zeros(total, dtype=np.int64)
+    source = np.full(total, -1, dtype=np.int64)
+    ids[starts] = cls
+    at = starts + 1
+    for side in range(data.sides):
+        size = lengths[:, side]
+        to = ragged(at, size)
+        source[to] = ragged(data.bounds[owners * data.sides + side] + first[:, side], size)
+        ids[to] = data.tokens[source[to]]
+        if side:
+            types[ragged(at, size + 1)] = 1
+        at = at + size + 1
+    return Flat(ids, types, sizes, owners, source)

@@ -27,10 +27,10 @@ from finetuning.prediction.base import (
 )
 from finetuning.prediction.lines import Source
 from finetuning.prediction.settings import WINDOWS, PredictSettings, fine_tuned_with
-from finetuning.prediction.windows import Flat, Rows, cut, over_windows, pack_rows, ragged
+from finetuning.prediction.windows import Rows, over_windows, pack_rows
 from finetuning.prepared import BATCH, PreparedTexts, place_tokens
 from finetuning.settings import WindowSettings
-from finetuning.windows import Windows
+from finetuning.windows import Flat, Windows, flatten, ragged
 from pretraining.data.plan import choose_row_lengths
 from pretraining.data.readers import Row
 from pretraining.data.tokenizer import load_tokenizer, require_tokens
@@ -119,7 +119,8 @@ class WindowPredictor(TablePredictor):
         pairs = data.sides > 1
         lengths = data.lengths if pairs else np.pad(data.lengths, ((0, 0), (0, 1)))
         windows = Windows.of(lengths, pairs, self.window, self.cut_second)
-        return windows, cut(data, windows, self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
+        every = np.arange(len(lengths))
+        return windows, flatten(data, windows, every, self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
 
     def prepare(self, examples: list[Any]) -> tuple[PreparedTexts, Windows, Flat]:
         data = self.tokenise([self.texts(example) for example in examples])

@@ -1,6 +1,6 @@
-"""Texts of a block as windows in packed rows, all at once: no text is a Python object on its way to the model.
+"""Windows of a block of texts in packed rows, all at once: no text is a Python object on its way to the model.
 
-N texts (or pairs) of S sides, W windows, T tokens of all windows, R rows of L tokens, E the most windows in a row.
+N texts (or pairs), W windows, T tokens of all windows, R rows of L tokens, E the most windows in a row.
 """
 
 from collections.abc import Iterator
@@ -10,66 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetuning.prepared import PreparedTexts
-from finetuning.windows import Windows
+from finetuning.windows import Flat, ragged
 from pretraining.data.plan import pack
-
-
-def ragged(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The numbers start, start + 1, ... of each span, one span behind the other: (total,)."""
-    ends = np.cumsum(sizes)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
-
-
-@dataclass(frozen=True)
-class Flat:
-    """All windows of a block, one behind the other."""
-
-    input_ids: np.ndarray
-    """(T,)"""
-    token_type_ids: np.ndarray
-    """(T,)"""
-    sizes: np.ndarray
-    """(W,): tokens of each window, special ones included."""
-    owners: np.ndarray
-    """(W,): the text that it is a window of; windows of a text stand together."""
-    source: np.ndarray
-    """(T,): where in the texts' tokens each one stands; -1: it is a special token."""
-
-    @property
-    def starts(self) -> np.ndarray:
-        """Where each window begins: (W,)."""
-        return np.cumsum(self.sizes) - self.sizes
-
-
-def cut(data: PreparedTexts, windows: Windows, cls: int, sep: int) -> Flat:
-    """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], of each window."""
-    owners = np.repeat(np.arange(len(windows.counts)), windows.counts)  # (W,)
-    number = ragged(np.zeros_like(windows.counts), windows.counts)  # of the window in its text
-    first = number * (windows.space[owners] - windows.stride)
-    part = np.minimum(first + windows.space[owners], windows.covered[owners]) - first
-    second_side = windows.side[owners] == 1
-    whole = windows.whole[owners]
-    # Of each side of each window: where it begins in its text, and how many tokens it has.
-    begins = np.stack([np.where(second_side, 0, first), np.where(second_side, first, 0)], 1)  # (W, 2)
-    lengths = np.stack([np.where(second_side, whole, part), np.where(second_side, part, whole)], 1)
-    sizes = lengths.sum(1) + (3 if windows.pairs else 2)
-    starts = np.cumsum(sizes) - sizes
-    total = int(sizes.sum())
-    ids, types = np.empty(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
-    source = np.full(total, -1, dtype=np.int64)
-    text_starts = data.bounds[:-1].reshape(-1, data.sides)[owners]  # (W, S)
-    ids[starts] = cls
-    at = starts + 1
-    for side in range(data.sides):
-        to = ragged(at, lengths[:, side])
-        source[to] = ragged(text_starts[:, side] + begins[:, side], lengths[:, side])
-        ids[to] = data.tokens[source[to]]
-        ids[at + lengths[:, side]] = sep
-        if side:
-            types[ragged(at, lengths[:, side] + 1)] = 1
-        at = at + lengths[:, side] + 1
-    return Flat(ids, types, sizes, owners, source)
 
 
 @dataclass(frozen=True)

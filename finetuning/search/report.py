@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from finetuning.search.space import Choices, Dimension, Range, Space, as_text
+from finetuning.summary import to_table
 from pretraining import files
 from pretraining.pictures.charts import legible, save
 
@@ -61,13 +62,13 @@ def table(outcomes: list[Outcome], metric: str, space: Space) -> list[str]:
     """The trials as a Markdown table."""
     keys = [dimension.key for dimension in space]
     header = ["trial", metric, *keys, "state"]
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    rows = []
     for outcome in outcomes:
         score = "-" if outcome.value is None else f"{outcome.value:.4f}"
         parameters = [cell(outcome.parameters[key]) if key in outcome.parameters else "-" for key in keys]
         state = f"failed: {cell(outcome.reason)}" if outcome.state == "fail" else outcome.state
-        lines.append(f"| {' | '.join([outcome.name, score, *parameters, state])} |")
-    return lines
+        rows.append([outcome.name, score, *parameters, state])
+    return to_table(header, rows)
 
 
 def write_report(

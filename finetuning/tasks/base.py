@@ -1,9 +1,8 @@
-"""What the fine-tuning tasks of texts share: examples of one or more windows in packed rows, heads, and records.
+"""What the fine-tuning tasks of texts share: examples of one or more windows in packed rows, and heads.
 
 N examples, R rows of the plan, E examples of a batch, L tokens in a line, C classes.
 """
 
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import copy
@@ -14,23 +13,21 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetuning.adapt import adapt, merge
 from finetuning.data.rows import Kind
 from finetuning.data.tables import Table, load_tables
-from finetuning.metrics.base import rank
 from finetuning.prepared import LIBRARIES, PreparedTexts, Reader, prepare_texts
-from finetuning.windows import Windows
-from pretraining import files
+from finetuning.windows import Windows, flatten
 from pretraining.data import draws
 from pretraining.data.packing import Example, layout, pack_tokens
 from pretraining.data.plan import choose_row_lengths, pack
 from pretraining.data.shards import count_processes
 from pretraining.data.tokenizer import load_tokenizer, require_tokens
 from pretraining.errors import UserError
-from pretraining.objectives.base import Batch, Examples, Scoring
+from pretraining.objectives.base import Examples
 from pretraining.objectives.text import TokenExamples, TokenHead
 from pretraining.settings import Settings
 
@@ -39,9 +36,6 @@ NO_INPUTS = ("index",)
 # What an example has for each of its tokens, and for each of its windows.
 OF_TOKENS = ("input_ids", "token_type_ids", "labels", "word_ids")
 OF_WINDOWS = ("start_positions", "end_positions")
-
-Record = dict[str, Any]
-"""What is kept of a held-out example: its "index", its "loss", and what the model predicted."""
 
 
 def has_labels(table: Table) -> bool:
@@ -70,6 +64,8 @@ class WindowExamples(TokenExamples):
     """Whether it is kept where in its text each token stands."""
     cut_second: ClassVar[bool] = False
     """Whether it is always the second text that is cut into windows."""
+    classes: list[str]
+    """The names of the labels, where these are classes."""
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
@@ -216,29 +212,17 @@ class WindowExamples(TokenExamples):
         return self.tokens_of(data, windows, np.array([number]))[0]
 
     def tokens_of(self, data: PreparedTexts, windows: Windows, numbers: np.ndarray) -> list[Example]:
-        """The `window_tokens` of several rows (E,), all at once: texts are short, and arrays of a few tokens slow."""
-        cls, sep = (getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "sep"))
-        counts, (first, sizes) = windows.counts[numbers], windows.spans(numbers)  # (E,), (W, 2)
-        owners = np.repeat(numbers, counts)  # (W,)
-        lengths = sizes.sum(1) + 1 + data.sides  # [CLS], and [SEP] behind each text
-        ends = lengths.cumsum()
-        starts = ends - lengths
-        ids = np.full(ends[-1], sep, dtype=np.int64)
-        ids[starts] = cls
-        at = starts + 1
-        for side in range(data.sides):
-            size = sizes[:, side]
-            source = data.bounds[owners * data.sides + side] + first[:, side]
-            ids[ranges(at, size)] = data.tokens[ranges(source, size)]
-            at = at + size + 1
-        types = np.zeros(len(ids), dtype=np.int64)
-        second = starts + sizes[:, 0] + 2  # behind the first text and its [SEP]
-        types[ranges(second, ends - second)] = 1
-        window_ends = counts.cumsum()
+        """The `window_tokens` of several rows (E,)."""
+        flat = flatten(data, windows, numbers, self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
+        window_ends = windows.counts[numbers].cumsum()
         windows_of = [slice(*pair) for pair in pairwise([0, *window_ends.tolist()])]
-        tokens_of = [slice(*pair) for pair in pairwise([0, *ends[window_ends - 1].tolist()])]
+        tokens_of = [slice(*pair) for pair in pairwise([0, *flat.sizes.cumsum()[window_ends - 1].tolist()])]
         return [
-            {"input_ids": ids[part], "token_type_ids": types[part], "window_lengths": lengths[of_windows]}
+            {
+                "input_ids": flat.input_ids[part],
+                "token_type_ids": flat.token_type_ids[part],
+                "window_lengths": flat.sizes[of_windows],
+            }
             for part, of_windows in zip(tokens_of, windows_of, strict=True)
         ]
 
@@ -340,12 +324,6 @@ class Lines:
         return found
 
 
-def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """start, start + 1, ... of as many numbers as its size says, for each start (W,), one range behind the other."""
-    before = sizes.cumsum() - sizes
-    return np.arange(sizes.sum()) + np.repeat(starts - before, sizes)
-
-
 def fill_lines(lengths: np.ndarray, line_length: int) -> list[list[int]]:
     """As `pack`, which a row that is one line, as most are, does not need: the longest window first."""
     if 0 < lengths.sum() <= line_length:
@@ -400,80 +378,3 @@ class FinetuneHead(TokenHead[AnyWindows]):
 
     def enter_phase(self, model: Any, before: Sequence[Examples]) -> None:
         """Phases have one model: nothing is to be done."""
-
-
-class RecordScoring(Scoring[AnyWindows]):
-    """Metrics of records: one of each held-out example, a few numbers, so that no logits are kept."""
-
-    worst: list[Record] = []
-    class_rows: list[dict[str, str | float]] = []
-    """A row for each class or type, after the final scores."""
-
-    def sums(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        return {}
-
-    def observe(self, model: nn.Module, inputs: dict[str, Tensor], batch: Batch) -> tuple[dict, list[Record]]:
-        unlabelled = {name: x for name, x in inputs.items() if name not in batch.targets}
-        out = model(**unlabelled)
-        return {}, self.records(out, batch)
-
-    @abstractmethod
-    def records(self, out: Any, batch: Batch) -> list[Record]:
-        """A record of each of the batch's examples."""
-
-    @abstractmethod
-    def score(self, records: list[Record], final: bool) -> dict[str, float]:
-        """The metrics of records, one of each example; at the end also those of each class."""
-
-    def rank(self, metrics: dict[str, float]) -> float:
-        return rank(self.examples.metric, metrics[self.examples.metric])
-
-    def score_records(self, records: list[Record], final: bool) -> dict[str, float]:
-        records = sorted(records, key=lambda record: record["index"])
-        metrics = {"loss": float(np.mean([record["loss"] for record in records]))}
-        if final:
-            by_loss = sorted(records, key=lambda record: -record["loss"])
-            self.worst = by_loss[: self.examples.settings.worst]
-        return metrics | self.score(records, final)
-
-    def describe(self, record: Record) -> Record:
-        """A record with the texts and names that it is about, for people."""
-        table = self.examples.tables["validation"]
-        row = table.dataset[record["index"]]
-        texts = {name: row[name] for name in self.examples.shown}
-        return {"place": row["name"], **texts, **self.explain(record, row), "loss": round(record["loss"], 4)}
-
-    @abstractmethod
-    def explain(self, record: Record, row: dict[str, Any]) -> Record:
-        """What is true and what was predicted, in words."""
-
-    def draw_pictures(self, folder: Path) -> list[Path]:
-        return write_report(folder, [self.describe(record) for record in self.worst], self.class_rows)
-
-    def samples(self, model: Any, count: int) -> list[str]:
-        """Some held-out examples, and what the model predicts."""
-        examples = self.examples
-        index = examples.index("validation", 0)[:count]
-        if not len(index):
-            return []
-        batch = examples.collate([examples.examples("validation", 0, index)], count)
-        device = next(model.parameters()).device
-        tensors = {name: x.to(device) for name, x in batch.tensors.items() if name not in NO_INPUTS}
-        with torch.no_grad():
-            _, records = self.observe(model, tensors, batch)
-        return [json.dumps(self.describe(record), ensure_ascii=False) for record in records]
-
-
-def write_report(folder: Path, worst: list[Record], classes: list[dict[str, str | float]]) -> list[Path]:
-    """Writes the worst examples and the table of classes into the run's folder; returns what it wrote."""
-    written = []
-    if worst:
-        written.append(folder / "worst.jsonl")
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in worst]
-        files.write_text(written[-1], "".join(lines))
-    if classes:
-        written.append(folder / "classes.md")
-        rows = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in classes]
-        table = [list(classes[0]), ["---"] * len(classes[0]), *rows]
-        files.write_text(written[-1], "".join(f"| {' | '.join(row)} |\n" for row in table))
-    return written

@@ -13,7 +13,8 @@ from datasets import Dataset
 
 from finetuning.metrics.classes import Accuracy
 from finetuning.prepared import PreparedTexts, Reader
-from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples
+from finetuning.tasks.base import FinetuneHead, WindowExamples
+from finetuning.tasks.records import Record, RecordScoring
 from finetuning.windows import Windows
 from modeling import KeelBertForMultipleChoice
 from pretraining.data.packing import Example

@@ -11,7 +11,7 @@ from finetuning.adapt import adapt, merge
 from finetuning.data.labels import SINGLE
 from finetuning.metrics.base import rank
 from finetuning.metrics.classes import class_table, confusion
-from finetuning.tasks.base import Record, write_report
+from finetuning.tasks.records import Record, write_report
 from finetuning.tasks.text import class_metrics, record_of
 from pretraining.data.packing import Example
 from pretraining.objectives.base import Batch, Objective

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from finetuning.metrics.answers import answer_metrics
 from finetuning.prepared import PreparedTexts, Reader, read_texts
-from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples
+from finetuning.tasks.base import FinetuneHead, WindowExamples
+from finetuning.tasks.records import Record, RecordScoring
 from finetuning.windows import Windows
 from modeling import KeelBertForQuestionAnswering
 from pretraining.data.packing import IGNORED, Example, pack_values

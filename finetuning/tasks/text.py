@@ -20,7 +20,8 @@ from finetuning.metrics.calibration import Bin, CalibrationError, fit_temperatur
 from finetuning.metrics.classes import class_table, classification_metrics, confusion, multilabel_metrics
 from finetuning.metrics.regression import regression_metrics
 from finetuning.prepared import Reader, read_texts
-from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples
+from finetuning.tasks.base import FinetuneHead, WindowExamples
+from finetuning.tasks.records import Record, RecordScoring
 from modeling import KeelBertConfig, KeelBertForSequenceClassification
 from pretraining.data import draws
 from pretraining.data.packing import Example
@@ -141,7 +142,6 @@ class TextHead(FinetuneHead[TextExamples]):
 class TextScoring(RecordScoring[TextExamples]):
     """Loss and metrics by the kind of label; of classes at the end also each class's, and a confusion matrix."""
 
-    confusion: np.ndarray | None = None
     bins: list[Bin] = []
 
     def records(self, out: Any, batch: Batch) -> list[Record]:
@@ -211,11 +211,6 @@ class TextScoring(RecordScoring[TextExamples]):
 
     def draw_pictures(self, folder: Any) -> list[Any]:
         paths = super().draw_pictures(folder)
-        if self.confusion is not None:
-            from pretraining.pictures.charts import draw_confusion
-
-            draw_confusion(self.confusion, self.examples.classes, folder / "confusion.png", "texts")
-            paths.append(folder / "confusion.png")
         if self.bins:
             from finetuning.pictures import draw_reliability
 

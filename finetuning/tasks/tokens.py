@@ -17,7 +17,8 @@ from torch import Tensor
 from finetuning.metrics.classes import class_table, confusion
 from finetuning.metrics.tags import entity_table, is_bio, tag_metrics
 from finetuning.prepared import Reader
-from finetuning.tasks.base import FinetuneHead, Record, RecordScoring, WindowExamples
+from finetuning.tasks.base import FinetuneHead, WindowExamples
+from finetuning.tasks.records import Record, RecordScoring
 from finetuning.tasks.text import count_classes
 from modeling import KeelBertConfig, KeelBertForTokenClassification
 from pretraining.data.packing import IGNORED, Example, pack_tokens
@@ -142,7 +143,7 @@ class TokenHead(FinetuneHead[TokenExamples]):
 class TokenScoring(RecordScoring[TokenExamples]):
     """Loss and accuracy of words, and of entities F1 by type."""
 
-    confusion: np.ndarray | None = None
+    unit = "words"
 
     def records(self, out: Any, batch: Batch) -> list[Record]:
         examples, lines = self.examples, batch.source
@@ -184,15 +185,6 @@ class TokenScoring(RecordScoring[TokenExamples]):
             "true": [names[tag] for tag in record["label"]],
             "predicted": [names[tag] for tag in record["predicted"]],
         }
-
-    def draw_pictures(self, folder: Any) -> list[Any]:
-        paths = super().draw_pictures(folder)
-        if self.confusion is not None:
-            from pretraining.pictures.charts import draw_confusion
-
-            draw_confusion(self.confusion, self.examples.classes, folder / "confusion.png", "words")
-            paths.append(folder / "confusion.png")
-        return paths
 
 
 def objective(settings: Settings) -> Objective:

@@ -2,21 +2,11 @@
 
 from pathlib import Path
 
-import datasets
 import pytest
 
 from pretrain import main
 from tests.finetuning.data import KINDS, pretrain_arguments, write_data
 from tests.pretraining.runs import NUMBERS
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, and a cache of its own for what `datasets` stores."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
 
 
 @pytest.fixture(scope="session")

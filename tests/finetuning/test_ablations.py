@@ -18,7 +18,8 @@ from transformers import AutoModelForImageClassification, ResNetConfig, ResNetFo
 from finetuning import series
 from finetuning.ablations import choose_metric, main
 from finetuning.resnet import KeelResNetForImageClassification, count_parameters, make_config, of_size
-from finetuning.series import Score, Summary, difference, draw_summaries, summarise, table
+from finetuning.series import Score, Summary, draw_summaries, summarise, table
+from finetuning.summary import difference
 from modeling import KeelViTConfig
 from modeling.losses import labels_loss
 from pretraining.errors import UserError
@@ -197,7 +198,7 @@ def test_intervals_and_differences_are_scipys() -> None:
     low, high = stats.t.interval(0.95, 4, loc=np.mean(first), scale=stats.sem(first))
     found = Summary(first)
     assert (found.mean - found.margin, found.mean + found.margin) == pytest.approx((low, high))
-    gap, errors = difference({"a": found, "b": Summary(second)})
+    gap, errors = difference(first, second)
     welch = stats.ttest_ind(first, second, equal_var=False).statistic
     assert float(gap) == pytest.approx(np.mean(first) - np.mean(second), abs=1e-4)
     assert float(errors) == pytest.approx(welch, abs=0.06)

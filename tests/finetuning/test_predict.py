@@ -25,10 +25,10 @@ from finetuning.predict import main
 from finetuning.prediction import output as output_module
 from finetuning.prediction.base import Predictor
 from finetuning.prediction.spans import entities
-from finetuning.prediction.windows import cut, over_windows, pack_rows
+from finetuning.prediction.windows import over_windows, pack_rows
 from finetuning.prepared import PreparedTexts
 from finetuning.settings import WindowSettings
-from finetuning.windows import Windows
+from finetuning.windows import Windows, flatten
 from modeling import (
     KeelBertConfig,
     KeelBertForMultipleChoice,
@@ -163,7 +163,7 @@ def test_windows_as_fine_tuning_cuts_them():
         data = PreparedTexts("", random.integers(10, 99, int(bounds[-1])), bounds, sides, 0.0, None)
         both = lengths if pairs else np.pad(lengths, ((0, 0), (0, 1)))
         windows = Windows.of(both, pairs, WindowSettings(sequence_length=16, stride=3, windows=10**6))
-        flat = cut(data, windows, 1, 2)
+        flat = flatten(data, windows, np.arange(len(lengths)), 1, 2)
         expected: list[list[int]] = []
         for example in range(50):
             texts = [data.tokens[data.span(example, side)].tolist() for side in range(sides)]

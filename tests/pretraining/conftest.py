@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import datasets
 import pyarrow as pa
 import pytest
 from datasets import Dataset
@@ -34,15 +33,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all of pytest-xdist's workers have in common."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, and a cache of its own for what `datasets` stores."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
 
 
 @pytest.fixture(scope="session")

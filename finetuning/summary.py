@@ -1,0 +1,46 @@
+"""What the scores of several runs say together, as numbers and as Markdown."""
+
+import json
+import math
+from pathlib import Path
+from statistics import mean, stdev
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The metrics of a finished run, those of single classes left out; null is NaN.
+
+    Held-out ones have their plain names; those of a test split begin with test_.
+    """
+    results = json.loads((folder / "results.json").read_text())
+    return {
+        name.removeprefix("eval_"): math.nan if value is None else value
+        for name, value in results.items()
+        if name.startswith(("eval_", "test_")) and " " not in name
+    }
+
+
+def spread(values: list[float]) -> float:
+    """The standard deviation of a sample; NaN of one value."""
+    return stdev(values) if len(values) > 1 else math.nan
+
+
+def compare(first: list[float], second: list[float]) -> tuple[float, float]:
+    """The difference of the means, and its standard error (Welch 1947); NaN of single runs."""
+    error = math.sqrt(sum(spread(values) ** 2 / len(values) for values in (first, second)))
+    return mean(first) - mean(second), error
+
+
+def difference(first: list[float], second: list[float]) -> list[str]:
+    """How far the first values are above the second ones, and in standard errors of that."""
+    gap, error = compare(first, second)
+    return [f"{gap:+.4f}", f"{gap / error:.1f}" if error > 0 else "-"]
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """The mean, and the standard deviation where there is one."""
+    return f"{mean(values):.4f}" + (f" ± {spread(values):.4f}" if len(values) > 1 else "")
+
+
+def to_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
