@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
@@ -28,7 +29,7 @@ from .embeddings import TokenEmbeddings
 from .heads import ClassificationHead, MaskedLanguageModelHead, Pooler, pool, pool_windows
 from .layers import EncoderBlock, Stack
 from .losses import Counts, classification_loss, grouped_loss, labels_loss, training_targets
-from .packing import first_tokens, self_attention_mask
+from .packing import first_tokens, flat_indices, self_attention_mask, takes_queries
 
 
 class KeelBertPreTrainedModel(KeelTextPreTrainedModel):
@@ -75,21 +76,31 @@ class KeelBertModel(KeelBertPreTrainedModel):
         sequence_ids: Tensor | None = None,
         sequence_starts: Tensor | None = None,
         logits_to_keep: Tensor | None = None,
+        pooler_only: bool = False,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPooling:
-        """`last_hidden_state` is (B, T, D), or (M, D) with `logits_to_keep` (M,), as `Stack.forward` says."""
+        """`last_hidden_state` (B, T, D) and `pooler_output` (B, D), or of packed rows (B, E, D).
+
+        Args:
+            logits_to_keep: (M,), as `Stack.forward` says: `last_hidden_state` is then (M, D).
+            pooler_only: compute `pooler_output` alone; `last_hidden_state` is then unspecified.
+        """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, sequence_ids)
         mask = self_attention_mask(self.config, x, attention_mask, sequence_ids, kwargs)
         if self.pooler is None:
             x = self.encoder(x, mask, logits_to_keep=logits_to_keep, **kwargs)
             return BaseModelOutputWithPooling(last_hidden_state=x)
-        if logits_to_keep is not None and self.config.pooling == "cls":
-            # The pooler reads the first tokens: the encoder keeps these states too.
-            first = first_tokens(x, sequence_ids, sequence_starts)  # (B,) or (B, E)
-            indices = torch.cat([logits_to_keep, first.flatten()])
-            x = self.encoder(x, mask, logits_to_keep=indices, **kwargs)
-            x, pooled = x.tensor_split([len(logits_to_keep)])
-            pooled = pooled.unflatten(0, first.shape)  # (B, D) or (B, E, D)
+        if self.config.pooling == "cls" and (pooler_only or logits_to_keep is not None):
+            # The pooler reads the first tokens: the encoder keeps these states too, or them alone.
+            first = first_tokens(x, sequence_ids, sequence_starts)  # (B, 1) or (B, E)
+            keep = x.new_empty(0, dtype=torch.long) if logits_to_keep is None else logits_to_keep
+            if pooler_only and takes_queries(mask, kwargs):
+                x = pooled = self.encoder(x, mask, queries=first, **kwargs)
+            else:
+                indices = torch.cat([keep, flat_indices(first, x.shape[1]).flatten()])
+                x, pooled = self.encoder(x, mask, logits_to_keep=indices, **kwargs).tensor_split([len(keep)])
+                pooled = pooled.unflatten(0, first.shape)  # (B, 1, D) or (B, E, D)
+            pooled = pooled[:, 0] if sequence_ids is None else pooled
         else:
             x = self.encoder(x, mask, **kwargs)  # (B, T, D)
             pooled = pool(x, self.config.pooling, attention_mask, sequence_ids, sequence_starts)
@@ -218,15 +229,9 @@ def check_packed(sequence_ids: Tensor | None, example_ids: Tensor | None) -> Non
         raise ValueError("example_ids number the sequences of packed rows: give sequence_ids too, or drop them.")
 
 
-def no_states(model: KeelBertPreTrainedModel, kwargs: Mapping) -> Tensor | None:
-    """The `logits_to_keep` of a head that reads the pooled states alone: the last feed-forward skips all others.
-
-    None where somebody asks for states or attentions: those are of all tokens.
-    """
-    recorded = ("output_hidden_states", "output_attentions")
-    if any(kwargs.get(name, getattr(model.config, name)) for name in recorded):
-        return None
-    return torch.empty(0, dtype=torch.long, device=model.device)
+def records(config: PreTrainedConfig, kwargs: Mapping) -> bool:
+    """Whether somebody asks for states or attentions: those are of all tokens, also where a head reads few."""
+    return any(kwargs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
 
 
 class KeelBertForLabels(KeelBertPreTrainedModel):
@@ -269,8 +274,8 @@ class KeelBertForLabels(KeelBertPreTrainedModel):
         """
         check_packed(sequence_ids, example_ids)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        keep = no_states(self, kwargs) if self.reads_pooled else None
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, keep, return_dict=True, **kwargs)
+        pooler_only = self.reads_pooled and not records(self.config, kwargs)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, pooler_only=pooler_only, return_dict=True, **kwargs)
         logits = self.compute_logits(outputs)
         if example_ids is not None:
             logits = self.pool_windows(logits, example_ids)
@@ -441,8 +446,8 @@ class KeelBertForMultipleChoice(KeelBertPreTrainedModel):
         inputs = [input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds]
         if sequence_ids is None:
             inputs = [None if x is None else x.flatten(0, 1) for x in inputs]  # (B, choices, T) -> (B * choices, T)
-        keep = no_states(self, kwargs)
-        outputs = self.bert(*inputs, sequence_ids, sequence_starts, keep, return_dict=True, **kwargs)
+        pooler_only = not records(self.config, kwargs)
+        outputs = self.bert(*inputs, sequence_ids, sequence_starts, pooler_only=pooler_only, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output).squeeze(-1)  # (B * choices,) or (B, E)
         if sequence_ids is None:
             tokens = inputs_embeds if input_ids is None else input_ids

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .dropout import Dropout
-from .packing import first_tokens, members, packed_starts
+from .packing import first_tokens, members, states_at
 
 
 def mean_of_members(x: Tensor, member: Tensor) -> Tensor:
@@ -38,9 +38,9 @@ def pool(
             return x.mean(1)
         weight = attention_mask[..., None].to(x.dtype)
         return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+    starts = first_tokens(x, sequence_ids, sequence_starts)  # (B, E)
     if pooling == "cls":
-        return x.flatten(0, 1)[first_tokens(x, sequence_ids, sequence_starts)]
-    starts = packed_starts(sequence_ids) if sequence_starts is None else sequence_starts
+        return states_at(x, starts)
     return mean_of_members(x, members(sequence_ids, starts.shape[1]))
 
 

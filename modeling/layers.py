@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Mask, MultiHeadAttention
 from .dropout import Dropout, drop_path
-from .packing import self_attention_kwargs
+from .packing import self_attention_kwargs, states_at
 
 
 class FeedForward(nn.Module):
@@ -69,12 +69,22 @@ class EncoderBlock(GradientCheckpointingLayer):
         self.feed_forward_residual = Residual(config, drop_path_rate)
 
     def forward(
-        self, x: Tensor, mask: Mask = None, logits_to_keep: Tensor | None = None, cls_only: bool = False, **kwargs
+        self,
+        x: Tensor,
+        mask: Mask = None,
+        logits_to_keep: Tensor | None = None,
+        queries: Tensor | None = None,
+        **kwargs,
     ) -> Tensor:
-        """(B, T, D) to (B, T, D); with `logits_to_keep` or `cls_only` as `Stack.forward` says."""
+        """(B, T, D) to (B, T, D); with `logits_to_keep` or `queries` as `Stack.forward` says."""
         memory = None
-        if cls_only:  # keys and values of every token, the query of the first: x becomes (B, 1, D)
-            memory, x = self.attention_residual.pre_norm(x), x[:, :1]
+        if queries is not None:  # keys and values of every token, but few queries: x becomes (B, E, D)
+            memory = self.attention_residual.pre_norm(x)
+            x = states_at(x, queries)
+            if mask is not None:
+                assert isinstance(mask, Tensor)
+                rows = queries[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+                mask = mask.gather(2, rows)  # (B, H, T, T) -> (B, H, E, T)
         # Masks, memories and packed bounds have an entry for every row, so no row may be left out.
         rowwise = mask is None and memory is None and not kwargs
         x = self.attention_residual(x, lambda y: self.attention(y, mask, memory, **kwargs)[0], rowwise)
@@ -125,21 +135,21 @@ class Stack(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if pre else nn.Identity()
 
     def forward(
-        self, x: Tensor, *args, logits_to_keep: Tensor | None = None, cls_only: bool = False, **kwargs
+        self, x: Tensor, *args, logits_to_keep: Tensor | None = None, queries: Tensor | None = None, **kwargs
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or to those states that a head reads.
 
         Args:
             logits_to_keep: (M,), indices into the flattened batch: return the states there, (M, D). The last block's
                 feed-forward runs on these alone.
-            cls_only: return the first state of each example, (B, 1, D). The last block's queries and feed-forward are
-                computed for these alone; attention must be unmasked.
+            queries: (B, E), places in each row: return the states there, (B, E, D). The last block's queries and
+                feed-forward are computed for these alone; the kernel must take them (`packing.takes_queries`).
         """
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, *args, **kwargs)
         if logits_to_keep is not None:  # passed only where it is set: DecoderBlock has neither
             kwargs["logits_to_keep"] = logits_to_keep
-        if cls_only:
-            kwargs["cls_only"] = True
+        if queries is not None:
+            kwargs["queries"] = queries
         return self.norm(last(x, *args, **kwargs))

@@ -51,16 +51,24 @@ def packed_starts(sequence_ids: Tensor) -> Tensor:
 
 
 def first_tokens(x: Tensor, sequence_ids: Tensor | None = None, sequence_starts: Tensor | None = None) -> Tensor:
-    """Index of each sequence's first token in the flattened batch of x (B, T, D): (B,), or packed (B, E).
+    """Where in its row of x (B, T, D) each sequence begins: zeros (B, 1), or packed (B, E).
 
     Args:
         sequence_starts: (B, E), what `packed_starts` computes, where it is known already.
     """
-    rows = torch.arange(x.shape[0], device=x.device) * x.shape[1]  # where each row begins: 0, T, 2 T ...
     if sequence_ids is None:
-        return rows
-    starts = packed_starts(sequence_ids) if sequence_starts is None else sequence_starts
-    return rows[:, None] + starts
+        return torch.zeros_like(x[:, :1, 0], dtype=torch.long)
+    return packed_starts(sequence_ids) if sequence_starts is None else sequence_starts
+
+
+def states_at(x: Tensor, places: Tensor) -> Tensor:
+    """The states of x (B, T, D) at some places in each row (B, E): (B, E, D)."""
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))
+
+
+def flat_indices(places: Tensor, length: int) -> Tensor:
+    """Places in rows of `length` tokens as indices into the flattened batch: (B, E) -> (B, E)."""
+    return places + torch.arange(places.shape[0], device=places.device)[:, None] * length
 
 
 def same_sequence(query_ids: Tensor, key_ids: Tensor) -> Callable:
@@ -119,6 +127,11 @@ def packed_mask(
         config=config,
         device=x.device,
     )
+
+
+def takes_queries(mask: Mask, kwargs: Mapping) -> bool:
+    """Whether some queries alone may be computed: blocks of flex_attention and bounds are of all tokens."""
+    return "cu_seq_lens_q" not in kwargs and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 4))
 
 
 def self_attention_mask(

@@ -6,6 +6,7 @@ B batch, P patches, V visible patches, D hidden size, C channels, H and W height
 from copy import copy
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
@@ -81,7 +82,9 @@ class KeelViTModel(KeelViTPreTrainedModel):
             pooler_only: compute `pooler_output` alone; `last_hidden_state` is then None.
         """
         x = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding, ids_keep)
-        x = self.encoder(x, cls_only=pooler_only and self.config.pooling == "cls", **kwargs)
+        cls_only = pooler_only and self.config.pooling == "cls"
+        queries = torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device) if cls_only else None  # the class token
+        x = self.encoder(x, queries=queries, **kwargs)
         pooled = pool(x, self.config.pooling)
         return BaseModelOutputWithPooling(last_hidden_state=None if pooler_only else x, pooler_output=pooled)
 

@@ -31,13 +31,10 @@ from finetuning.prediction.windows import Rows, over_windows, pack_rows
 from finetuning.prepared import BATCH, PreparedTexts, place_tokens
 from finetuning.settings import WindowSettings
 from finetuning.windows import Flat, Windows, flatten, ragged
-from pretraining.data.plan import choose_row_lengths
 from pretraining.data.readers import Row
 from pretraining.data.tokenizer import load_tokenizer, require_tokens
 from pretraining.errors import UserError
 
-TOKENS = 4096  # computed at a time, if no number of rows is given
-SAMPLE = 1024  # texts by which the length of rows is chosen
 ANY = 2**31 - 1  # windows of a text
 
 
@@ -65,7 +62,6 @@ class WindowPredictor(TablePredictor):
         self.backend = backend
         self.unknown = self.tokenizer.unk_token_id
         self.window = self.window_settings()
-        self.row_length = 0
 
     def window_settings(self) -> WindowSettings:
         """How texts are cut: as the settings say, else as in fine-tuning."""
@@ -132,19 +128,8 @@ class WindowPredictor(TablePredictor):
 
     # ---- windows to outputs ----
 
-    def choose(self, examples: list[Any]) -> dict[str, Any]:
-        _, _, flat = self.prepare(examples[:SAMPLE])
-        self.notes.clear()  # they are read again
-        sizes = flat.sizes[:, None]
-        (length,) = choose_row_lengths(sizes, sizes.max(0), self.settings.row_length)
-        return {"row_length": int(length)}
-
-    def use(self, chosen: dict[str, Any]) -> None:
-        self.row_length = chosen["row_length"]
-
     def batches(self, flat: Flat) -> Iterator[Rows]:
-        rows = self.settings.rows or max(1, TOKENS // max(self.row_length, int(flat.sizes.max())))
-        return pack_rows(flat, self.row_length, rows, self.tokenizer.pad_token_id)
+        return pack_rows(flat, self.settings.rows, self.tokenizer.pad_token_id)
 
     def inputs(self, rows: Rows) -> dict[str, torch.Tensor]:
         return {name: tensor.to(self.computer.device) for name, tensor in rows.tensors.items()}
@@ -183,9 +168,7 @@ class PooledPredictor(WindowPredictor):
     """A head that reads each window's pooled vector."""
 
     def forward(self, rows: Rows) -> list[torch.Tensor]:
-        none = torch.empty(0, dtype=torch.int64, device=self.computer.device)
-        # No state but the pooled ones is read: the last layer's feed-forward runs on these alone.
-        outputs = self.model.bert(**self.inputs(rows), logits_to_keep=none, return_dict=True)
+        outputs = self.model.bert(**self.inputs(rows), pooler_only=True, return_dict=True)
         return [self.head(outputs.pooler_output)]
 
     def head(self, pooled: torch.Tensor) -> torch.Tensor:
