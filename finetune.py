@@ -6,7 +6,7 @@ from pretraining.errors import one_sentence_errors
 
 def main(arguments: list[str] | None = None) -> None:
     """`arguments` instead of the command line's."""
-    with one_sentence_errors("finetune.py"):
+    with one_sentence_errors("finetune.py", "--model"):
         settings = parse_finetune(arguments)
         from finetuning.run import finetune  # heavy, and not needed for --help or a wrong key
 

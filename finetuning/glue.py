@@ -16,12 +16,7 @@ import json
 import math
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
-
-import numpy as np
-import torch
-from accelerate import PartialState
-from accelerate.utils import send_to_device
+from typing import NamedTuple
 
 from finetuning.cli import parse_finetune
 from finetuning.data.labels import class_name
@@ -31,25 +26,16 @@ from finetuning.glue_tasks import GLUE, GlueTask
 from finetuning.metrics.base import Metric
 from finetuning.metrics.classes import Accuracy, Matthews, PositiveF1
 from finetuning.metrics.regression import Pearson, Spearman
-from finetuning.prepared import prepare_texts
+from finetuning.prediction.tables import predict_table
 from finetuning.run import variant
 from finetuning.series import Member, Summary, is_main, train_members
 from finetuning.settings import FinetuneSettings
 from finetuning.summary import difference, to_table
 from finetuning.tasks import TASKS
-from finetuning.tasks.base import NO_INPUTS
-from finetuning.tasks.text import TextExamples
-from modeling import KeelBertForSequenceClassification
 from pretraining import files
-from pretraining.batches import Steps
-from pretraining.data.packing import Example
-from pretraining.data.plan import make_plan
-from pretraining.data.shards import count_processes
-from pretraining.data.tokenizer import load_tokenizer
 from pretraining.errors import UserError, one_sentence_errors
-from pretraining.export import open_exported
 from pretraining.objectives import make_objective
-from pretraining.objectives.base import Batch, Objective
+from pretraining.objectives.base import Objective
 from pretraining.settings import Settings
 
 PROGRAM = "finetuning.glue"
@@ -60,57 +46,9 @@ SCORERS: dict[str, type[Metric]] = {
     "pearson": Pearson,
     "spearman": Spearman,
 }
-ROWS_AT_A_TIME = 16  # that a model predicts
 
 
-# ---- predicting ----
-
-
-class UnlabelledTexts(TextExamples):
-    """The texts of one table, packed, with no labels; they stand in the place of the training texts."""
-
-    labels_name = ""
-
-    def __init__(self, settings: Settings, table: Table):
-        super().__init__(settings)
-        self.tables = {"train": table}
-
-    def prepare(self, is_builder: bool) -> list[str]:
-        self.tokenizer = load_tokenizer(self.run.tokenizer.path)
-        cache, processes = Path(self.run.cache).expanduser(), count_processes(self.run.data.processes)
-        (table,) = self.tables.values()
-        prepared = prepare_texts(table, self.reader, self.sides, self.tokenizer, False, processes, cache, is_builder)
-        self.data = {"train": prepared}
-        self.index_examples()
-        return []
-
-    def targets_of(self, split: str, number: int, example: Example) -> Example:
-        return {}
-
-    def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
-        tensors = self.pack_windows(self.lay_out(rows))
-        return Batch(tensors, {}, units=int((tensors["sequence_ids"] != 0).sum()))
-
-
-@torch.inference_mode()
-def predict(settings: FinetuneSettings, table: Table) -> np.ndarray:
-    """The logits (N, C) of a table's texts, by the model of a finished run, in the table's order."""
-    examples = UnlabelledTexts(settings, table)
-    examples.prepare(is_builder=True)
-    index = examples.index("train", 0)
-    lengths, window = examples.lengths("train", 0, index), settings.train.window
-    plan = make_plan(index, lengths, examples.row_lengths, lambda _: ROWS_AT_A_TIME, window, 0, 0, shuffle=False)
-    device = PartialState().device
-    model: Any = open_exported(settings.folder / "model", KeelBertForSequenceClassification)
-    model.set_attn_implementation("sdpa")
-    model.to(device)
-    logits = np.empty((len(index), model.config.num_labels), dtype=np.float32)
-    for batches in Steps(examples, "train", 0, plan, ROWS_AT_A_TIME, rank=0, ranks=1).since(0, workers=0):
-        for batch in batches:
-            inputs = {name: x for name, x in batch.tensors.items() if name not in NO_INPUTS}
-            numbers = batch.tensors["index"].numpy()  # (E,)
-            logits[numbers] = model(**send_to_device(inputs, device)).logits.float().cpu()[: len(numbers)]  # (E, C)
-    return logits
+# ---- one split ----
 
 
 def class_number(task: GlueTask, name: str, place: str) -> int:
@@ -126,15 +64,15 @@ def class_number(task: GlueTask, name: str, place: str) -> int:
     raise UserError(f"{place} has the class {name!r}, and the task's are {', '.join(task.classes)}, or their numbers.")
 
 
-def predicted_values(task: GlueTask, settings: FinetuneSettings, table: Table) -> list[float]:
+def predicted_values(task: GlueTask, settings: FinetuneSettings, table: Table, split: str) -> list[float]:
     """What the model of a finished run predicts: official class numbers, or STS-B's numbers."""
-    logits = predict(settings, table)
+    model, path = settings.folder / "model", settings.folder / f"predictions-{split}.jsonl"
+    predict_table(model, table, path, split)
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
     if not task.classes:
-        return logits[:, 0].tolist()
-    folder = settings.folder / "model"
-    names = json.loads((folder / "config.json").read_text())["id2label"]
-    numbers = [class_number(task, names[str(each)], str(folder)) for each in range(logits.shape[1])]
-    return [numbers[best] for best in logits.argmax(1).tolist()]
+        return [row["value"] for row in rows]
+    return [class_number(task, row["label"], str(model)) for row in rows]
 
 
 def true_values(task: GlueTask, table: Table) -> list[float]:
@@ -205,7 +143,7 @@ def run_task(
         table = table_of(task, settings, data.splits[split])
         true = true_values(task, table)
         for run in runs:
-            found = score_split(task, predicted_values(task, run, table), true)
+            found = score_split(task, predicted_values(task, run, table, split), true)
             for metric, value in found.items():
                 scores[run.start].setdefault(split_name(task, metric, split), []).append(value)
             means[run.name] = means.get(run.name, 0.0) + mean(found.values())
@@ -217,7 +155,7 @@ def run_task(
             continue
         path = folder / "submission" / file
         path.parent.mkdir(exist_ok=True)
-        predicted = predicted_values(task, best, table_of(task, settings, data.splits[split]))
+        predicted = predicted_values(task, best, table_of(task, settings, data.splits[split]), split)
         files.write_text(path, task.submission(predicted))
         written.append(str(path))
     return TaskResult(scores, written, str(best.folder))
@@ -319,7 +257,7 @@ def read_options(arguments: list[str] | None) -> tuple[argparse.Namespace, list[
 def main(arguments: list[str] | None = None) -> None:
     """`arguments` instead of the command line's."""
     options, rest = read_options(arguments)
-    with one_sentence_errors(PROGRAM):
+    with one_sentence_errors(PROGRAM, "--model"):
         # Whatever is wrong with any task is told before the first one trains.
         data = {name: find_data(options.data, name) for name in options.tasks}
         tasks = {name: parse_finetune([*task_arguments(name, data[name]), *rest]) for name in options.tasks}

@@ -12,6 +12,8 @@ from finetuning.glue_tasks import GLUE, GlueTask
 from pretraining.errors import UserError
 from pretraining.settings import Settings
 
+DIAGNOSTIC = "ax"
+
 
 class Data(NamedTuple):
     """Where one task's splits are."""
@@ -45,6 +47,8 @@ def find_files(data: Path, name: str) -> Data:
     if folder is None:
         raise UserError(f"--data: {data} has no folder {name} or glue_{name}: add it, or leave {name} out of --tasks.")
     found = {split: split_files(folder, split) for split in ("train", *task.validation, *task.submissions)}
+    if DIAGNOSTIC in task.submissions:
+        found[DIAGNOSTIC] = split_files(data / DIAGNOSTIC, "test")
     first = task.validation[0]
     found[first] = found[first] or split_files(folder, "validation")  # a part of MNLI has one of its two
     for split in ("train", first):
@@ -58,7 +62,9 @@ def find_hub(data: str, name: str) -> Data:
     """The same of a data set on the Hub, each task one of its subsets."""
     task = GLUE[name]
     train = [f"--data.source={data}", f"--data.subset={name}", f"--data.validation_split={task.validation[0]}"]
-    return Data(train, {split: [f"--data.test_split={split}"] for split in (*task.validation, *task.submissions)})
+    # The diagnostic set is a data set of its own there, and a run has one: its submission needs files.
+    splits = [split for split in (*task.validation, *task.submissions) if split != DIAGNOSTIC]
+    return Data(train, {split: [f"--data.test_split={split}"] for split in splits})
 
 
 def find_data(data: str, name: str) -> Data:

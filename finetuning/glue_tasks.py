@@ -14,7 +14,7 @@ class GlueTask:
     metrics: tuple[str, ...]
     """The official metrics; the task's score is their mean."""
     submissions: dict[str, str]
-    """The file that the site wants for each test split."""
+    """The file that the site wants for each test split; `ax` is the diagnostic set, which MNLI's model answers."""
     validation: tuple[str, ...] = ("validation",)
     """Held-out splits with labels; training data is always `train`."""
     words: bool = False
@@ -47,7 +47,7 @@ GLUE = {
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
         ("accuracy",),
-        {"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv"},
+        {"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv", "ax": "AX.tsv"},
         validation=("validation_matched", "validation_mismatched"),
         words=True,
     ),

@@ -8,6 +8,7 @@ import yaml
 from accelerate import PartialState
 
 from finetuning.final_test import score_test
+from finetuning.prediction.tables import predict_table
 from finetuning.settings import FinetuneSettings
 from finetuning.summary import difference, mean_and_spread, read_metrics, to_table
 from finetuning.tasks import TASKS
@@ -80,11 +81,13 @@ def table(scores: dict[str, Scores]) -> list[str]:
 
 
 def tell_test(run: FinetuneSettings, objective: Objective) -> None:
-    """Scores the test split, if there is one with labels, and adds its metrics to the run's results.json."""
+    """Scores the test split, if there is one, and adds its metrics to results.json; predicts one without labels."""
     examples = objective.examples
-    if not isinstance(examples, WindowExamples) or not examples.scores_test:
+    if not isinstance(examples, WindowExamples) or examples.test is None:
         return
-    assert examples.test is not None
+    if not examples.scores_test:
+        predict_table(run.folder / "model", examples.test, run.folder / "predictions.jsonl", "the test split")
+        return
     found = score_test(run, objective)
     path = run.folder / "results.json"
     files.write_text(path, files.to_json(json.loads(path.read_text()) | found, indent=1))

@@ -5,13 +5,21 @@ import math
 from pathlib import Path
 from statistics import mean, stdev
 
+from pretraining.errors import UserError, one_line
+
 
 def read_metrics(folder: Path) -> dict[str, float]:
     """The metrics of a finished run, those of single classes left out; null is NaN.
 
     Held-out ones have their plain names; those of a test split begin with test_.
     """
-    results = json.loads((folder / "results.json").read_text())
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}): delete it, and the same command writes it anew."
+        ) from error
     return {
         name.removeprefix("eval_"): math.nan if value is None else value
         for name, value in results.items()

@@ -1,6 +1,7 @@
 """What is told: a user's mistake, in one sentence by every process that finds it, and what else is to be known."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,10 @@ def tell(line: str) -> None:
 
 
 @contextmanager
-def one_sentence_errors(program: str) -> Iterator[None]:
+def one_sentence_errors(program: str, checkpoint: str = "init_from") -> Iterator[None]:
     """A `UserError` ends the program with its sentence; anything else with its traceback.
+
+    `checkpoint` is what names the checkpoint on the program's command line.
 
     Every process speaks, prefixed by its rank where there are several: a rank may be alone with a mistake (a file that
     its machine lacks, rows that it alone got), and the others then wait for it in vain.
@@ -38,5 +41,6 @@ def one_sentence_errors(program: str) -> Iterator[None]:
     except UserError as error:
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         rank = f"[rank {os.environ.get('RANK', 0)}] " if several else ""
-        print(f"{rank}{program}: error: {error}", file=sys.stderr, flush=True)
+        message = re.sub("^init_from:", f"{checkpoint}:", str(error))
+        print(f"{rank}{program}: error: {message}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -63,14 +63,6 @@ class Predictor(ABC):
         """Settings that were null, as they are used."""
         return {}
 
-    def choose(self, examples: list[Any]) -> dict[str, Any]:
-        """What is chosen by the first block, for all of the file."""
-        return {}
-
-    def use(self, chosen: dict[str, Any]) -> None:
-        """Takes what was chosen, in this run or before a kill."""
-        assert not chosen
-
     @abstractmethod
     def predict(self, examples: list[Any]) -> list[Row]:
         """A prediction of each example of a block."""

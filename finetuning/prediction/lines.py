@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pretraining.data.find import extension, nearest, shown, state
 from pretraining.data.images.folders import images_in
-from pretraining.data.readers import SEPARATORS, Row, is_filled, lines, listed, normalise, parse_csv
+from pretraining.data.readers import SEPARATORS, Row, is_filled, lines, listed, normalise, parse_csv, wrong_in
 from pretraining.errors import UserError, one_line
 
 CHARACTERS = 2**22  # of a block of lines, unless its last line brings more
@@ -64,6 +64,9 @@ class Source:
         return f"{self.name}, line {number}"
 
     def look(self, number: int, raw: Raw) -> Line:
+        text = raw if isinstance(raw, str) else "".join(raw) if isinstance(raw, list) else ""
+        if reason := wrong_in(text):
+            return Line(number, {}, f"it {reason}")
         try:
             return Line(number, self.parse(raw))
         except Bad as error:
@@ -107,7 +110,7 @@ def parse_json(line: Raw) -> Row:
 
 def read_jsonl(path: str) -> Source:
     def raw(columns: list[str]) -> Iterator[tuple[int, Raw]]:
-        return ((number, line) for number, line in enumerate(lines(path), 1) if not line.isspace())
+        return ((number, line) for number, line in enumerate(lines(path, strict=False), 1) if not line.isspace())
 
     columns: list[str] = []
     for _, line in raw([]):
@@ -123,7 +126,7 @@ def read_text(path: str) -> Source:
     return Source(
         shown(path),
         ["text"],
-        lambda columns: enumerate(lines(path), 1),
+        lambda columns: enumerate(lines(path, strict=False), 1),
         lambda line: {"text": line.rstrip("\n")},
         state([path]),
         Path(path).parent,
@@ -132,7 +135,7 @@ def read_text(path: str) -> Source:
 
 def csv_rows(path: str, asked: list[str]) -> Iterator[tuple[int, Raw]]:
     """Cells of each row, or the error of the csv module, which goes on behind the row."""
-    rows, _ = parse_csv(path, asked)
+    rows, _ = parse_csv(path, asked, strict=False)
     number = 0
     while True:
         number += 1
@@ -145,11 +148,11 @@ def csv_rows(path: str, asked: list[str]) -> Iterator[tuple[int, Raw]]:
 
 
 def separator_of(path: str, asked: list[str]) -> str:
-    return SEPARATORS[parse_csv(path, asked)[1]]
+    return SEPARATORS[parse_csv(path, asked, strict=False)[1]]
 
 
 def tsv_rows(path: str) -> Iterator[tuple[int, Raw]]:
-    return ((number, line.rstrip("\n").split("\t")) for number, line in enumerate(lines(path), 1))
+    return ((number, line.rstrip("\n").split("\t")) for number, line in enumerate(lines(path, strict=False), 1))
 
 
 def cells(path: str, rows: Callable[[], Iterator[tuple[int, Raw]]], separator: str, asked: list[str]) -> Source:

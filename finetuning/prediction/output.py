@@ -23,7 +23,7 @@ from pretraining.errors import UserError
 Row = dict[str, Any]
 # A .csv and a .parquet have the same columns in every line.
 FORMATS = (".jsonl", ".csv", ".parquet")
-VERSION = 1  # of what is written: raise it when it changes, and unfinished files are not continued
+VERSION = 2  # of what is written: raise it when it changes, and unfinished files are not continued
 GROUP = 2**14  # rows of a parquet file's row group
 
 
@@ -80,7 +80,7 @@ class Output:
             ) from error
         # As it will read it back.
         self.state = json.loads(json.dumps({"made_of": made_of | {"version": VERSION}}))
-        self.state |= {"chosen": None, "lines": 0, "bad": 0, "bytes": 0, "done": False}
+        self.state |= {"computed": None, "lines": 0, "bad": 0, "bytes": 0, "done": False}
         self.resume()
         self.file: BinaryIO = self.open()
 
@@ -129,17 +129,11 @@ class Output:
                 file.write(self.to_csv([dict(zip(self.schema.names, self.schema.names, strict=True))]))
         return file
 
-    def choose(self, chosen: Any) -> Any:
-        """Keeps what a run has chosen at its start; gives what the file was begun with."""
-        if self.state["chosen"] is None:
-            self.state["chosen"] = chosen
-            self.commit(0, 0)
-        return self.state["chosen"]
-
-    @property
-    def chosen(self) -> Any:
-        """What was chosen when the file was begun; None: nothing yet."""
-        return self.state["chosen"]
+    def begun_with(self, computed: dict[str, Any]) -> dict[str, Any]:
+        """How the file was computed from its begin on: as this run would, if it begins it."""
+        if self.state["computed"] is None:
+            self.state["computed"] = computed
+        return self.state["computed"]
 
     def write(self, rows: list[Row], bad: int = 0) -> None:
         """The rows of a block, one for each line, of which some are bad."""

@@ -78,24 +78,10 @@ class Run:
     def __init__(self, predictor: Predictor, source: Source, output: Output):
         self.predictor, self.source, self.output = predictor, source, output
         self.settings = predictor.settings
-        if output.chosen is not None:
-            self.take(output.chosen)
-
-    def take(self, chosen: dict[str, Any]) -> None:
-        """Computes as was chosen, now or before a kill: the last digits depend on it."""
-        candidate = Candidate(**chosen["compute"])
-        self.predictor.computer.compute_as(candidate)
-        self.predictor.use(chosen["predictor"])
-        shape = "".join(f", {name} {value}" for name, value in chosen["predictor"].items())
-        tqdm.write(f"computing: {candidate}{shape}")
-
-    def choose(self, examples: list[Any]) -> None:
-        """Chooses by the first block, for the whole file."""
-        predictor = self.predictor
-        shape = predictor.choose(examples)
-        predictor.use(shape)
-        candidate = predictor.computer.choose()
-        self.take(self.output.choose({"compute": candidate._asdict(), "predictor": shape}))
+        computer = predictor.computer
+        # As before a kill, which may have been on another machine: the last digits depend on it.
+        computer.compute_as(Candidate(**output.begun_with(computer.choose()._asdict())))
+        print(f"computing: {computer.candidate}", flush=True)
 
     def examples(self, block: list[Line]) -> list[Any]:
         """The example of each line, or the Bad that tells why it has none.
@@ -123,8 +109,6 @@ class Run:
         """What is written of a block's lines."""
         examples = self.examples(block)
         good = [example for example in examples if not isinstance(example, Bad)]
-        if good and self.output.chosen is None:
-            self.choose(good)
         predictions: Iterator[Row] = iter(())
         if good:
             with self.predictor.computer.computing():
@@ -162,9 +146,13 @@ def predict(model: str, file: str, out: str, settings: PredictSettings) -> None:
     Raises:
         UserError: something of these is wrong, or a line is bad and bad lines are not passed over.
     """
-    folder, path = Path(model).expanduser(), Path(out).expanduser()
+    path = Path(out).expanduser()
     check_out(path)
-    source = open_source(file, settings.asked)
+    predict_source(Path(model).expanduser(), open_source(file, settings.asked), path, settings)
+
+
+def predict_source(folder: Path, source: Source, path: Path, settings: PredictSettings) -> None:
+    """The same of lines that are opened already."""
     predictor = open_predictor(folder, settings)
     columns = predictor.find_columns(source)
     schema = schema_of(predictor, settings.keep_columns)

@@ -55,10 +55,8 @@ class PredictSettings:
     """Beams of the search for a translation; 1 is greedy. If it is null, as generation_config.json says."""
     max_length: int | None = None
     """Longest translation in tokens. If it is null, as generation_config.json says."""
-    row_length: int | None = None
-    """Tokens in a packed row. If it is null, as the lengths of the first block of texts ask for."""
     rows: int | None = None
-    """Rows, images or sentences computed at a time. If it is null, 4,096 tokens, 64 images or 32 sentences."""
+    """Packed rows, images or sentences computed at a time. If it is null, 4,096 tokens, 64 images or 32 sentences."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the processor has units for it, else fp32."""
     kernel: Literal["auto", "sdpa", "eager"] = "auto"
@@ -70,7 +68,7 @@ class PredictSettings:
     """Threads on CPU; auto: as many as there are cores."""
 
     def __post_init__(self) -> None:
-        least = {"sequence_length": 8, "stride": 0, "top": 1, "beams": 1, "max_length": 2, "row_length": 8, "rows": 1}
+        least = {"sequence_length": 8, "stride": 0, "top": 1, "beams": 1, "max_length": 2, "rows": 1}
         for name, smallest in (least | {"answer_length": 1, "threads": 1}).items():
             value = getattr(self, name)
             if isinstance(value, int) and value < smallest:

@@ -13,6 +13,9 @@ from torch import Tensor
 from finetuning.windows import Flat, ragged
 from pretraining.data.plan import pack
 
+SHORTEST = 32  # tokens of a row at least: attention over fewer is no faster
+TOKENS = 4096  # computed at a time, if no number of rows is given
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -29,20 +32,42 @@ class Rows:
     """Where it begins in its row (w,)."""
 
 
-def pack_rows(flat: Flat, length: int, rows: int, pad: int) -> Iterator[Rows]:
-    """The windows in rows of `length` tokens, or of as many as the longest window has; `rows` of them at a time."""
-    length = max(length, int(flat.sizes.max()))
-    packed = pack(flat.sizes, length)
-    for first in range(0, len(packed), rows):
-        members = packed[first : first + rows]
-        counts = np.array([len(row) for row in members])
-        windows = np.concatenate(members).astype(np.int64)
-        row = np.repeat(np.arange(len(members)), counts)
-        place = ragged(np.zeros_like(counts), counts)
-        sizes = flat.sizes[windows]
-        before = np.cumsum(sizes) - sizes  # tokens of all windows before, in earlier rows too
-        start = before - before[np.cumsum(counts) - counts][row]
-        yield Rows(to_tensors(flat, windows, row, place, start, length, pad), windows, row, place, start)
+def pack_by_length(sizes: np.ndarray) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Rows for all windows: the tokens that some have room for, and the windows of each, the longest one first.
+
+    The time of attention grows with the length of rows, so the longest window that is left says how long the next ones
+    are. Each of them has a window of more than half of that, with shorter ones beside it.
+
+    Args:
+        sizes: tokens of each window (W,).
+    """
+    rest = np.arange(len(sizes))
+    while len(rest):
+        length = max(SHORTEST, int(sizes[rest].max()))
+        rows = [rest[row] for row in pack(sizes[rest], length)]
+        if length > SHORTEST:
+            longest = sizes[[row[0] for row in rows]]  # in descending order, as `pack` goes on
+            count = int((2 * longest > length).sum())
+        else:
+            count = len(rows)
+        yield length, rows[:count]
+        rest = np.concatenate([rest[:0], *rows[count:]])
+
+
+def pack_rows(flat: Flat, rows: int | None, pad: int) -> Iterator[Rows]:
+    """The windows in packed rows, `rows` of them at a time, or as many as have TOKENS tokens together."""
+    for length, packed in pack_by_length(flat.sizes):
+        at_a_time = rows or max(1, TOKENS // length)
+        for first in range(0, len(packed), at_a_time):
+            members = packed[first : first + at_a_time]
+            windows = np.concatenate(members)
+            counts = np.array([len(row) for row in members])
+            row = np.repeat(np.arange(len(members)), counts)
+            place = ragged(np.zeros_like(counts), counts)
+            sizes = flat.sizes[windows]
+            before = np.cumsum(sizes) - sizes  # tokens of all windows before, in earlier rows too
+            start = before - before[np.cumsum(counts) - counts][row]
+            yield Rows(to_tensors(flat, windows, row, place, start, length, pad), windows, row, place, start)
 
 
 def to_tensors(

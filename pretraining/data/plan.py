@@ -117,8 +117,9 @@ def pack_sides(lengths: np.ndarray, row_lengths: tuple[int, ...]) -> list[list[i
 def choose_row_lengths(lengths: np.ndarray, longest: np.ndarray, row_length: int | None) -> tuple[int, ...]:
     """Tokens of a row on each side: `row_length` on the longer one, on the others as their share is, or a bit more.
 
-    None: of powers of two and what lies halfway, up to four times the longest example, the shortest that leaves at most
-    SLACK more of the rows empty than the best one does; short rows are what attention computes fastest.
+    None: of the longest example's tokens, rounded up, and of powers of two and what lies halfway, up to four times as
+    many, the shortest that leaves at most SLACK more of the rows empty than the best one does; short rows are what
+    attention computes fastest.
 
     Args:
         lengths: of the examples that are packed (N, S).
@@ -126,8 +127,9 @@ def choose_row_lengths(lengths: np.ndarray, longest: np.ndarray, row_length: int
     """
     longest, mean = np.maximum(lengths.max(0), longest), lengths.mean(0)  # (S,)
     sample = lengths[np.argsort(draws.hash_key(draws.SUBSET, np.arange(len(lengths))), kind="stable")[:SAMPLE]]
-    sizes = [size for power in range(3, 20) for size in (2**power, 3 * 2 ** (power - 1))]
-    sizes = [row_length] if row_length else [size for size in sizes if longest.max() <= size <= 4 * longest.max()]
+    most = int(longest.max())
+    sizes = [size for power in range(3, 20) for size in (2**power, 3 * 2 ** (power - 1)) if most <= size <= 4 * most]
+    sizes = [row_length] if row_length else sorted({-(-most // 8) * 8, *sizes})
     candidates: list[tuple[float, tuple[int, ...]]] = []  # of each size the best fill, and the lengths that give it
     for size in sizes:
         sides = size * mean / mean.max()

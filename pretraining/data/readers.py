@@ -49,6 +49,7 @@ ENCODINGS = {
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # The control characters that are no white space, and the mark of byte order that a joined file has in its midst.
 CONTROL = re.compile("[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff]")
+ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as `surrogateescape` gives it
 
 
 # ---- texts and columns ----
@@ -146,7 +147,21 @@ def _first_bad_byte(path: str, encoding: str) -> str:
             position += len(block)
 
 
-def lines(path: str, every_end: bool = False) -> Iterator[str]:
+def wrong_in(line: str) -> str:
+    """Why a line is no text of UTF-8, as the end of a sentence; empty: it is."""
+    if "\0" in line:
+        return (
+            "holds a NUL, as UTF-16 without a byte-order mark and files that are no text do: convert it to UTF-8, or "
+            "delete the NUL"
+        )
+    if "\x1b$" in line:
+        return "is ISO 2022, as in Japanese mail: convert it to UTF-8"
+    if byte := ESCAPED.search(line):
+        return f"is not UTF-8 (it has the byte 0x{ord(byte[0]) - 0xDC00:02x}): convert it to UTF-8"
+    return ""
+
+
+def lines(path: str, every_end: bool = False, strict: bool = True) -> Iterator[str]:
     """The lines of a file, plain or .gz, each with its line end, which becomes a line feed.
 
     UTF-8, or what a byte-order mark says. A carriage return ends a line only before a line feed, or in a file that has
@@ -154,6 +169,7 @@ def lines(path: str, every_end: bool = False) -> Iterator[str]:
 
     Args:
         every_end: whether a carriage return ends a line wherever it is.
+        strict: whether a line that is no text is an error; else it is given as it is, for `wrong_in`.
     """
     name, number, encoding = shown(path), 0, "utf-8"
     try:
@@ -162,14 +178,11 @@ def lines(path: str, every_end: bool = False) -> Iterator[str]:
             encoding = next(encoding for mark, encoding in ENCODINGS.items() if head.startswith(mark))
             start = head.decode(encoding, "ignore")
             newline = None if every_end or ("\r" in start and "\n" not in start) else "\n"
-            for number, line in enumerate(io.TextIOWrapper(file, encoding, newline=newline), 1):
-                if "\0" in line:
-                    raise UserError(
-                        f"{name}, line {number} holds a NUL, as UTF-16 without a byte-order mark and files that are no "
-                        "text do: convert it to UTF-8, or delete the NUL."
-                    )
-                if "\x1b$" in line:
-                    raise UserError(f"{name}, line {number} is ISO 2022, as in Japanese mail: convert it to UTF-8.")
+            # Bytes that are not UTF-8 can be told line by line, but not units of two bytes that are not UTF-16.
+            errors = "surrogateescape" if not strict and encoding.startswith("utf-8") else "strict"
+            for number, line in enumerate(io.TextIOWrapper(file, encoding, errors, newline), 1):
+                if strict and (reason := wrong_in(line)):
+                    raise UserError(f"{name}, line {number} {reason}.")
                 line = line.lstrip("\ufeff")  # the mark of another file, which this one was joined from
                 yield f"{line[:-2]}\n" if line.endswith("\r\n") else line
     except UnicodeDecodeError as error:
@@ -244,17 +257,20 @@ def _by_header(path: str, rows: Iterable[list[str]], columns: Columns, separator
         yield f"{name}:{number}", {column: row[header.index(column)] for column in columns}
 
 
-def parse_csv(path: str, columns: Iterable[str]) -> tuple[Any, str]:
+def parse_csv(path: str, columns: Iterable[str], strict: bool = True) -> tuple[Any, str]:
     """The reader of a .csv file's rows, and what stands between the cells.
 
     Cells stand between what a first line `sep=;` says, as Excel writes it, or what gives all columns asked for. Else
     between what gives the most cells, and the same number in each of the first rows.
+
+    Args:
+        strict: as for `lines`.
     """
     csv.field_size_limit(2**31 - 1)  # by default 128 KiB, less than a book
-    stated = re.fullmatch('"?sep=([,;\t|])"?\\s*', next(lines(path, every_end=True), ""), re.IGNORECASE)
+    stated = re.fullmatch('"?sep=([,;\t|])"?\\s*', next(lines(path, True, strict), ""), re.IGNORECASE)
 
     def parse(separator: str) -> Any:
-        rows = lines(path, every_end=True)
+        rows = lines(path, True, strict)
         if stated:
             rows = itertools.chain(["\n"], itertools.islice(rows, 1, None))
         return csv.reader(rows, delimiter=separator, strict=True)

@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 
 from finetune import main
 from finetuning.cli import parse_finetune
+from finetuning.predict import main as predict_main
 from finetuning.tasks import TASKS
 from modeling import KeelBertForSequenceClassification
 from pretrain import main as pretrain
 from pretraining.objectives import make_objective
 from tests.finetuning.data import KINDS, arguments_of
+from tests.finetuning.reviews import write_lines
 from tests.pretraining.runs import FIXED, NUMBERS, WIDTHS, fork_ranks, wait
 
 
@@ -215,6 +217,25 @@ def test_a_labelled_test_split_is_scored_once(labelled: Path, checkpoint: Path, 
     assert found["test_accuracy"] == found["eval_accuracy"]
     assert found["test_loss"] == pytest.approx(found["eval_loss"], rel=1e-5)
     assert "test split, 60 examples:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["text", "pair", "tokens", "spans", "choice"])
+def test_a_test_split_without_labels_is_predicted(kind: str, labelled: Path, checkpoint: Path, capsys):
+    """As the command does it with the same rows."""
+    targets = ("label", "score", "tags", "answers")
+    rows = [json.loads(line) for line in (labelled / f"{kind}.jsonl").read_text().splitlines()]
+    write_lines(labelled / "new.jsonl", [{k: v for k, v in row.items() if k not in targets} for row in rows])
+    run = finetune(
+        arguments_of(kind, labelled, checkpoint), f"predicted-{kind}", f"--data.test_files={labelled}/new.jsonl"
+    )
+    predict_main([str(run / "model"), f"{labelled}/new.jsonl", f"--out={run}/expected.jsonl"])
+    found, expected = (
+        [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("predictions", "expected")
+    )
+    assert [row.pop("name") for row in found] == [f"{labelled}/new.jsonl:{line}" for line in range(1, 61)]
+    assert found == expected
+    assert not any(name.startswith("test_") for name in results(run))
 
 
 def test_a_test_split_of_which_some_have_labels_is_told(labelled: Path, checkpoint: Path, tmp_path: Path, capsys):

@@ -180,7 +180,7 @@ def test_windows_as_fine_tuning_cuts_them():
             for kind, ids in zip(types, split, strict=True)
         )
         seen: list[int] = []
-        for rows in pack_rows(flat, 24, 4, 0):
+        for rows in pack_rows(flat, 4, 0):
             members: list[list[dict]] = [[] for _ in range(len(rows.tensors["input_ids"]))]
             for window, row in zip(rows.windows, rows.row, strict=True):
                 members[row].append({"input_ids": split[window]})
@@ -229,7 +229,7 @@ def test_classes_equal_a_pipeline(classifier, tmp_path: Path, pairs: bool, nativ
 def test_any_number_of_windows(classifier, tmp_path: Path, pooling: str):
     folder, model = classifier
     texts = [" ".join(TEXTS[:2] * count) for count in (1, 4, 30)]
-    more = ["--sequence_length=16", "--stride=4", f"--window_pooling={pooling}", "--row_length=40", "--rows=3"]
+    more = ["--sequence_length=16", "--stride=4", f"--window_pooling={pooling}", "--rows=3"]
     found = predict(
         folder, write_jsonl(tmp_path / "in.jsonl", [{"text": t} for t in texts]), tmp_path / "out.jsonl", *more
     )
@@ -519,6 +519,25 @@ def test_bad_cells(classifier, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "1 cells instead of 2" in found[1]["error"] and "not CSV" in found[2]["error"]
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "in.txt", "in.csv", "in.tsv"])
+@pytest.mark.parametrize(
+    ("bytes_", "reason"), [(b"caf\xe9", "byte 0xe9"), (b"a\0b", "NUL"), (b"\x1b$B", "ISO 2022")], ids=repr
+)
+def test_lines_that_are_no_text(
+    classifier, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, bytes_: bytes, reason: str
+):
+    texts = [b"the cat", bytes_, b"and"]
+    lines = [b'{"text": "%s"}' % text for text in texts] if name == "in.jsonl" else texts
+    header = [b"text"] if name in ("in.csv", "in.tsv") else []
+    (tmp_path / name).write_bytes(b"\n".join([*header, *lines, b""]))
+    number = 2 + len(header)
+    message = error_of(capsys, classifier[0], tmp_path / name, "--out", tmp_path / "out.jsonl")
+    assert f"line {number}" in message and reason in message
+    found = predict(classifier[0], tmp_path / name, tmp_path / "out.jsonl", "--skip_bad")
+    assert [line["line"] for line in found] == [number - 1, number, number + 1]
+    assert reason in found[1]["error"] and "label" in found[0] and "label" in found[2]
+
+
 # ---- kills ----
 
 
@@ -653,7 +672,7 @@ def test_help(capsys: pytest.CaptureFixture):
         main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--out", "--skip_bad", "--text_column", "--sequence_length", "--row_length", "--precision"):
+    for option in ("--out", "--skip_bad", "--text_column", "--sequence_length", "--precision"):
         assert option in text
 
 
