@@ -1,9 +1,11 @@
 """The model of a folder, ours or native, and how it computes: precision, kernel, linear layers and threads."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
@@ -16,6 +18,9 @@ from pretraining.errors import UserError, one_line
 from pretraining.init_from import open_checkpoint, quietly
 from pretraining.launch import DTYPES
 from pretraining.onednn import choose_linear, has_onednn_linear
+
+Batch = TypeVar("Batch")
+Outputs = TypeVar("Outputs")
 
 
 def class_of(folder: Path) -> type[PreTrainedModel]:
@@ -97,7 +102,7 @@ class Computer:
 
     def compute_as(self, candidate: Candidate) -> None:
         self.candidate = candidate
-        torch.set_num_threads(candidate.threads)
+        torch.set_num_threads(1)  # see `map`
         self.model.set_attn_implementation(candidate.kernel)
         choose_linear(self.model, candidate.linear)
 
@@ -107,3 +112,25 @@ class Computer:
         dtype = DTYPES[self.candidate.precision] if half else None
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=half):
             yield
+
+    def map(self, forward: Callable[[Batch], Outputs], batches: Iterable[Batch]) -> Iterator[tuple[Batch, Outputs]]:
+        """Each batch, and what `forward` makes of it, in order; on CPU as many at a time as there are threads.
+
+        One thread computes a batch. Threads that share each product of a small model wait for one another most of the
+        time; and so the digits do not depend on how many there are.
+        """
+
+        def compute(batch: Batch) -> Outputs:
+            with self.computing():  # which holds for one thread
+                return forward(batch)
+
+        workers = self.candidate.threads if self.device.type == "cpu" else 1
+        ahead: deque[tuple[Batch, Future[Outputs]]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            for batch in batches:
+                ahead.append((batch, pool.submit(compute, batch)))
+                if len(ahead) > workers:  # no more in memory than are computed, and the next
+                    done, future = ahead.popleft()
+                    yield done, future.result()
+            for done, future in ahead:
+                yield done, future.result()

@@ -72,5 +72,6 @@ class ImagePredictor(Predictor):
 
     def predict(self, examples: list[np.ndarray]) -> list[Row]:
         size = self.settings.rows or IMAGES
-        parts = [self.logits(examples[first : first + size]) for first in range(0, len(examples), size)]
+        batches = (examples[first : first + size] for first in range(0, len(examples), size))
+        parts = [logits for _, logits in self.computer.map(self.logits, batches)]
         return one_class(np.concatenate(parts), self.names, self.settings.top)

@@ -56,7 +56,7 @@ class PredictSettings:
     max_length: int | None = None
     """Longest translation in tokens. If it is null, as generation_config.json says."""
     rows: int | None = None
-    """Packed rows, images or sentences computed at a time. If it is null, 4,096 tokens, 64 images or 32 sentences."""
+    """Packed rows, images or sentences computed at a time. If it is null, 2,048 tokens, 64 images or 32 sentences."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the processor has units for it, else fp32."""
     kernel: Literal["auto", "sdpa", "eager"] = "auto"
@@ -65,7 +65,7 @@ class PredictSettings:
     """Linear layers in fp32 on CPU by torch or by oneDNN; auto: oneDNN where torch's own library
     is that of another maker's processors."""
     threads: int | Literal["auto"] = "auto"
-    """Threads on CPU; auto: as many as there are cores."""
+    """Threads on CPU, each of which computes a batch; auto: as many as there are cores."""
 
     def __post_init__(self) -> None:
         least = {"sequence_length": 8, "stride": 0, "top": 1, "beams": 1, "max_length": 2, "rows": 1}

@@ -141,8 +141,7 @@ class WindowPredictor(TablePredictor):
     def of_windows(self, flat: Flat) -> np.ndarray:
         """The logits of each window: (W, C)."""
         found: np.ndarray | None = None
-        for rows in self.batches(flat):
-            (logits,) = self.forward(rows)
+        for rows, (logits,) in self.computer.map(self.forward, self.batches(flat)):
             values = logits.float().cpu().numpy()  # (R, E, C)
             if found is None:
                 found = np.empty((len(flat.sizes), values.shape[-1]), dtype=np.float32)
@@ -153,8 +152,8 @@ class WindowPredictor(TablePredictor):
     def of_tokens(self, flat: Flat) -> np.ndarray:
         """The logits of each token, window behind window: (T, C)."""
         found: np.ndarray | None = None
-        for rows in self.batches(flat):
-            values = torch.cat(self.forward(rows), -1).float().flatten(0, 1).cpu().numpy()  # (R L, C)
+        for rows, logits in self.computer.map(self.forward, self.batches(flat)):
+            values = torch.cat(logits, -1).float().flatten(0, 1).cpu().numpy()  # (R L, C)
             if found is None:
                 found = np.empty((len(flat.input_ids), values.shape[-1]), dtype=np.float32)
             sizes, length = flat.sizes[rows.windows], rows.tensors["input_ids"].shape[1]

@@ -67,6 +67,7 @@ class TranslationPredictor(TablePredictor):
 
     def predict(self, examples: list[np.ndarray]) -> list[Row]:
         if self.search is None:
+            torch.set_num_threads(self.computer.candidate.threads)  # which share each step of a search
             self.search = Search(self.model)  # which lays out the weights once, in the precision that is on
         pad = self.tokenizer.pad_token_id
         order = sorted(range(len(examples)), key=lambda number: -len(examples[number]))

@@ -14,7 +14,7 @@ from finetuning.windows import Flat, ragged
 from pretraining.data.plan import pack
 
 SHORTEST = 32  # tokens of a row at least: attention over fewer is no faster
-TOKENS = 4096  # computed at a time, if no number of rows is given
+TOKENS = 2048  # of a batch, if no number of rows is given
 
 
 @dataclass(frozen=True)

@@ -519,6 +519,13 @@ def test_bad_cells(classifier, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "1 cells instead of 2" in found[1]["error"] and "not CSV" in found[2]["error"]
 
 
+def test_the_number_of_threads_changes_no_digit(classifier, tmp_path: Path):
+    write_jsonl(tmp_path / "in.jsonl", [{"text": " ".join(TEXTS[: n % 9 + 1])} for n in range(90)])
+    for threads in (1, 3):
+        predict(classifier[0], tmp_path / "in.jsonl", tmp_path / f"{threads}.jsonl", f"--threads={threads}", "--rows=1")
+    assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "3.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["in.jsonl", "in.txt", "in.csv", "in.tsv"])
 @pytest.mark.parametrize(
     ("bytes_", "reason"), [(b"caf\xe9", "byte 0xe9"), (b"a\0b", "NUL"), (b"\x1b$B", "ISO 2022")], ids=repr
