@@ -1,6 +1,6 @@
 """Which column of a table holds what: as the settings name it, or where the names are usual."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -189,6 +189,9 @@ def _choice(finder: _Finder, settings: ChoiceTableSettings, needs_label: bool) -
     return finder.found(choices)
 
 
+FIND: dict[Kind, Callable[..., Found]] = {"text": _text, "tokens": _tokens, "spans": _spans, "choice": _choice}
+
+
 def find_columns(kind: Kind, settings: TableSettings, names: list[str], place: str, needs_label: bool = True) -> Found:
     """The columns of a table that has `names`, by the settings or where the names are usual.
 
@@ -198,15 +201,4 @@ def find_columns(kind: Kind, settings: TableSettings, names: list[str], place: s
     Raises:
         UserError: a column is not there, or several may be it.
     """
-    finder = _Finder(names, place)
-    if kind == "text":
-        assert isinstance(settings, TextTableSettings)
-        return _text(finder, settings, needs_label)
-    if kind == "tokens":
-        assert isinstance(settings, TokenTableSettings)
-        return _tokens(finder, settings, needs_label)
-    if kind == "spans":
-        assert isinstance(settings, SpanTableSettings)
-        return _spans(finder, settings, needs_label)
-    assert isinstance(settings, ChoiceTableSettings)
-    return _choice(finder, settings, needs_label)
+    return FIND[kind](_Finder(names, place), settings, needs_label)

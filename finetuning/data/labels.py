@@ -16,7 +16,6 @@ Problem = Literal["single_label_classification", "multi_label_classification", "
 SINGLE, MULTI, REGRESSION = get_args(Problem)
 MANY = 50  # different numbers from which on they may be no classes
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-NO_NAME = re.compile(r"LABEL_\d+")  # what transformers calls a class that was given no name
 SET_PROBLEM = f"set objective.problem to {SINGLE} or {REGRESSION}"
 
 
@@ -200,17 +199,9 @@ class Labels:
             )
         names = [name for name in dict.fromkeys(classes) if name in found]
         names += _sorted(found - set(names))
-        if known is not None and set(known) == found and len(known) == len(found) and not has_no_names(known):
+        if known is not None and set(known) == found and len(known) == len(found):
             names = list(known)
         return cls(problem, names)
-
-    def __len__(self) -> int:
-        """The outputs of the head."""
-        return len(self.names) or 1
-
-    @property
-    def id2label(self) -> dict[int, str]:
-        return dict(enumerate(self.names))
 
     def index(self, name: str, place: str = "a label") -> int:
         """The number of a class, by its name.
@@ -229,29 +220,14 @@ class Labels:
     def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.names)}
 
-    def number(self, label: str, place: str = "a label") -> int:
-        """The number of the one class of a label (JSON text)."""
-        return self.index(names_of(label, self.problem, place)[0], place)
-
-    def numbers(self, label: str, place: str = "a label") -> list[int]:
-        """The numbers of the classes of a label (JSON text), in their order."""
-        return sorted(self.index(name, place) for name in names_of(label, self.problem, place))
-
     def target(self, label: str, place: str = "a label") -> Any:
         """What is learnt of a label (JSON text): a number, a class number, or a list of 0.0 and 1.0 for each class."""
         if self.problem == REGRESSION:
             return number_of(label, place)
+        numbers = [self.index(name, place) for name in names_of(label, self.problem, place)]
         if self.problem == SINGLE:
-            return self.number(label, place)
-        row = [0.0] * len(self.names)
-        for number in self.numbers(label, place):
-            row[number] = 1.0
-        return row
-
-
-def has_no_names(names: Iterable[str]) -> bool:
-    """Whether a checkpoint's names are those of classes that were given none."""
-    return all(NO_NAME.fullmatch(name) for name in names)
+            return numbers[0]
+        return [float(number in numbers) for number in range(len(self.names))]
 
 
 def balanced(counts: Sequence[int]) -> list[float]:

@@ -33,9 +33,6 @@ class TableSettings:
     examples: int = 0
     """Number of training examples, chosen by a hash of their content: a smaller choice is part of a larger one. Where
     each example has one class, as many of each are chosen, as far as there are. 0 means all."""
-    label_column: str | int | None = None
-    """The column of the label. If it is null, it is found where its name is usual, as `label` or `score`. In a .csv or
-    .tsv without a header, a column's name is its number."""
     processes: int = 0
     """Processes that prepare the examples. 0 means the machine's cores divided by the training processes on it."""
 
@@ -73,6 +70,9 @@ class TextTableSettings(TableSettings):
     pair_column: str | int | None = None
     """The column of a pair's second text. If both columns are null, a pair is found where both names are usual, as
     `sentence1` and `sentence2`."""
+    label_column: str | int | None = None
+    """The column of the label. If it is null, it is found where its name is usual, as `label` or `score`. In a .csv or
+    .tsv without a header, a column's name is its number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,13 +92,8 @@ class TokenTableSettings(TableSettings):
     tokens_column: str | int | None = None
     """The column with a list of words. If it is null, it is found where its name is usual, as `tokens` or `words`."""
     tags_column: str | int | None = None
-    """The column with a list of tags, as many as there are words, in the place of `label_column`. If it is null, it is
-    found where its name is usual, as `tags` or `ner_tags`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.label_column is not None:
-            raise UserError(f"data.label_column is {self.label_column!r}: words have tags, name data.tags_column.")
+    """The column with a list of tags, as many as there are words. If it is null, it is found where its name is usual,
+    as `tags` or `ner_tags`."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +113,6 @@ class SpanTableSettings(TableSettings):
     id_column: str | int | None = None
     """The column that names a question in the predictions. If it is null, it is `id`, or the question's row."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.label_column is not None:
-            raise UserError(f"data.label_column is {self.label_column!r}: questions have answers, name answers_column.")
-
 
 @dataclass(frozen=True)
 class ChoiceTableSettings(TableSettings):
@@ -134,5 +124,8 @@ class ChoiceTableSettings(TableSettings):
     question_column: str | int | None = None
     """The column of the question about the context. If it is null, it is found where its name is usual."""
     choice_columns: list[str | int] = field(default_factory=list)
-    """The columns of the choices in their order, or one column with a list. The label is a choice's number, counted
-    from 0. If none are named, they are found where their names are usual, as `choice1`, `choice2` or `endings`."""
+    """The columns of the choices in their order, or one column with a list. If none are named, they are found where
+    their names are usual, as `choice1`, `choice2` or `endings`."""
+    label_column: str | int | None = None
+    """The column with the number of the right choice, counted from 0. If it is null, it is found where its name is
+    usual, as `label`."""

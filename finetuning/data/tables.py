@@ -26,7 +26,6 @@ from pretraining.data.stored import Stored, store
 from pretraining.errors import UserError
 
 TARGET = {"text": "label", "tokens": "tags", "spans": "answers", "choice": "label"}  # the part that is learnt
-SETTING = {"text": "label_column", "tokens": "tags_column", "spans": "answers_column", "choice": "label_column"}
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def _labelled(table: Table, split: str, problem: Problem | None) -> Table:
     kept = table.select(~np.array(missing))
     if not len(kept):
         raise UserError(
-            f"{table.place(0)}: no example of the {len(table):,} has a label: set data.{SETTING[table.kind]} to "
+            f"{table.place(0)}: no example of the {len(table):,} has a label: set data.{TARGET[table.kind]}_column to "
             "another column, or name labelled files."
         )
     none = "null, empty or -1" if problem != REGRESSION else "null or empty"

@@ -2,11 +2,13 @@
 
 import re
 from abc import ABC, abstractmethod
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from scipy import special
 from transformers import PreTrainedModel
 
 from finetuning.data.columns import Found, Kind, find_columns
@@ -21,12 +23,18 @@ from finetuning.data.settings import (
 from finetuning.prediction.compute import Computer
 from finetuning.prediction.lines import Bad, Line, Source
 from finetuning.prediction.settings import PredictSettings
-from pretraining.data.readers import Row, listed
+from pretraining.data.readers import Row, check_columns, listed
 from pretraining.errors import UserError
 
 DIGITS = 6  # of a probability that is written
 FEW, BEST = 20, 5  # classes whose probabilities are all written, and how many of more are
 
+TABLE_SETTINGS: dict[Kind, type[TableSettings]] = {
+    "text": TextTableSettings,
+    "tokens": TokenTableSettings,
+    "spans": SpanTableSettings,
+    "choice": ChoiceTableSettings,
+}
 PROBABILITIES = pa.map_(pa.string(), pa.float64())
 
 
@@ -77,32 +85,17 @@ class TablePredictor(Predictor):
         columns = self.table_settings(source)
         try:
             found = find_columns(self.kind, columns, source.columns, source.name, needs_label=False)
+            self.found = found.without("label", "tags", "answers", "start", "id")
+            check_columns(self.found.settings, source.columns, source.name)
         except UserError as error:
             raise UserError(in_own_words(str(error))) from error
-        self.found = found.without("label", "tags", "answers", "start", "id")
-        names = [*self.found.columns.values(), *self.found.choices]
-        for name in names:
-            if name not in source.columns:
-                raise UserError(f"{source.name} has no column {name!r}: it has {listed(source.columns) or 'none'}.")
-        return names
+        return [*self.found.columns.values(), *self.found.choices]
 
     def table_settings(self, source: Source) -> TableSettings:
         """The columns that the command names, as those of a table to fine-tune on."""
-        given, files = self.settings, [source.name]
-        if self.kind == "text":
-            return TextTableSettings(files=files, text_column=given.text_column, pair_column=given.pair_column)
-        if self.kind == "tokens":
-            return TokenTableSettings(files=files, tokens_column=given.tokens_column)
-        if self.kind == "spans":
-            return SpanTableSettings(
-                files=files, question_column=given.question_column, context_column=given.context_column
-            )
-        return ChoiceTableSettings(
-            files=files,
-            question_column=given.question_column,
-            context_column=given.context_column,
-            choice_columns=given.choice_columns,
-        )
+        kind, given = TABLE_SETTINGS[self.kind], vars(self.settings)
+        columns = {field.name: given[field.name] for field in fields(kind) if field.name in given}
+        return kind(files=[source.name], **columns)
 
     def describe(self) -> list[str]:
         return [f"columns: {self.found}"]
@@ -144,8 +137,8 @@ def finite(values: np.ndarray) -> np.ndarray:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """(..., C) in double precision."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    return shifted / shifted.sum(-1, keepdims=True)
+    probabilities: np.ndarray = special.softmax(logits.astype(np.float64), axis=-1)
+    return probabilities
 
 
 def class_names(config: Any) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy.special import expit
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
@@ -128,8 +129,9 @@ class WindowPredictor(TablePredictor):
 
     # ---- windows to outputs ----
 
-    def batches(self, flat: Flat) -> Iterator[Rows]:
-        return pack_rows(flat, self.settings.rows, self.tokenizer.pad_token_id)
+    def forwarded(self, flat: Flat) -> Iterator[tuple[Rows, list[torch.Tensor]]]:
+        """The windows in packed rows, and what the head says of them."""
+        return self.computer.map(self.forward, pack_rows(flat, self.settings.rows, self.tokenizer.pad_token_id))
 
     def inputs(self, rows: Rows) -> dict[str, torch.Tensor]:
         return {name: tensor.to(self.computer.device) for name, tensor in rows.tensors.items()}
@@ -141,7 +143,7 @@ class WindowPredictor(TablePredictor):
     def of_windows(self, flat: Flat) -> np.ndarray:
         """The logits of each window: (W, C)."""
         found: np.ndarray | None = None
-        for rows, (logits,) in self.computer.map(self.forward, self.batches(flat)):
+        for rows, (logits,) in self.forwarded(flat):
             values = logits.float().cpu().numpy()  # (R, E, C)
             if found is None:
                 found = np.empty((len(flat.sizes), values.shape[-1]), dtype=np.float32)
@@ -152,7 +154,7 @@ class WindowPredictor(TablePredictor):
     def of_tokens(self, flat: Flat) -> np.ndarray:
         """The logits of each token, window behind window: (T, C)."""
         found: np.ndarray | None = None
-        for rows, logits in self.computer.map(self.forward, self.batches(flat)):
+        for rows, logits in self.forwarded(flat):
             values = torch.cat(logits, -1).float().flatten(0, 1).cpu().numpy()  # (R L, C)
             if found is None:
                 found = np.empty((len(flat.input_ids), values.shape[-1]), dtype=np.float32)
@@ -168,10 +170,7 @@ class PooledPredictor(WindowPredictor):
 
     def forward(self, rows: Rows) -> list[torch.Tensor]:
         outputs = self.model.bert(**self.inputs(rows), pooler_only=True, return_dict=True)
-        return [self.head(outputs.pooler_output)]
-
-    def head(self, pooled: torch.Tensor) -> torch.Tensor:
-        return self.model.classifier(pooled)
+        return [self.model.classifier(outputs.pooler_output)]
 
 
 class ClassPredictor(PooledPredictor):
@@ -203,7 +202,7 @@ class ClassPredictor(PooledPredictor):
             return [{"value": round(value, DIGITS)} for value in logits[:, 0].astype(float).tolist()]
         if self.problem == "single_label_classification":
             return one_class(logits, self.names, self.settings.top)
-        probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        probabilities = expit(logits.astype(np.float64))
         rows = zip(probabilities, named(probabilities, self.names, self.settings.top), strict=True)
         return [
             {"labels": [self.names[number] for number in np.flatnonzero(row > 0.5)], "probabilities": every}

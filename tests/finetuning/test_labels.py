@@ -68,20 +68,18 @@ def test_an_order_that_is_there_is_kept():
     assert Labels.of(values, SINGLE, known=["b", "c", "a"], classes=["c", "a", "b"]).names == ["b", "c", "a"]
     assert Labels.of(values, SINGLE, known=["b", "c", "d"]).names == ["a", "b", "c"]
     assert Labels.of(texts(["LABEL_1", "x"]), SINGLE, known=["x", "LABEL_1"]).names == ["x", "LABEL_1"]
-    unnamed = Labels.of(texts(["LABEL_0", "LABEL_1"]), SINGLE, known=["LABEL_1", "LABEL_0"])
-    assert unnamed.names == ["LABEL_0", "LABEL_1"]
 
 
 def test_targets():
     single = Labels.of(texts([3, 1]), SINGLE)
     assert [single.target(label) for label in texts([1, "3", 3.0])] == [0, 1, 1]
-    assert single.id2label == {0: "1", 1: "3"}
+    assert single.names == ["1", "3"]
     several = Labels.of(texts([["b"], ["a", "c"]]), MULTI)
     assert several.target(json.dumps(["c", "a"])) == [1.0, 0.0, 1.0]
     assert several.target("[]") == [0.0, 0.0, 0.0]
     assert several.target(json.dumps('["a", "b"]')) == [1.0, 1.0, 0.0]  # a list in a cell of a .csv
     number = Labels.of(texts([0.5, 2, "1.5"]), REGRESSION)
-    assert (number.low, number.high, number.target('"1.25"'), len(number)) == (0.5, 2.0, 1.25, 1)
+    assert (number.low, number.high, number.target('"1.25"')) == (0.5, 2.0, 1.25)
 
 
 def test_an_unknown_label_is_told_with_what_is_like_it():

@@ -480,8 +480,6 @@ def test_a_class_number_beyond_the_names_is_told():
         ("text", {"source": "x/y", "split": "a", "validation_split": "a"}, ["data.split"]),
         ("text", {"files": ["a"], "examples": -1}, ["data.examples"]),
         ("text", {"files": ["a"], "pair_column": "a"}, ["data.pair_column", "data.text_column"]),
-        ("tokens", {"files": ["a"], "label_column": "a"}, ["data.tags_column"]),
-        ("spans", {"files": ["a"], "label_column": "a"}, ["answers_column"]),
     ],
 )
 def test_settings_that_do_not_fit(kind, settings, parts):
