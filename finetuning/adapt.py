@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetuning.settings import RecipeSettings
@@ -26,7 +26,7 @@ def adapt(model: PreTrainedModel, settings: RecipeSettings) -> None:
     """Freezes what shall not learn, and puts LoRA's matrices into the model.
 
     Raises:
-        UserError: peft is not installed, or no layer has the names of `objective.lora_targets`.
+        UserError: peft is not installed, or no layer has a name of `objective.lora_targets`.
     """
     if settings.freeze:
         freeze(model, settings.freeze)
@@ -38,14 +38,15 @@ def adapt(model: PreTrainedModel, settings: RecipeSettings) -> None:
         raise UserError("objective.adapter is lora, which needs peft: pip install 'keel[adapters]'.") from error
     body = {id(parameter) for parameter in model.base_model.parameters()}
     learns = {name for name, parameter in model.named_parameters() if id(parameter) not in body}
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in settings.lora_targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            raise UserError(
+                f"objective.lora_targets names {target!r}, and no linear layer of the model has such a name: query, "
+                "key, value, output, up and down do."
+            )
     options: dict[str, Any] = {"r": settings.lora_rank, "lora_alpha": settings.lora_alpha}
-    try:
-        inject_adapter_in_model(LoraConfig(target_modules=settings.lora_targets, **options), model)
-    except ValueError as error:
-        raise UserError(
-            f"objective.lora_targets is {settings.lora_targets}, and no linear layer of the model has such a name: "
-            "query, key, value, output, up and down do."
-        ) from error
+    inject_adapter_in_model(LoraConfig(target_modules=settings.lora_targets, **options), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(LORA in name or name in learns)
 

@@ -108,6 +108,10 @@ def finetune(settings: FinetuneSettings) -> None:
             f"--resume is {settings.resume}, which is of one run, and this command has {len(runs)}: leave it out, each "
             "goes on from its own newest checkpoint."
         )
+    if len(runs) > 1 and (settings.folder / "checkpoints").exists():
+        raise UserError(
+            f"{settings.folder} is the folder of a single run, and this command has {len(runs)}: give another --name."
+        )
     for number, run in enumerate(runs):
         if number:
             run = as_autotuned(run, runs[0].folder)

@@ -1,15 +1,13 @@
 """The settings of every fine-tuning task; nothing heavy is imported here, so that `--help` is quick."""
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pretraining.data.settings import between
 from pretraining.errors import UserError
 from pretraining.objectives.settings import ClassificationSettings, TokenObjectiveSettings
 from pretraining.settings import Settings
-
-if TYPE_CHECKING:
-    from modeling.configuration import KeelBertConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +44,22 @@ class RecipeSettings:
     def __post_init__(self) -> None:
         between("objective.freeze", self.freeze, -1)
         between("objective.lora_rank", self.lora_rank, 1)
+        if not 0 < self.lora_alpha < math.inf:
+            raise UserError(f"objective.lora_alpha is {self.lora_alpha}: it must be a finite number above 0.")
         between("objective.worst", self.worst, 0)
         if self.adapter == "lora" and self.freeze:
             raise UserError(
                 f"objective.adapter is lora, which learns no weight of the body, and objective.freeze {self.freeze}: "
                 "leave one of them out."
+            )
+
+    def check_freeze(self, run: Settings) -> None:
+        """Raises UserError where the model has not so many layers."""
+        layers: int = run.model.num_hidden_layers  # type: ignore[attr-defined]
+        if self.freeze > layers + 1:
+            raise UserError(
+                f"objective.freeze is {self.freeze}, and the model has its embeddings and {layers} layers: set it to "
+                f"at most {layers + 1}, or to -1 for all but the head."
             )
 
 
@@ -85,12 +94,7 @@ class WindowSettings(RecipeSettings, TokenObjectiveSettings):
                 "a model that is fine-tuned reads with the tokenizer that it was pretrained with: name its checkpoint "
                 "by --model, or for --model scratch its tokenizer by --tokenizer.path."
             )
-        config: KeelBertConfig = run.model  # type: ignore[assignment]
-        if self.freeze > config.num_hidden_layers + 1:
-            raise UserError(
-                f"objective.freeze is {self.freeze}, and the model has its embeddings and {config.num_hidden_layers} "
-                f"layers: set it to at most {config.num_hidden_layers + 1}, or to -1 for all but the head."
-            )
+        self.check_freeze(run)
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,10 @@ class QuestionAnsweringSettings(WindowSettings):
     metric: str | None = None
     """The metric that decides which checkpoint is best; null: f1."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between("objective.answer_length", self.answer_length, 1)
+
 
 @dataclass(frozen=True)
 class MultipleChoiceSettings(WindowSettings):
@@ -152,3 +160,7 @@ class ImageClassificationSettings(RecipeSettings, ClassificationSettings):
     def __post_init__(self) -> None:
         RecipeSettings.__post_init__(self)
         ClassificationSettings.__post_init__(self)
+
+    def check(self, run: Settings) -> None:
+        super().check(run)
+        self.check_freeze(run)

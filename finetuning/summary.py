@@ -51,4 +51,5 @@ def mean_and_spread(values: list[float]) -> str:
 
 def to_table(header: list[str], rows: list[list[str]]) -> list[str]:
     """The lines of a Markdown table."""
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    lines = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in (header, *rows)]
+    return [f"| {' | '.join(row)} |" for row in (lines[0], ["---"] * len(header), *lines[1:])]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from pretraining.data.find import nearest
 from pretraining.data.readers import listed
 from pretraining.errors import UserError
@@ -15,7 +17,9 @@ from pretraining.errors import UserError
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 SINGLE, MULTI, REGRESSION = get_args(Problem)
 MANY = 50  # different numbers from which on they may be no classes
+NONE = ("-1", "-1.0", "-100", "-100.0")  # numbers that say "no class" nearly everywhere
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 SET_PROBLEM = f"set objective.problem to {SINGLE} or {REGRESSION}"
 
 
@@ -23,7 +27,12 @@ def _as_number(value: object) -> float | None:
     """A label as a number, also where a .csv spells it; None where it is none."""
     if isinstance(value, str) and NUMBER.fullmatch(value):
         return float(value)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # of a whole number
+        return math.inf
 
 
 def class_name(value: object) -> str:
@@ -36,10 +45,10 @@ def class_name(value: object) -> str:
 
 
 def is_missing(label: str | None, problem: Problem) -> bool:
-    """Whether a label (JSON text) is none: null, and for classes also -1 and what is not a number."""
+    """Whether a label (JSON text) is none: null, and for classes also -1, -100 and what is not a number."""
     if label is None:
         return True
-    return problem != REGRESSION and label in ("-1", "-1.0", '"-1"', "NaN")
+    return problem != REGRESSION and (label == "NaN" or label.strip('"') in NONE)
 
 
 def guess_problem(values: Sequence[str | None], place: Callable[[int], str]) -> Problem:
@@ -54,35 +63,43 @@ def guess_problem(values: Sequence[str | None], place: Callable[[int], str]) -> 
         UserError: they may be either.
     """
 
-    def where(label: object) -> str:
-        return place(next(row for row, value in enumerate(values) if value is not None and json.loads(value) == label))
+    def where(text: str) -> str:
+        return place(values.index(text))
 
-    labels = [json.loads(value) for value in sorted({value for value in values if value is not None})]
-    lists = [label for label in labels if isinstance(label, list)]
+    labels = {text: json.loads(text) for text in sorted({value for value in values if value is not None})}
+    lists = [text for text, label in labels.items() if isinstance(label, list)]
     if lists:
         if len(lists) < len(labels):
-            other = next(label for label in labels if not isinstance(label, list))
+            other = next(text for text in labels if text not in lists)
             raise UserError(
-                f"{where(other)} holds {other!r:.40}, but other labels are lists of classes: write a list of one."
+                f"{where(other)} holds {labels[other]!r:.40}, but other labels are lists of classes: write a list of "
+                "one."
             )
         return MULTI
+    if labels and all(isinstance(label, str) and re.fullmatch(r"\[.*\]", label, re.S) for label in labels.values()):
+        return MULTI  # lists in the cells of a .csv
     numbers: list[float] = []
-    texts: list[object] = []
-    for label in labels:
+    texts: list[str] = []  # JSON texts of labels that are no numbers
+    for text, label in labels.items():
         number = _as_number(label)
         if number is None:
-            texts.append(label)
+            texts.append(text)
         elif math.isfinite(number):
             numbers.append(number)
+    if texts and all(isinstance(labels[text], str) and DECIMAL_COMMA.fullmatch(labels[text]) for text in texts):
+        raise UserError(
+            f"{where(texts[0])} holds {labels[texts[0]]!r}, a number with a comma: write decimal points, or set "
+            f"objective.problem to {SINGLE} if labels are names."
+        )
     fractions = [number for number in numbers if not number.is_integer()]
     if fractions and texts and len(numbers) >= len(texts):
         raise UserError(
-            f"{where(texts[0])} holds {texts[0]!r:.40}, but other labels are numbers such as {fractions[0]:g}: mend "
-            f"it, or set objective.problem to {SINGLE} if they are names."
+            f"{where(texts[0])} holds {labels[texts[0]]!r:.40}, but other labels are numbers such as {fractions[0]:g}: "
+            f"mend it, or set objective.problem to {SINGLE} if they are names."
         )
     if fractions and not texts:
         return REGRESSION
-    if not texts and len(numbers) > MANY:
+    if len(numbers) > max(MANY, len(texts)):
         raise UserError(
             f"{place(0)} and the other labels are {len(numbers)} different numbers, which may be classes or "
             f"quantities: {SET_PROBLEM}."
@@ -94,7 +111,7 @@ def number_of(label: str, place: str) -> float:
     """The number of a regression's label (JSON text).
 
     Raises:
-        UserError: it is no finite number, or -100, which losses take for a label that is not there.
+        UserError: it is no finite number of 32 bits, or -100, which losses take for a label that is not there.
     """
     value = json.loads(label)
     number = _as_number(value)
@@ -105,11 +122,15 @@ def number_of(label: str, place: str) -> float:
             f"{place} holds {value!r:.40} instead of a number: mend it, or set objective.problem to {SINGLE} if labels "
             "are names."
         )
-    if not math.isfinite(number):
-        raise UserError(f"{place} holds {value}: a regression learns finite numbers, mend it or delete the row.")
-    if number == -100:
+    with np.errstate(over="ignore"):
+        learnt = float(np.float32(number))
+    if not math.isfinite(learnt):
         raise UserError(
-            f"{place} holds -100, which means no label to every loss: write a slightly different number, scale the "
+            f"{place} holds {value!r:.40}: a regression learns finite numbers of 32 bits, mend it or delete the row."
+        )
+    if learnt == -100:
+        raise UserError(
+            f"{place} holds {value}, and -100 means no label to every loss: write a number such as -100.01, scale the "
             "labels, or delete the row."
         )
     return number
@@ -126,9 +147,19 @@ def names_of(label: str, problem: Problem, place: str) -> list[str]:
         if isinstance(value, str) and value.startswith("["):  # as a cell of a .csv holds it
             try:
                 value = json.loads(value)
-            except ValueError as error:
-                raise UserError(f'{place} holds {value!r:.40}, which is no list as ["a", "b"]: mend it.') from error
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f'{place} holds {value!r:.40}, which is no list as ["a", "b"]: mend it, or set objective.problem '
+                    f"to {SINGLE} if it is a name."
+                ) from error
         values = value if isinstance(value, list) else [value]
+        for each in values:
+            is_odd = isinstance(each, list | dict) or (isinstance(each, float) and not math.isfinite(each))
+            if is_odd or each is None or class_name(each) in NONE:
+                raise UserError(
+                    f"{place} lists {each!r:.40}, which is no class: write names or numbers, and an empty list where "
+                    "no class holds."
+                )
         names = [class_name(each) for each in values]
         for name in names:
             if names.count(name) > 1:
@@ -150,6 +181,22 @@ def _sorted(names: Iterable[str]) -> list[str]:
     if all(NUMBER.fullmatch(name) for name in names):
         return sorted(names, key=float)
     return names
+
+
+def _check_spellings(names: Iterable[str], place: str) -> None:
+    """Raises UserError where two names say one thing, as 1 and 1.0, or true and True, do in files of several makers."""
+    seen: dict[float | str, str] = {}
+    for name in sorted(names):
+        if NUMBER.fullmatch(name) and not re.match(r"[+-]?0\d", name):  # 01 is a code
+            meaning: float | str = float(name)
+        else:
+            meaning = {"true": 1.0, "false": 0.0}.get(name.lower(), name)
+        if meaning in seen:
+            raise UserError(
+                f"{place} have both {seen[meaning]!r} and {name!r}, which are one class in two spellings: write it in "
+                "one everywhere."
+            )
+        seen[meaning] = name
 
 
 @dataclass(frozen=True)
@@ -196,6 +243,13 @@ class Labels:
         if len(found) < 2 and (problem == SINGLE or not found):
             raise UserError(
                 f"{place} are all {listed(sorted(found)) or 'missing'}: there must be two classes at least."
+            )
+        _check_spellings(found, place)
+        unnamed = found - set(classes)
+        if numbered := [name for name in unnamed if classes and name.isdecimal() and int(name) < len(classes)]:
+            raise UserError(
+                f"{place} are numbers as {min(numbered)} in one place and names as {classes[0]!r} in another: write "
+                "the names, or the numbers, everywhere."
             )
         names = [name for name in dict.fromkeys(classes) if name in found]
         names += _sorted(found - set(names))

@@ -14,7 +14,7 @@ from finetuning.data.settings import TableSettings
 from pretraining.data import readers
 from pretraining.data.find import check_apart, extension, find, identity, shown, state
 from pretraining.data.readers import TABLES, Columns, Rows, column_names, tsv
-from pretraining.errors import UserError
+from pretraining.errors import UserError, one_line
 
 READERS: dict[str, Callable[[str, Columns], Rows]] = {**TABLES, ".tsv": tsv, ".tsv.gz": tsv}  # by extension
 
@@ -50,13 +50,20 @@ def _classes_of_file(path: str, column: str) -> Classes:
         return None
     with open(path, "rb") as opened, pq.ParquetFile(opened) as file:
         schema = file.schema_arrow
+    readers.check_columns({column: "label_column"}, schema.names, shown(path))
     kind = schema.field(column).type
     while pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
     if not pa.types.is_integer(kind):
         return None
     # Other columns may be of types that `datasets` does not know.
-    return _class_names(Features.from_arrow_schema(pa.schema([schema.field(column)], schema.metadata)), column)
+    schema = pa.schema([schema.field(column)], schema.metadata)
+    try:
+        return _class_names(Features.from_arrow_schema(schema), column)
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise UserError(
+            f"{shown(path)} has damaged metadata of `datasets` ({one_line(error)}): write it anew."
+        ) from error
 
 
 def _file(path: str) -> Part:

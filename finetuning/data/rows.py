@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 
 from datasets import Features, List, Value
 
 from finetuning.data.columns import Found, Kind
+from finetuning.data.labels import NONE
 from pretraining.data.readers import Row, Rows, check_text
 from pretraining.data.stored import hash_text
 from pretraining.errors import UserError
@@ -69,7 +71,7 @@ def label_json(value: object, classes: Classes, place: str) -> str | None:
     Raises:
         UserError: it is nothing that can be a label.
     """
-    if value is None or (classes is not None and not isinstance(value, bool) and value == -1):
+    if value is None or (classes is not None and not isinstance(value, bool) and value in (-1, -100)):
         return None
     if isinstance(value, list):
         labels = [label_json(each, classes, place) for each in value]
@@ -119,7 +121,7 @@ def _list(row: Row, found: Found, part: str, name: str) -> list[object]:
 def _tag(value: object, classes: Classes, place: str) -> str | None:
     """A word's tag; None where it has none."""
     label = label_json(value, classes, place)
-    if label is None or label == "-1":
+    if label is None or label.strip('"') in NONE:
         return None
     tag = json.loads(label)
     if isinstance(tag, list | float):
@@ -151,7 +153,7 @@ def tokens_row(name: str, row: Row, found: Found, classes: Classes) -> Row:
 
 def _whole(value: object, place: str, mend: str) -> int:
     """A whole number, also one that a .csv spells, or a column that has empty cells made a fraction."""
-    if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
+    if isinstance(value, str) and re.fullmatch(r"\s*-?\d+\s*", value):
         value = int(value)
     if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         value = int(value)
@@ -215,7 +217,7 @@ def spans_row(name: str, row: Row, found: Found, classes: Classes) -> Row:
             answers.append(answer)
             starts.append(start)
     column = found.columns.get("id")
-    key = str(row[column]) if column and row[column] is not None else name
+    key = check_text(str(row[column]), f"{name}, {column}", "id_column") if column and row[column] is not None else name
     row = _row(name, [question, context], context, question=question, context=context, answers=answers, starts=starts)
     return row | {"id": key}
 

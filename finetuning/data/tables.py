@@ -13,14 +13,24 @@ from datasets import Dataset
 
 from finetuning.data import columns as columns_module
 from finetuning.data import rows as rows_module
-from finetuning.data.columns import Found, Kind, find_columns
-from finetuning.data.labels import REGRESSION, SINGLE, Labels, Problem, guess_problem, is_missing, names_of, number_of
+from finetuning.data.columns import LABEL, PAIRS, TEXT, WEAK_LABEL, Found, Kind, find_columns
+from finetuning.data.labels import (
+    MULTI,
+    REGRESSION,
+    SINGLE,
+    Labels,
+    Problem,
+    guess_problem,
+    is_missing,
+    names_of,
+    number_of,
+)
 from finetuning.data.parts import Part, find_parts
 from finetuning.data.pydocs import load_pydocs
 from finetuning.data.rows import FEATURES, Classes, canonical
 from finetuning.data.settings import SpanTableSettings, TableSettings
 from pretraining.data import readers
-from pretraining.data.readers import Row
+from pretraining.data.readers import Row, listed
 from pretraining.data.split import is_held_out, require_held_out
 from pretraining.data.stored import Stored, store
 from pretraining.errors import UserError
@@ -125,7 +135,21 @@ def _load(settings: TableSettings, kind: Kind) -> tuple[dict[str, Table], list[s
         dataset, classes = _read(kind, split_parts, found, split != "test", optional)
         tables[split] = _as_table(dataset, kind, column)
         names += classes
+        if column.isdecimal() and column not in first.names:
+            _check_no_header(tables[split])
     return tables, list(dict.fromkeys(names)), str(found)
+
+
+def _check_no_header(table: Table) -> None:
+    """Raises UserError where columns are named by number, and the first row has the usual names of columns."""
+    row = table.dataset[0] if len(table) else {}
+    cells = [json.loads(row[part]) if part == "label" else row[part] for part in ("text", "label") if row.get(part)]
+    usual = {*TEXT, *LABEL, *WEAK_LABEL, *(name for pair in PAIRS for name in pair)}
+    if cells and all(isinstance(cell, str) and cell.lower() in usual for cell in cells):
+        raise UserError(
+            f"{row['name']} is {listed(cells)}, the names of columns, and data.text_column and data.label_column are "
+            "numbers: name the columns by these names, or delete the row."
+        )
 
 
 # ---- labels ----
@@ -155,7 +179,7 @@ def _labelled(table: Table, split: str, problem: Problem | None) -> Table:
             f"{table.place(0)}: no example of the {len(table):,} has a label: set data.{TARGET[table.kind]}_column to "
             "another column, or name labelled files."
         )
-    none = "null, empty or -1" if problem != REGRESSION else "null or empty"
+    none = "null, empty, -1 or -100" if problem != REGRESSION else "null or empty"
     note = f"{split}: {sum(missing):,} examples have no label ({none}), and are left out"
     return replace(kept, notes=[*kept.notes, note])
 
@@ -181,6 +205,12 @@ def _hold_out(table: Table, fraction: float, problem: Problem | None) -> dict[st
         of_rows = _classes_of_rows(table, problem)
         trained = {name for row in np.flatnonzero(~held_out) for name in of_rows[row]}
         alone = [row for row in np.flatnonzero(held_out) if not trained.issuperset(of_rows[row])]
+        if len(alone) == held_out.sum():
+            raise UserError(
+                f"All {len(alone):,} examples that would be held out are the only ones of their class "
+                f"({table.place(int(alone[0]))} the first), and a class is learnt from training examples: name "
+                f"data.validation_files, add examples, or set objective.problem to {REGRESSION} if labels are numbers."
+            )
         if alone:
             held_out &= ~np.isin(hashes, hashes[alone])
             notes = [
@@ -223,7 +253,15 @@ def _labels_of(train: Table, problem: Problem, known: Sequence[str] | None, clas
             else:
                 names_of(target, problem, train.place(row))
             checked.add(target)
-    return Labels.of(checked, problem, known, classes, f"the training labels in {train.column!r}")
+    labels = Labels.of(checked, problem, known, classes, f"the training labels in {train.column!r}")
+    if problem == MULTI and len(labels.names) > 1:
+        fewest = min(map(len, _classes_of_rows(train, MULTI)))
+        if fewest == len(labels.names):
+            raise UserError(
+                f"Every training label in {train.column!r} lists all classes ({listed(labels.names)}): list those that "
+                "hold, and no zero or one for each class."
+            )
+    return labels
 
 
 # ---- a smaller choice ----
@@ -262,6 +300,15 @@ def _drawn(train: Table, number: int, problem: Problem | None) -> Table:
                 f"data.examples is {number}, but there are {len(set(classes))} classes: set it to one of each at least."
             )
     drawn = train.take(draw(train.hash, number, classes))
+    if train.kind == "text" and problem == MULTI:
+        assert train.labels is not None
+        used = {name for names in _classes_of_rows(drawn, MULTI) for name in names}
+        if unused := [name for name in train.labels.names if name not in used]:
+            raise UserError(
+                f"data.examples is {number}, and none of those drawn has the class {unused[0]!r}: set it to more."
+            )
+    if problem == REGRESSION and len(set(drawn.targets)) < 2:
+        raise UserError(f"data.examples is {number}, and all that are drawn have one label: set it to more.")
     return replace(drawn, notes=[*drawn.notes, f"train: {number:,} of {len(train):,} examples are used"])
 
 

@@ -64,6 +64,8 @@ class ImagePredictor(Predictor):
             raise Bad("the image has colours, and the model sees grey ones") from error
         except Unreadable as error:
             raise Bad(f"the image cannot be read: {error}") from error
+        except ValueError as error:  # of the path: a NUL, half a character
+            raise Bad(f"{value!r:.40} is no path") from error
         return self.processor(images=pixels, return_tensors="np", input_data_format="channels_last")["pixel_values"][0]
 
     def logits(self, examples: list[np.ndarray]) -> np.ndarray:

@@ -136,15 +136,20 @@ def read_text(path: str) -> Source:
 def csv_rows(path: str, asked: list[str]) -> Iterator[tuple[int, Raw]]:
     """Cells of each row, or the error of the csv module, which goes on behind the row."""
     rows, _ = parse_csv(path, asked, strict=False)
-    number = 0
     while True:
-        number += 1
+        number = rows.line_num + 1  # where the row begins: cells in quotes may have lines of their own
         try:
             yield number, next(rows)
         except csv.Error as error:
             yield number, f"it is not CSV ({error}): mend its quotes"
         except StopIteration:
             return
+
+
+def check_twice(names: list[str], place: str) -> None:
+    """Raises UserError where two columns bear one name."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{place} has {names.count(twice[0])} columns {twice[0]!r}: rename all but one.")
 
 
 def separator_of(path: str, asked: list[str]) -> str:
@@ -165,10 +170,11 @@ def cells(path: str, rows: Callable[[], Iterator[tuple[int, Raw]]], separator: s
     if isinstance(first, str):
         raise UserError(f"{shown(path)}, line 1: {first}.")
     header = [normalise(name).strip() for name in first]
-    numbered = bool(asked) and all(name.isdecimal() for name in asked) and not set(asked) <= set(header)
+    # A number is a name where all of the first row are; in any other row no cell is one, whatever it is equal to.
+    has_numbers = all(name.isdecimal() for name in header) and set(asked) <= set(header)
+    numbered = bool(asked) and all(name.isdecimal() for name in asked) and not has_numbers
     names = [str(number) for number in range(1, len(header) + 1)] if numbered else header
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{shown(path)} has {names.count(twice[0])} columns {twice[0]!r}: rename all but one.")
+    check_twice(names, shown(path))
 
     def parse(row: Raw) -> Row:
         if isinstance(row, str):
@@ -195,6 +201,7 @@ def read_parquet(path: str) -> Source:
             names, count = file.schema_arrow.names, file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
         raise unreadable(error) from error
+    check_twice(names, name)
 
     def raw(columns: list[str]) -> Iterator[tuple[int, Raw]]:
         number = 0

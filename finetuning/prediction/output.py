@@ -18,18 +18,26 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from pretraining import files
-from pretraining.errors import UserError
+from pretraining.errors import UserError, one_line
 
 Row = dict[str, Any]
 # A .csv and a .parquet have the same columns in every line.
 FORMATS = (".jsonl", ".csv", ".parquet")
-VERSION = 2  # of what is written: raise it when it changes, and unfinished files are not continued
+VERSION = 3  # of what is written: raise it when it changes, and unfinished files are not continued
+STATE = {"computed": None, "lines": 0, "bad": 0, "bytes": 0, "done": False}
 GROUP = 2**14  # rows of a parquet file's row group
 
 
 def spell(value: Any) -> str:
     """What JSON has no form of: bytes, dates and decimals of a parquet file."""
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def as_cell(value: Any) -> Any:
+    """A value as a cell of a .csv."""
+    if isinstance(value, dict | list):
+        return to_json(value)
+    return spell(value) if isinstance(value, bytes) else value
 
 
 to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=spell).encode
@@ -43,6 +51,10 @@ def check_out(path: Path) -> None:
         raise UserError(f"{path} is there already: delete it, or give another file by --out.")
 
 
+def unfinished_of(path: Path) -> Path:
+    return Path(f"{path}.unfinished")
+
+
 def progress_of(path: Path) -> Path:
     return Path(f"{path}.progress.json")
 
@@ -50,7 +62,17 @@ def progress_of(path: Path) -> Path:
 def read_progress(path: Path) -> dict[str, Any]:
     """What a killed run has kept; empty: nothing."""
     progress = progress_of(path)
-    return json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
+    if not progress.exists():
+        return {}
+    try:
+        found = json.loads(progress.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not found.keys() >= STATE.keys() | {"made_of"}:
+            raise ValueError("it lacks what was kept")
+    except ValueError as error:
+        raise UserError(f"{progress} is damaged ({one_line(error)}): delete it to begin {path} anew.") from error
+    if found["done"] and not path.exists() and not unfinished_of(path).exists():
+        return {}  # it was killed when all was done, and the file has gone elsewhere since
+    return found
 
 
 class Output:
@@ -70,7 +92,7 @@ class Output:
         check_out(path)
         self.kind = path.suffix.lower()
         files.check_writable(path.parent, "--out")
-        self.unfinished, self.progress = Path(f"{path}.unfinished"), progress_of(path)
+        self.unfinished, self.progress = unfinished_of(path), progress_of(path)
         self.lock = FileLock(f"{path}.lock")
         try:
             self.lock.acquire(timeout=0)
@@ -80,7 +102,7 @@ class Output:
             ) from error
         # As it will read it back.
         self.state = json.loads(json.dumps({"made_of": made_of | {"version": VERSION}}))
-        self.state |= {"computed": None, "lines": 0, "bad": 0, "bytes": 0, "done": False}
+        self.state |= STATE
         self.resume()
         self.file: BinaryIO = self.open()
 
@@ -121,12 +143,9 @@ class Output:
         if self.state["done"]:  # it was killed when nothing was left to write
             return io.BytesIO()
         file = self.unfinished.open("ab")
-        if self.progress.exists():
-            file.truncate(self.state["bytes"])
-        else:
-            file.truncate(0)
-            if self.kind == ".csv":
-                file.write(self.to_csv([dict(zip(self.schema.names, self.schema.names, strict=True))]))
+        file.truncate(self.state["bytes"])
+        if not self.state["bytes"] and self.kind == ".csv":
+            file.write(self.to_csv([dict(zip(self.schema.names, self.schema.names, strict=True))]))
         return file
 
     def begun_with(self, computed: dict[str, Any]) -> dict[str, Any]:
@@ -157,12 +176,13 @@ class Output:
         files.write_text(self.progress, json.dumps(self.state, indent=1))
 
     def to_csv(self, rows: list[Row]) -> bytes:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        lines = []
         for row in rows:
-            values = (row.get(name) for name in self.schema.names)
-            writer.writerow([to_json(value) if isinstance(value, dict | list) else value for value in values])
-        return text.getvalue().encode(errors="backslashreplace")
+            values = (as_cell(row.get(name)) for name in self.schema.names)
+            text = io.StringIO(newline="")
+            csv.writer(text, lineterminator="\r\n").writerow(list(values))  # with \n, \r in a cell gets no quotes
+            lines.append(text.getvalue().removesuffix("\r\n") + "\n")
+        return "".join(lines).encode(errors="backslashreplace")
 
     def finish(self) -> None:
         """Gives the file its name."""
@@ -203,8 +223,9 @@ class Output:
             value = row.get(field.name)
             if pa.types.is_map(field.type) and value is not None:
                 value = list(value.items())
-            elif pa.types.is_string(field.type) and value is not None and not isinstance(value, str):
-                value = to_json(value)
+            elif pa.types.is_string(field.type) and value is not None:
+                value = value if isinstance(value, str) else to_json(value)
+                value = value.encode(errors="backslashreplace").decode()  # half a character is none in UTF-8
             changed[field.name] = value
         return changed
 

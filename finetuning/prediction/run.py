@@ -16,14 +16,14 @@ from finetuning.prediction.base import Predictor
 from finetuning.prediction.compute import class_of, open_model
 from finetuning.prediction.images import ImagePredictor
 from finetuning.prediction.lines import Bad, Line, Source, check_kept, open_source
-from finetuning.prediction.output import Output, Row, check_out
+from finetuning.prediction.output import Output, Row, check_out, to_json
 from finetuning.prediction.settings import NO_MATTER, PredictSettings
 from finetuning.prediction.spans import AnswerPredictor, TokenPredictor
 from finetuning.prediction.texts import ChoicePredictor, ClassPredictor
 from finetuning.prediction.translations import TranslationPredictor
 from pretraining import files
 from pretraining.autotune import Candidate
-from pretraining.errors import UserError
+from pretraining.errors import UserError, one_line
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "KeelBertForSequenceClassification": ClassPredictor,
@@ -83,18 +83,29 @@ class Run:
         computer.compute_as(Candidate(**output.begun_with(computer.choose()._asdict())))
         print(f"computing: {computer.candidate}", flush=True)
 
-    def examples(self, block: list[Line]) -> list[Any]:
-        """The example of each line, or the Bad that tells why it has none.
+    def kept(self, line: Line) -> Row:
+        """What is written again of a line; raises Bad where that is nothing that JSON can say."""
+        try:
+            kept: Row = files.without_nan({name: line.row.get(name) for name in self.settings.keep_columns})
+            to_json(kept)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise Bad(f"a column of --keep_columns cannot be written ({one_line(error)})") from error
+        return kept
+
+    def examples(self, block: list[Line]) -> list[tuple[Any, Row]]:
+        """The example of each line, or the Bad that tells why it has none; and what is kept of the line.
 
         Raises:
             UserError: a line is bad, and bad lines are not passed over.
         """
-        found: list[Any] = []
+        found: list[tuple[Any, Row]] = []
         for line in block:
+            kept: Row = {}
             try:
+                kept = self.kept(line)
                 if line.error:
                     raise Bad(line.error)
-                found.append(self.predictor.read(line))
+                found.append((self.predictor.read(line), kept))
             except Bad as error:
                 if not self.settings.skip_bad:
                     reason = str(error).rstrip(".")
@@ -102,20 +113,19 @@ class Run:
                         f"{self.source.place(line.number)}: {reason}; the same command with --skip_bad goes on "
                         "behind it."
                     ) from error
-                found.append(error)
+                found.append((error, kept))
         return found
 
     def rows(self, block: list[Line]) -> list[Row]:
         """What is written of a block's lines."""
         examples = self.examples(block)
-        good = [example for example in examples if not isinstance(example, Bad)]
+        good = [example for example, _ in examples if not isinstance(example, Bad)]
         predictions: Iterator[Row] = iter(())
         if good:
             with self.predictor.computer.computing():
                 predictions = iter(self.predictor.predict(good))
         rows = []
-        for line, example in zip(block, examples, strict=True):
-            kept = files.without_nan({name: line.row.get(name) for name in self.settings.keep_columns})
+        for line, (example, kept) in zip(block, examples, strict=True):
             found = {"error": str(example)} if isinstance(example, Bad) else next(predictions)
             rows.append({"line": line.number} | kept | found)
         return rows
@@ -154,6 +164,9 @@ def predict(model: str, file: str, out: str, settings: PredictSettings) -> None:
 def predict_source(folder: Path, source: Source, path: Path, settings: PredictSettings) -> None:
     """The same of lines that are opened already."""
     predictor = open_predictor(folder, settings)
+    if not source.columns:  # of a .jsonl those of the first line that is whole
+        first = next(iter(source.blocks([], 0, 1)), [Line(1, {}, "the file holds no lines")])[0]
+        raise UserError(f"{source.place(first.number)}: {first.error}, and no other line is whole: mend the file.")
     columns = predictor.find_columns(source)
     schema = schema_of(predictor, settings.keep_columns)
     check_kept(source, settings.keep_columns, ["line", *predictor.writes, "error"])

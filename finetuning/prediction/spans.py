@@ -3,6 +3,7 @@
 Places are characters of the text as the file has it. T tokens, C classes.
 """
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +158,20 @@ def as_text(value: str | bytes) -> str:
 
 
 def trimmed(text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Spans without the white space that some tokenizers keep with the word behind it: (words, 2)."""
+    """Spans without the white space that some tokenizers keep with the word behind it, marks whole: (words, 2)."""
     spans = np.stack([starts, ends], 1)
     for span in spans:
         while span[0] < span[1] and text[span[0]].isspace():
             span[0] += 1
+        span[1] = with_marks(text, int(span[1]))
     return spans
+
+
+def with_marks(text: str, end: int) -> int:
+    """The end of a span with the combining marks behind it, which a tokenizer may have taken away."""
+    while end < len(text) and unicodedata.combining(text[end]):
+        end += 1
+    return end
 
 
 class AnswerPredictor(WindowPredictor):
@@ -198,11 +207,12 @@ class AnswerPredictor(WindowPredictor):
             part = torch.from_numpy(logits[bounds[number] : bounds[number + 1]])  # (tokens, 2)
             start, end = (window_log_probabilities(scores, sizes[number].tolist()) for scores in part.unbind(1))
             answer = best_answer(data, windows, number, start, end, self.settings.answer_length)
+            last = with_marks(example["context"], answer.end) if answer.end else 0
             rows.append(
                 {
-                    "answer": example["context"][answer.start : answer.end],
+                    "answer": example["context"][answer.start : last],
                     "start": answer.start,
-                    "end": answer.end,
+                    "end": last,
                     "score": round(float(np.exp(answer.score)), DIGITS),
                     "no_answer": round(float(np.exp(answer.none)), DIGITS),
                 }

@@ -6,6 +6,7 @@ from pathlib import Path
 from finetuning.data.columns import Kind
 from finetuning.data.tables import Table
 from finetuning.prediction.lines import Raw, Source
+from finetuning.prediction.output import progress_of, unfinished_of
 from finetuning.prediction.run import predict_source
 from finetuning.prediction.settings import PredictSettings
 
@@ -45,5 +46,6 @@ def predict_table(model: Path, table: Table, out: Path, name: str) -> None:
         keep_columns=[NAME],
         **{setting: [part] if setting == "choice_columns" else part for setting, part in columns.items()},  # type: ignore[arg-type]
     )
-    out.unlink(missing_ok=True)
+    for path in (out, progress_of(out), unfinished_of(out)):  # those of a killed run may be of another model
+        path.unlink(missing_ok=True)
     predict_source(model, source_of(table, name), out, settings)

@@ -110,7 +110,8 @@ class WindowExamples(TokenExamples):
         other = copy(self)
         other.tables = {"train": self.tables["train"], "validation": self.test}
         other.read_labels()
-        other.data = {"train": self.data["train"], "validation": self.prepare_table(self.test, is_builder=True)}
+        # Both anew: how they are read may depend on both, as on the most choices of a question.
+        other.data = {split: other.prepare_table(table, is_builder=True) for split, table in other.tables.items()}
         other.index_examples()
         return other
 

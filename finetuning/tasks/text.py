@@ -62,6 +62,8 @@ class TextExamples(WindowExamples):
         labels = self.tables["train"].labels
         assert labels is not None
         self.problem, self.classes = labels.problem, labels.names
+        if self.settings.calibration and self.problem != SINGLE:
+            raise UserError(f"objective.calibration is for one class each, and this is {self.problem}: leave it out.")
         self.labels = {
             split: np.array([labels.target(label) for label in table.targets]) for split, table in self.tables.items()
         }
@@ -89,17 +91,25 @@ class TextExamples(WindowExamples):
         asked = self.settings.class_weights
         if asked == "none":
             return None
-        if self.problem == REGRESSION:
-            raise UserError("objective.class_weights is set, and labels are numbers: leave it out.")
+        if self.problem == REGRESSION or len(self.classes) < 2:
+            what = "labels are numbers" if self.problem == REGRESSION else "there is one class"
+            raise UserError(f"objective.class_weights is set, and {what}: leave it out.")
         if asked == "balanced":
             counts = self.class_counts
             if self.problem == SINGLE:
                 return balanced(counts.tolist())
-            return ((len(self.labels["train"]) - counts) / np.maximum(counts, 1)).tolist()
+            others = np.maximum(len(self.labels["train"]) - counts, 1)  # of a class that always holds, too
+            return (others / np.maximum(counts, 1)).tolist()
         if len(asked) != len(self.classes):
             raise UserError(
                 f"objective.class_weights has {len(asked)} numbers, and there are {len(self.classes)} classes, "
                 f"{', '.join(self.classes)}: give one for each, in this order."
+            )
+        with np.errstate(over="ignore"):
+            weights = np.array(asked).astype(np.float32)
+        if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+            raise UserError(
+                f"objective.class_weights are {asked}: they must be finite numbers of at least 0, not all of them 0."
             )
         return list(asked)
 

@@ -210,7 +210,7 @@ def _jsonl(path: str, columns: Columns) -> Rows:
             ) from error
         if not isinstance(row, dict):
             example = ", ".join(f'"{column}": "..."' for column in columns)
-            raise UserError(f"{place} is no object: write {{{example}}}.")
+            raise UserError(f"{place} is no object: write one on each line{f', as {{{example}}}' if example else ''}.")
         if is_first:
             check_columns(columns, list(row), place)
             is_first = False

@@ -78,6 +78,9 @@ def test_both_starts_and_several_seeds_are_one_table(labelled: Path, checkpoint:
     assert f"{np.mean(scores['scratch']['loss']):.4f}" in table and table in capsys.readouterr().out
     firsts = [weights(run / name)["bert.pooler.dense.weight"] for name in ("pretrained-0", "scratch-0", "scratch-1")]
     assert all(not torch.equal(a, b) for a, b in pairwise(firsts))
+    with pytest.raises(SystemExit):  # its results.json would be that of all
+        finetune(arguments_of("text", labelled, checkpoint), "both/scratch-0", "--start=both")
+    assert "is the folder of a single run, and this command has 2" in capsys.readouterr().err
 
 
 def test_scratch_takes_the_tokenizer_and_the_architecture(labelled: Path, checkpoint: Path):
@@ -146,7 +149,12 @@ def test_what_is_frozen_stays(labelled: Path, checkpoint: Path):
         (["--objective.freeze=9"], "set it to at most 3"),
         (["--objective.name=translation"], "model.family bert takes: sequence_classification"),
         (["--objective.class_weights=[1, 2, 3]"], "has 3 numbers, and there are 2 classes, none, seven"),
-        (["--objective.adapter=lora", "--objective.lora_targets=[keys]"], "no linear layer of the model has"),
+        (["--objective.class_weights=[-1, 2]"], "must be finite numbers of at least 0"),
+        (["--objective.class_weights=[.nan, 2]"], "must be finite numbers of at least 0"),
+        (["--objective.class_weights=[1e40, 2]"], "must be finite numbers of at least 0"),
+        (["--objective.class_weights=[0, 0]"], "not all of them 0"),
+        (["--objective.adapter=lora", "--objective.lora_targets=[query, keys]"], "names 'keys', and no linear layer"),
+        (["--objective.adapter=lora", "--objective.lora_alpha=0"], "objective.lora_alpha is 0"),
         (["--seeds=0"], "seeds is 0: it must be a number of at least 1"),
         (["--seeds=2", "--resume=elsewhere"], "--resume is elsewhere, which is of one run, and this command has 2"),
     ],
@@ -159,13 +167,40 @@ def test_mistakes_are_told_before_training(more: list[str], error: str, labelled
     assert not (labelled / "runs" / "wrong").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "more", "error"),
+    [
+        ("pair", ["--objective.calibration=true"], "objective.calibration is for one class each"),
+        ("several", ["--objective.calibration=true"], "objective.calibration is for one class each"),
+        ("spans", ["--objective.answer_length=0"], "objective.answer_length is 0"),
+    ],
+)
+def test_mistakes_of_a_task(kind: str, more: list[str], error: str, labelled: Path, checkpoint: Path, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments_of(kind, labelled, checkpoint), f"--name=wrong-{kind}", *more])
+    assert error in " ".join(capsys.readouterr().err.split())
+    assert not (labelled / "runs" / f"wrong-{kind}").exists()
+
+
+def test_a_test_split_may_have_more_choices(labelled: Path, checkpoint: Path):
+    """Than any question of training: it is scored, with each choice as it would be alone."""
+    rows = [json.loads(line) for line in (labelled / "choice.jsonl").read_text().splitlines()]
+    rows = [{"choices": [row["sentence1"], row["sentence2"]], "label": row["label"]} for row in rows]
+    more = [{"choices": [*row["choices"], "one", "two three"], "label": row["label"]} for row in rows]
+    write_lines(labelled / "few.jsonl", rows)
+    write_lines(labelled / "more.jsonl", more)
+    files = [f"--data.files={labelled}/few.jsonl", f"--data.test_files={labelled}/more.jsonl"]
+    found = results(finetune(arguments_of("choice", labelled, checkpoint), "choices", *files))
+    assert 0 <= found["test_accuracy"] <= 1
+
+
 def test_the_checkpoint_must_be_named(labelled: Path, checkpoint: Path, capsys):
     with pytest.raises(SystemExit):
         main(arguments_of("text", labelled, checkpoint)[1:])
     assert "name its checkpoint by --model" in capsys.readouterr().err
 
 
-def test_images_and_their_frozen_body(labelled: Path):
+def test_images_and_their_frozen_body(labelled: Path, capsys):
     sizes = ["--model.family=vit", "--model.image_size=8", "--model.patch_size=4", "--model.num_channels=1"]
     digits = ["--data.source=digits", f"--cache={labelled}/cache", f"--runs={labelled}/runs", "--train.steps=2"]
     digits += ["--train.rows_per_step=32", "--train.micro_batch=32", "--train.threads=1", *FIXED]
@@ -179,6 +214,9 @@ def test_images_and_their_frozen_body(labelled: Path):
     assert 0 <= found["eval_calibration_error"] <= 1 and found["eval_top5_accuracy"] >= found["eval_accuracy"]
     assert len((run / "worst.jsonl").read_text().splitlines()) == 20
     assert len((run / "classes.md").read_text().splitlines()) == 12
+    with pytest.raises(SystemExit):
+        main([f"--model={model}", *digits, "--name=deep", "--objective.freeze=9"])
+    assert "set it to at most 3" in capsys.readouterr().err
 
 
 def test_translation_is_fine_tuned_too(labelled: Path):

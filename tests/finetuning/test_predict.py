@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, ViTImageProce
 from finetuning.predict import main
 from finetuning.prediction import output as output_module
 from finetuning.prediction.base import Predictor
-from finetuning.prediction.spans import entities
+from finetuning.prediction.spans import entities, trimmed
 from finetuning.prediction.windows import over_windows, pack_rows
 from finetuning.prepared import PreparedTexts
 from finetuning.settings import WindowSettings
@@ -425,10 +425,14 @@ def test_images(tmp_path: Path):
     assert [line["label"] for line in predict(tmp_path / "model", tmp_path / "in.parquet", tmp_path / "p.jsonl")] == [
         line["label"] for line in found
     ]
-    file = write_jsonl(folder / "in.jsonl", [{"path": "a.png"}, {"path": "gone.png"}, {"path": "in.jsonl"}])
+    (folder / "in.jsonl").write_text(
+        "".join(json.dumps({"path": path}) + "\n" for path in ("a.png", "gone.png", "in.jsonl", "a\0b", "\ud83d"))
+    )
+    file = folder / "in.jsonl"
     bad = predict(tmp_path / "model", file, tmp_path / "bad.jsonl", "--skip_bad")
-    assert [line.get("label", "") != "" for line in bad] == [True, False, False]
+    assert [line.get("label", "") != "" for line in bad] == [True, False, False, False, False]
     assert "No such file" in bad[1]["error"] and "no image" in bad[2]["error"]
+    assert "is no path" in bad[3]["error"] and "is no path" in bad[4]["error"]
 
 
 # ---- files ----
@@ -517,6 +521,73 @@ def test_bad_cells(classifier, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert [row["line"] for row in found] == ["2", "3", "4", "5"]
     assert [bool(row["error"]) for row in found] == [False, True, True, False]
     assert "1 cells instead of 2" in found[1]["error"] and "not CSV" in found[2]["error"]
+
+
+def test_a_header_holds_names(classifier, tmp_path: Path):
+    """A cell that is equal to the number of a column makes no header of its row."""
+    (tmp_path / "in.csv").write_text("the cat,1\nand,2\n")
+    found = predict(classifier[0], tmp_path / "in.csv", tmp_path / "out.jsonl", "--text_column=1")
+    assert [line["line"] for line in found] == [1, 2]
+
+
+def test_a_row_is_named_by_the_line_it_begins_at(classifier, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "in.csv").write_text('text,k\n"the\ncat",1\nx,2,3\n')
+    assert "line 4: it has 3 cells" in error_of(capsys, classifier[0], tmp_path / "in.csv", "--out", tmp_path / "o.csv")
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+def test_any_kept_text_comes_back(classifier, tmp_path: Path, end: str):
+    """Carriage returns stay within their cell, half a character is spelt out; nested too deep is a bad line."""
+    odd = ["x\ry", "\ud83dz", {"k": "\ud83d"}]
+    rows = [*({"text": "the", "k": value} for value in odd), {"text": "a", "k": 1}]
+    file = write_jsonl(tmp_path / "in.jsonl", [])
+    deep = '{"text": "a", "k": ' + "[" * 900 + "]" * 900 + "}\n"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + deep)
+    out = tmp_path / f"out.{end}"
+    main([str(classifier[0]), str(file), f"--out={out}", "--keep_columns", "k", "--skip_bad", *COMPUTE])
+    if end == "csv":
+        with out.open(newline="", encoding="utf-8") as opened:
+            found = list(csv.DictReader(opened))
+    else:
+        found = pq.read_table(out).to_pylist()
+    assert [row["k"] for row in found][:2] == ["x\ry", "\\ud83dz"] and len(found) == 5
+    assert "cannot be written" in found[-1]["error"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "null", '"x"'])
+def test_a_damaged_progress_is_told(classifier, tmp_path: Path, content: str, capsys: pytest.CaptureFixture):
+    file = write_jsonl(tmp_path / "in.jsonl", [{"text": "the cat"}])
+    (tmp_path / "out.csv.progress.json").write_text(content)
+    message = error_of(capsys, classifier[0], file, "--out", tmp_path / "out.csv")
+    assert "out.csv.progress.json is damaged" in message and "delete it" in message
+
+
+def test_a_file_that_has_gone_is_written_again(classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The run was killed when the file had its name, and the progress was not deleted yet."""
+    file, out = write_jsonl(tmp_path / "in.jsonl", [{"text": "the cat"}]), tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            predict(classifier[0], file, out)
+    out.rename(tmp_path / "elsewhere.jsonl")
+    predict(classifier[0], file, out)
+    assert out.read_bytes() == (tmp_path / "elsewhere.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(("content", "reason"), [("", "no lines"), ("nothing\n", "is not JSON")])
+def test_a_file_without_a_whole_line(classifier, tmp_path: Path, capsys, content: str, reason: str):
+    (tmp_path / "in.jsonl").write_text(content)
+    assert reason in error_of(capsys, classifier[0], tmp_path / "in.jsonl", "--out", tmp_path / "o.csv", "--skip_bad")
+
+
+def test_columns_of_one_name_are_told(classifier, tmp_path: Path, capsys: pytest.CaptureFixture):
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "in.parquet")
+    assert "2 columns 'text'" in error_of(capsys, classifier[0], tmp_path / "in.parquet", "--out", tmp_path / "o.csv")
+
+
+def test_marks_belong_to_their_word():
+    text = "in Cafe\u0301 Rome\u0301\u0301"
+    assert trimmed(text, np.array([2, 8]), np.array([7, 13])).tolist() == [[3, 8], [9, 15]]
 
 
 def test_the_number_of_threads_changes_no_digit(classifier, tmp_path: Path):

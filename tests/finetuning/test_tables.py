@@ -393,6 +393,8 @@ LONG = {"text": ["1816"], "answer_start": [0]}
         ("spans", SPANS[0] | {"answers": {"text": ["1815"]}}, ["answers", "write"]),
         ("spans", SPANS[0] | {"answers": "1815"}, ["answers", "data.start_column"]),
         ("spans", SPANS[0] | {"answers": {"text": ["1815"], "answer_start": ["x"]}}, ["answers", "whole number"]),
+        ("spans", SPANS[0] | {"answers": {"text": ["1815"], "answer_start": ["--5"]}}, ["answers", "whole number"]),
+        ("spans", SPANS[0] | {"id": "\ud800"}, ["id", "half a character"]),
         ("spans", SPANS[0] | {"answers": {"text": [" "], "answer_start": [0]}}, ["answers", "empty answer"]),
         ("spans", SPANS[0] | {"context": " "}, ["context", "no context"]),
         ("spans", SPANS[0] | {"question": None}, ["question", "no question"]),
@@ -417,6 +419,99 @@ def test_what_a_regression_cannot_learn_is_told(value):
         load("text", rows[:2], rows, problem=REGRESSION)
     with one_sentence("train.jsonl:3", "score"):  # the problem is guessed
         load("text", rows, rows[:2])
+
+
+@pytest.mark.parametrize("value", [-100.0000001, "-100.000001", 1e39, 10**400])
+def test_a_number_that_32_bits_change_is_told(value):
+    """As -100, which losses pass over, or as infinity."""
+    rows = [{"text": "a", "score": 0.5}, {"text": "b", "score": 2}, {"text": "c", "score": value}]
+    with one_sentence("train.jsonl:3", "score"):
+        load("text", rows, rows[:2], problem=REGRESSION)
+
+
+def labels_of(*values: Any) -> list[dict[str, Any]]:
+    return [{"text": f"text {number}", "label": value} for number, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ((1, 0, "1.0", "0.0"), ["'0' and '0.0'", "two spellings"]),
+        ((True, False, "True", "False"), ["'False' and 'false'", "two spellings"]),
+        ((True, False, 1, 0), ["two spellings"]),
+        (("+1", "1", "0", "2"), ["'+1' and '1'"]),
+        (([0, 1], [1, 0], [0, 1], [1, 0]), ["lists all classes (0, 1)", "no zero or one"]),
+        ((["x", float("nan")], ["y"], ["x"], []), ["train.jsonl:1, label lists nan"]),
+        ((["x"], [-1], ["y"], []), ["train.jsonl:2, label lists -1", "empty list"]),
+        (("['x']", "['x', 'y']", "['y']", "[]"), ["no list as", "objective.problem"]),
+        ((*range(60), "N/A"), ["60 different numbers", "objective.problem"]),
+        (("0,5", "1,25", "0,5", "2,0"), ["train.jsonl:1, label", "decimal points"]),
+        ((1, 0.5, True, 2), ["train.jsonl:3, label holds True"]),
+    ],
+)
+def test_labels_of_several_makers_are_told(values, parts):
+    with one_sentence(*parts):
+        load("text", labels_of(*values), labels_of(*values))
+
+
+def test_codes_are_names():
+    assert load("text", labels_of("01", "1", "007"), labels_of("1"))["train"].labels.names == ["01", "1", "007"]
+
+
+def test_lists_in_cells_are_several_classes():
+    rows = labels_of('["x", "y"]', '["x"]', "[]", '["y"]')
+    assert load("text", rows, rows)["train"].labels.problem == MULTI
+
+
+@pytest.mark.parametrize("none", [-1, "-1", -1.0, "-1.0", -100, "-100", None])
+def test_what_is_no_class_anywhere(none):
+    rows = labels_of("x", "y", none)
+    assert load("text", rows, rows)["train"].labels.names == ["x", "y"]
+    with one_sentence("train.jsonl:1, tags, word 2 has no tag"):
+        load("tokens", [{"tokens": ["a", "b"], "tags": ["x", none]}])
+
+
+def test_numbers_in_one_file_and_names_in_another_are_told():
+    named = Dataset.from_list(labels_of(0, 1)).cast_column("label", ClassLabel(names=["n", "p"]))
+    named.to_parquet("a.parquet")
+    numbered = write("b.jsonl", labels_of(0, 1))
+    with one_sentence("numbers as 0", "names as 'n'"):
+        load_tables(
+            TextTableSettings(files=["a.parquet", numbered], validation_files=[write("c.jsonl", TEXTS)]), "text"
+        )
+
+
+@pytest.mark.parametrize(
+    ("values", "number", "parts"),
+    [((*[["x"]] * 30, ["y"]), 1, ["data.examples is 1", "class"]), ((*[1.5] * 30, 2.5), 1, ["have one label"])],
+)
+def test_a_choice_without_a_class_is_told(values, number, parts):
+    problem = None if isinstance(values[0], list) else REGRESSION
+    with one_sentence(*parts):
+        load("text", labels_of(*values), labels_of(*values), problem=problem, examples=number)
+
+
+def test_classes_of_one_example_each_cannot_be_held_out():
+    with one_sentence("only ones of their class", "data.validation_files"):
+        load("text", labels_of(*"abcdefghijklmnopqrstuvwxyz"), validation_files=[])
+
+
+def test_a_header_is_no_example():
+    Path("a.tsv").write_text("text\tlabel\na\tx\nb\ty\n", encoding="utf-8")
+    with one_sentence("a.tsv", "names of columns"):
+        load("text", "a.tsv", text_column=1, label_column=2)
+
+
+def test_damaged_parquet_files_are_told():
+    twice = pa.table([["a", "b"], [0, 1], [1, 0]], names=["text", "label", "label"])
+    pq.write_table(twice, "twice.parquet")
+    with one_sentence("twice.parquet", "2 columns 'label'"):
+        load("text", "twice.parquet", validation_fraction=0.5)
+    for metadata in (b"{bad", b"\xff"):
+        table = pa.table({"text": ["a", "b"], "label": [0, 1]}).replace_schema_metadata({b"huggingface": metadata})
+        pq.write_table(table, "bad.parquet")
+        with one_sentence("bad.parquet", "damaged metadata"):
+            load("text", "bad.parquet", validation_fraction=0.5)
 
 
 def test_a_label_that_training_does_not_have_is_told():

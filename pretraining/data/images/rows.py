@@ -87,6 +87,8 @@ def _classes(column: pa.ChunkedArray, feature: Any, place: Callable[[int], str])
                 f"{place(row)} has label {labels[row]}, but its classes are 0 to {len(names) - 1}: mend it."
             )
         return labels.astype(np.int64), names
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
     values = sorted(column.unique().to_pylist())
     if values[0] == "" or (
         isinstance(values[0], int) and values[0] < 0
