@@ -79,7 +79,7 @@ def test_both_starts_and_several_seeds_are_one_table(labelled: Path, checkpoint:
     firsts = [weights(run / name)["bert.pooler.dense.weight"] for name in ("pretrained-0", "scratch-0", "scratch-1")]
     assert all(not torch.equal(a, b) for a, b in pairwise(firsts))
     with pytest.raises(SystemExit):  # its results.json would be that of all
-        finetune(arguments_of("text", labelled, checkpoint), "both/scratch-0", "--start=both")
+        main([*arguments_of("text", labelled, checkpoint), f"--runs={run}", "--name=scratch-0", "--start=both"])
     assert "is the folder of a single run, and this command has 2" in capsys.readouterr().err
 
 
