@@ -14,22 +14,18 @@ begins no finished run again. Other settings are those of finetune.py (of `image
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from finetuning.cli import parse_finetune
 from finetuning.run import variant
 from finetuning.series import Member, Score, draw_summaries, is_main, summarise, table, to_records, train_members
-from finetuning.tasks import TASKS
+from finetuning.tasks import make_task
 from pretraining import files
 from pretraining.cli import parse
 from pretraining.errors import UserError, one_sentence_errors
 from pretraining.objectives import make_objective
-from pretraining.objectives.base import Objective
-from pretraining.settings import Settings
 
 PROGRAM = "finetuning.ablations"
 BUDGETS = ("epochs", "tokens", "minutes", "steps")
@@ -94,17 +90,6 @@ def folder_of(options: argparse.Namespace) -> Path:
     return Path(options.runs) / options.name
 
 
-def of_task(settings: Settings) -> Objective:
-    return make_objective(settings, TASKS)
-
-
-def named(settings: Any, name: str, seed: int, folder: Path) -> Any:
-    """The settings as those of one run of the ablation."""
-    changes = {"name": name, "seed": seed, "runs": str(folder)}
-    resolved = yaml.safe_load(settings.resolved) | changes
-    return dataclasses.replace(settings, **changes, resolved=yaml.safe_dump(resolved, sort_keys=False))
-
-
 # ---- what is compared ----
 
 
@@ -117,8 +102,8 @@ def compare_labels(options: argparse.Namespace, rest: list[str]) -> list[Score]:
         for seed in seeds_of(options):
             for start in ("pretrained", "scratch"):
                 run = variant(fewer, start, seed, str(folder_of(options)), f"{start}-{count}-{seed}")
-                members.append(Member(start, count, run, of_task))
-    return train_members(members)
+                members.append(Member(start, count, run, make_task))
+    return train_members(members, options.metric)
 
 
 def compare_pooling(options: argparse.Namespace, rest: list[str]) -> list[Score]:
@@ -132,8 +117,8 @@ def compare_pooling(options: argparse.Namespace, rest: list[str]) -> list[Score]
         for pooling, settings in kinds.items():
             start = "scratch" if settings.start == "scratch" else "pretrained"
             run = variant(settings, start, seed, str(folder_of(options)), f"{pooling}-{seed}")
-            members.append(Member(pooling, None, run, of_task))
-    return train_members(members)
+            members.append(Member(pooling, None, run, make_task))
+    return train_members(members, options.metric)
 
 
 def compare_pretraining(options: argparse.Namespace, rest: list[str]) -> list[Score]:
@@ -146,15 +131,16 @@ def compare_pretraining(options: argparse.Namespace, rest: list[str]) -> list[Sc
     checkpoints: list[Member] = []
     for seed in seeds_of(options):
         for name, settings in pretrainings.items():
-            run = named(settings, f"pretrain-{name.replace(', ', '-').replace(' ', '-')}-{seed}", seed, folder)
-            checkpoints.append(Member(name, None, run, make_objective))
+            title = f"pretrain-{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+            own = settings.changed({"name": title, "seed": seed, "runs": str(folder)})
+            checkpoints.append(Member(name, None, own, make_objective))
     train_members(checkpoints)
     members: list[Member] = []
     for name, _, checkpoint, _ in checkpoints:
         settings = parse_finetune([*rest, f"--init_from={checkpoint.folder / 'model'}", *steps])
         run = variant(settings, "pretrained", checkpoint.seed, str(folder), checkpoint.name.removeprefix("pretrain-"))
-        members.append(Member(name, None, run, of_task))
-    return train_members(members)
+        members.append(Member(name, None, run, make_task))
+    return train_members(members, options.metric)
 
 
 def compare_images(options: argparse.Namespace, rest: list[str]) -> list[Score]:
@@ -179,9 +165,9 @@ def compare_images(options: argparse.Namespace, rest: list[str]) -> list[Score]:
     for count in options.counts:
         for seed in seeds_of(options):
             for name, (own, make) in kinds.items():
-                run = named(own.changed({"data.examples": count}), f"{name}-{count}-{seed}", seed, folder_of(options))
-                members.append(Member(name, count, run, make))
-    return train_members(members)
+                run = {"name": f"{name}-{count}-{seed}", "seed": seed, "runs": str(folder_of(options))}
+                members.append(Member(name, count, own.changed({"data.examples": count, **run}), make))
+    return train_members(members, options.metric)
 
 
 ABLATIONS = {
@@ -203,16 +189,8 @@ def deciding_metric(run: str) -> str | None:
 
 
 def choose_metric(scores: list[Score], asked: str | None) -> str:
-    """The metric that is shown.
-
-    Raises:
-        UserError: the runs have no such metric.
-    """
-    names = list(scores[0].metrics)
-    metric = asked or next(name for name in METRICS if name in names)
-    if metric not in names:
-        raise UserError(f"--metric: {metric} is none of the runs' metrics, which are: {', '.join(names)}.")
-    return metric
+    """The metric that is shown."""
+    return asked or next(name for name in METRICS if name in scores[0].metrics)
 
 
 def write_report(options: argparse.Namespace, scores: list[Score]) -> None:

@@ -14,6 +14,7 @@ and results.json, and submission/ the predictions of the best seed.
 import argparse
 import json
 import math
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -28,15 +29,12 @@ from finetuning.metrics.classes import Accuracy, Matthews, PositiveF1
 from finetuning.metrics.regression import Pearson, Spearman
 from finetuning.prediction.tables import predict_table
 from finetuning.run import variant
-from finetuning.series import Member, Summary, is_main, train_members
+from finetuning.series import Member, is_main, train_members
 from finetuning.settings import FinetuneSettings
-from finetuning.summary import difference, to_table
-from finetuning.tasks import TASKS
+from finetuning.summary import compared, mean_and_spread
+from finetuning.tasks import make_task
 from pretraining import files
 from pretraining.errors import UserError, one_sentence_errors
-from pretraining.objectives import make_objective
-from pretraining.objectives.base import Objective
-from pretraining.settings import Settings
 
 PROGRAM = "finetuning.glue"
 SCORERS: dict[str, type[Metric]] = {
@@ -114,10 +112,6 @@ def split_name(task: GlueTask, metric: str, split: str) -> str:
     return metric if len(task.validation) == 1 else f"{metric}, {split.removeprefix('validation_')}"
 
 
-def of_task(settings: Settings) -> Objective:
-    return make_objective(settings, TASKS)
-
-
 def choose_best(runs: list[FinetuneSettings], means: dict[str, float]) -> FinetuneSettings:
     """The run with the highest mean; one that gave no number is the last choice."""
     return max(runs, key=lambda run: -math.inf if math.isnan(means[run.name]) else means[run.name])
@@ -131,7 +125,7 @@ def run_task(
     starts = ["pretrained", "scratch"] if settings.start == "both" else [settings.start]
     seeds = range(options.seed, options.seed + options.seeds)
     runs = [variant(settings, start, seed, str(folder / name), f"{start}-{seed}") for seed in seeds for start in starts]
-    train_members([Member(f"{name}, {run.start}", None, run, of_task) for run in runs])
+    train_members([Member(f"{name}, {run.start}", None, run, make_task) for run in runs])
     if not is_main():
         return None
     scores: dict[str, dict[str, list[float]]] = {start: {} for start in starts}
@@ -164,11 +158,6 @@ def run_task(
 # ---- all tasks ----
 
 
-def shown(values: list[float]) -> str:
-    summary = Summary(values)
-    return f"{summary.mean:.2f}" + (f" ± {summary.sd:.2f}" if len(values) > 1 else "")
-
-
 def averages(results: dict[str, TaskResult]) -> dict[str, list[float]]:
     """GLUE's score of each start, one a seed: the mean over the nine tasks, each the mean of its metrics.
 
@@ -189,18 +178,13 @@ def averages(results: dict[str, TaskResult]) -> dict[str, list[float]]:
 def to_rows(results: dict[str, TaskResult]) -> list[str]:
     """The Markdown table: mean and standard deviation over seeds, in hundredths."""
     starts = list(next(iter(results.values())).scores)
-    both = len(starts) == 2
     lines: dict[tuple[str, str], dict[str, list[float]]] = {}
     for name, each in results.items():
         for metric in each.scores[starts[0]]:
             lines[name, metric] = {start: each.scores[start][metric] for start in starts}
     if average := averages(results):
         lines["GLUE", "average"] = average
-    rows = []
-    for (name, metric), values in lines.items():
-        compared = difference(*(values[start] for start in starts)) if both else []
-        rows.append([name, metric, *(shown(values[start]) for start in starts), *compared])
-    return to_table(["task", "metric", *starts, *(["difference", "standard errors"] if both else [])], rows)
+    return compared(["task", "metric"], lines.items(), starts, partial(mean_and_spread, digits=2))
 
 
 def write_report(results: dict[str, TaskResult], seeds: int, folder: Path) -> None:

@@ -2,22 +2,20 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
-import yaml
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
-from finetuning.final_test import score_test
 from finetuning.prediction.tables import predict_table
 from finetuning.settings import FinetuneSettings
-from finetuning.summary import difference, mean_and_spread, read_metrics, to_table
-from finetuning.tasks import TASKS
+from finetuning.summary import compared, read_metrics
+from finetuning.tasks import make_task
 from finetuning.tasks.base import WindowExamples
-from pretraining import checkpoint, files
-from pretraining.autotune import AUTOTUNED
+from pretraining import files
+from pretraining.autotune import as_autotuned
 from pretraining.errors import UserError
+from pretraining.evaluate import evaluate, make_evaluation_plan
+from pretraining.export import open_exported
 from pretraining.loop import train
-from pretraining.objectives import make_objective
 from pretraining.objectives.base import Objective
 
 Scores = dict[str, list[float]]
@@ -26,17 +24,8 @@ Scores = dict[str, list[float]]
 
 def variant(settings: FinetuneSettings, start: str, seed: int, runs: str, name: str) -> FinetuneSettings:
     """The settings of one run among the command's."""
-    changes = {"start": start, "seed": seed, "seeds": 1, "runs": runs, "name": name}
-    init_from = settings.init_from if start == "pretrained" else None
-    trained_positions = settings.trained_positions if start == "pretrained" else 0
-    resolved = yaml.safe_load(settings.resolved) | changes | {"init_from": init_from}
-    return dataclasses.replace(
-        settings,
-        **changes,  # type: ignore[arg-type]
-        init_from=init_from,
-        trained_positions=trained_positions,
-        resolved=yaml.safe_dump(resolved, sort_keys=False),
-    )
+    run = settings.changed({"start": start, "seed": seed, "seeds": 1, "runs": runs, "name": name})
+    return run if start == "pretrained" else dataclasses.replace(run.changed({"init_from": None}), trained_positions=0)
 
 
 def variants(settings: FinetuneSettings) -> list[FinetuneSettings]:
@@ -47,16 +36,6 @@ def variants(settings: FinetuneSettings) -> list[FinetuneSettings]:
     seeds = range(settings.seed, settings.seed + settings.seeds)
     folder = str(settings.folder)
     return [variant(settings, start, seed, folder, f"{start}-{seed}") for seed in seeds for start in starts]
-
-
-def as_autotuned(settings: FinetuneSettings, folder: Path) -> FinetuneSettings:
-    """The settings with what another run of the command chose at its start: all compute in the same way."""
-    found = checkpoint.find(folder)
-    if not found:
-        return settings
-    autotuned = checkpoint.read_state(found[-1]).autotuned
-    chosen = {name: autotuned[name] for name in AUTOTUNED if getattr(settings.train, name) == "auto"}
-    return settings.changed({f"train.{name}": value for name, value in chosen.items()})
 
 
 def read_scores(runs: list[FinetuneSettings]) -> dict[str, Scores]:
@@ -71,13 +50,25 @@ def read_scores(runs: list[FinetuneSettings]) -> dict[str, Scores]:
 
 def table(scores: dict[str, Scores]) -> list[str]:
     """The scores as a Markdown table: mean and standard deviation over seeds, and what pretraining is worth."""
-    starts, metrics = list(scores), list(next(iter(scores.values())))
-    both = len(starts) == 2
-    rows = []
-    for name in metrics:
-        values = [scores[start][name] for start in starts]
-        rows.append([name, *map(mean_and_spread, values), *(difference(*values) if both else [])])
-    return to_table(["metric", *starts, *(["difference", "standard errors"] if both else [])], rows)
+    metrics = next(iter(scores.values()))
+    lines = (([name], {start: scores[start][name] for start in scores}) for name in metrics)
+    return compared(["metric"], lines, list(scores))
+
+
+def score_test(settings: FinetuneSettings, objective: Objective) -> dict[str, float]:
+    """The metrics of the test split, by which nothing was chosen: by the exported model, on this process alone.
+
+    Args:
+        settings: of a run that has ended.
+        objective: the run's, its data prepared, with a labelled test split.
+    """
+    examples = objective.examples.of_test()
+    tested = Objective.of(examples, type(objective.head), type(objective.scoring))
+    settings = settings.changed({"evaluation.examples": 0, "train.micro_batch": settings.train.rows_per_step})
+    model = open_exported(settings.folder / "model", objective.head.model_class)
+    plan = make_evaluation_plan(examples, settings)
+    found = evaluate(model, tested, plan, settings.train, Accelerator())
+    return {f"test_{name}": value for name, value in found.items()}
 
 
 def tell_test(run: FinetuneSettings, objective: Objective) -> None:
@@ -114,10 +105,10 @@ def finetune(settings: FinetuneSettings) -> None:
         )
     for number, run in enumerate(runs):
         if number:
-            run = as_autotuned(run, runs[0].folder)
+            run = as_autotuned(run, [runs[0].folder])  # all compute in the same way
         if len(runs) > 1 and PartialState().is_main_process:
             print(f"\n== {run.name}: run {number + 1} of {len(runs)} ==", flush=True)
-        objective = make_objective(run, TASKS)
+        objective = make_task(run)
         train(run, objective)
         if PartialState().is_main_process:
             tell_test(run, objective)

@@ -10,10 +10,9 @@ import yaml
 from accelerate import PartialState
 from matplotlib.figure import Figure
 
-from finetuning.run import as_autotuned
-from finetuning.summary import difference, read_metrics, spread, to_table
-from pretraining.autotune import AUTOTUNED
-from pretraining.errors import tell
+from finetuning.summary import compared, read_metrics, spread, to_table
+from pretraining.autotune import AUTOTUNED, as_autotuned
+from pretraining.errors import UserError, tell
 from pretraining.loop import train
 from pretraining.objectives.base import Objective
 from pretraining.pictures.charts import save
@@ -60,13 +59,16 @@ def is_finished(settings: Settings) -> bool:
     return before == now
 
 
-def train_members(members: list[Member]) -> list[Score]:
+def train_members(members: list[Member], metric: str | None = None) -> list[Score]:
     """Trains the runs, one after another; what is finished already is not begun again.
 
     Runs of one objective compute as the first of them does, so that no seed is faster or more exact than another.
 
+    Args:
+        metric: what they are to be compared by; None: it is chosen afterwards.
+
     Raises:
-        UserError: as `pretraining.loop.train`.
+        UserError: as `pretraining.loop.train`; or the first run, and so every one, has no such metric.
     """
     first: dict[Callable, Path] = {}
     scores: list[Score] = []
@@ -78,9 +80,11 @@ def train_members(members: list[Member]) -> list[Score]:
             tell(f"{title}: its results are there; to train it anew, remove its folder ==")
         else:
             tell(f"{title} ==")
-            settings = as_autotuned(settings, alike)  # the first one of all itself has nothing yet to be like
+            settings = as_autotuned(settings, [alike])  # the first one of all itself has nothing yet to be like
             train(settings, member.make(settings))
         metrics = read_metrics(settings.folder)
+        if metric is not None and metric not in metrics:
+            raise UserError(f"--metric: {metric} is none of the runs' metrics, which are: {', '.join(metrics)}.")
         scores.append(Score(member.variant, member.at, settings.seed, str(settings.folder), metrics))
     return scores
 
@@ -124,11 +128,6 @@ def summarise(scores: list[Score], metric: str) -> Summaries:
     return {at: {name: Summary(found) for name, found in row.items()} for at, row in values.items()}
 
 
-def differing(row: dict[str, Summary]) -> list[str]:
-    first, second = row.values()
-    return difference(first.values, second.values)
-
-
 def table(summaries: Summaries, unit: str) -> list[str]:
     """Means with their 95 % intervals: a row for each place, or, where nothing grows, for each variant."""
     if None in summaries:
@@ -142,11 +141,8 @@ def table(summaries: Summaries, unit: str) -> list[str]:
             ],
         )
     names = list(next(iter(summaries.values())))
-    two = len(names) == 2
-    return to_table(
-        [unit, *names, *(["difference", "standard errors"] if two else [])],
-        [[f"{at:,}", *map(str, row.values()), *(differing(row) if two else [])] for at, row in summaries.items()],
-    )
+    lines = (([f"{at:,}"], {name: each.values for name, each in row.items()}) for at, row in summaries.items())
+    return compared([unit], lines, names, lambda values: str(Summary(values)))
 
 
 def to_records(summaries: Summaries) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -44,12 +45,30 @@ def difference(first: list[float], second: list[float]) -> list[str]:
     return [f"{gap:+.4f}", f"{gap / error:.1f}" if error > 0 else "-"]
 
 
-def mean_and_spread(values: list[float]) -> str:
+def mean_and_spread(values: list[float], digits: int = 4) -> str:
     """The mean, and the standard deviation where there is one."""
-    return f"{mean(values):.4f}" + (f" ± {spread(values):.4f}" if len(values) > 1 else "")
+    return f"{mean(values):.{digits}f}" + (f" ± {spread(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def to_table(header: list[str], rows: list[list[str]]) -> list[str]:
     """The lines of a Markdown table."""
     lines = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in (header, *rows)]
     return [f"| {' | '.join(row)} |" for row in (lines[0], ["---"] * len(header), *lines[1:])]
+
+
+def compared(
+    head: list[str],
+    lines: Iterable[tuple[Iterable[str], dict[str, list[float]]]],
+    names: list[str],
+    shown: Callable[[list[float]], str] = mean_and_spread,
+) -> list[str]:
+    """A Markdown table with a column for each of the names, and for the difference of two.
+
+    A line is the cells under `head`, and the values of each of the names, one a seed.
+    """
+    two = len(names) == 2
+    rows = []
+    for cells, by_name in lines:
+        values = [by_name[name] for name in names]
+        rows.append([*cells, *map(shown, values), *(difference(*values) if two else [])])
+    return to_table([*head, *names, *(["difference", "standard errors"] if two else [])], rows)

@@ -1,9 +1,10 @@
 """How this machine computes: precision, kernels, linear layers, threads and micro-batch, found by a short trial."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import product
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -13,6 +14,7 @@ from accelerate.utils import broadcast_object_list, send_to_device
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from pretraining import checkpoint
 from pretraining.batches import Steps
 from pretraining.data.plan import Plan
 from pretraining.data.shards import count_processes
@@ -22,6 +24,7 @@ from pretraining.onednn import choose_linear, has_onednn_linear, matrix_product
 from pretraining.settings import Settings
 
 AUTOTUNED = ("precision", "kernel", "linear", "threads", "micro_batch")
+AnySettings = TypeVar("AnySettings", bound=Settings)
 ROWS = 8  # Rows of a batch on which candidates are timed.
 # A comparison has at least ROUNDS rounds, then more until the last ROUNDS agree, or MOST_ROUNDS or SECONDS are spent.
 ROUNDS = 3
@@ -34,6 +37,20 @@ CLEARLY = 0.8  # The other precision must need less than this share of the time 
 # Another process on the same core takes at most half of it, so a candidate slower than this was not merely disturbed.
 HOPELESS = 2.0
 TOO_LARGE = 1.5  # A micro-batch whose rows cost so many times the cheapest ones has outgrown the caches, or memory.
+
+
+def with_choice(settings: AnySettings, choice: dict[str, Any], names: Iterable[str] = AUTOTUNED) -> AnySettings:
+    """The settings with what a run's autotune chose for those of these `train.*` that are auto."""
+    chosen = {f"train.{name}": choice[name] for name in names if getattr(settings.train, name) == "auto"}
+    return settings.changed(chosen)
+
+
+def as_autotuned(settings: AnySettings, folders: Iterable[Path], names: Iterable[str] = AUTOTUNED) -> AnySettings:
+    """The settings with what the first of the runs in these folders that has a checkpoint chose at its start."""
+    for folder in folders:
+        if found := checkpoint.find(folder):
+            return with_choice(settings, checkpoint.read_state(found[-1]).autotuned, names)
+    return settings
 
 
 class Candidate(NamedTuple):

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pretraining import checkpoint, files
-from pretraining.autotune import AUTOTUNED, autotune
+from pretraining.autotune import autotune, with_choice
 from pretraining.batches import Steps
 from pretraining.checkpoint import State
 from pretraining.data.cache import check_cache
@@ -222,8 +222,7 @@ def start(settings: Settings, objective: Objective, process: PartialState, sourc
         autotuned, line = autotune(longest.settings, model, longest.objective, longest.plan_epoch(State()), process)
         if line:
             log.say(line)
-    chosen = {name: autotuned[name] for name in AUTOTUNED if getattr(settings.train, name) == "auto"}
-    settings = settings.changed({f"train.{name}": value for name, value in chosen.items()})
+    settings = with_choice(settings, autotuned)
     for phase, (_, tuned) in zip(phases, settings.phases(), strict=True):
         phase.settings = tuned
 

@@ -263,20 +263,24 @@ class Settings:
         return Path(self.runs) / self.name
 
     def changed(self, changes: dict[str, Any]) -> Self:
-        """These settings with others at `section.key`, validated anew.
+        """These settings with others at `section.key`, or at a `key` of no section, validated anew.
 
         Raises:
             UserError: there is no such key, or the settings are at odds.
         """
+        resolved = yaml.safe_load(self.resolved)
+        parts: dict[str, Any] = {}
         sections: dict[str, dict[str, Any]] = {}
         for key, value in changes.items():
-            section, _, name = key.partition(".")
-            if not hasattr(getattr(self, section, None), name):
+            section, dot, name = key.partition(".")
+            if not dot and key in resolved:
+                parts[key] = resolved[key] = value
+            elif hasattr(getattr(self, section, None), name):
+                sections.setdefault(section, {})[name] = value
+            else:
                 raise UserError(f"there is no setting {key}.")
-            sections.setdefault(section, {})[name] = value
-        parts = {section: dataclasses.replace(getattr(self, section), **new) for section, new in sections.items()}
-        resolved = yaml.safe_load(self.resolved)
         for section, new in sections.items():
+            parts[section] = dataclasses.replace(getattr(self, section), **new)
             resolved[section] |= new
         return dataclasses.replace(self, **parts, resolved=yaml.safe_dump(resolved, sort_keys=False))
 

@@ -1,4 +1,4 @@
-"""What all metrics of fine-tuning share: `evaluate`'s interface, with no download, and which way each is better."""
+"""What all metrics of fine-tuning share: `evaluate`'s interface, with no download."""
 
 import math
 from collections.abc import Sequence
@@ -8,46 +8,10 @@ import evaluate
 import numpy as np
 from datasets import Features, Value
 
-from pretraining.errors import UserError
-
 Values = Sequence | np.ndarray
 """One of each example."""
 
 NUMBER, CLASS, TEXT = Value("float64"), Value("int64"), Value("string")
-
-HIGHER_IS_BETTER = {
-    "loss": False,
-    "accuracy": True,
-    "macro_f1": True,
-    "micro_f1": True,
-    "f1": True,
-    "matthews": True,
-    "top5_accuracy": True,
-    "subset_accuracy": True,
-    "pearson": True,
-    "spearman": True,
-    "mean_squared_error": False,
-    "exact_match": True,
-    "entity_precision": True,
-    "entity_recall": True,
-    "entity_f1": True,
-    "bleu": True,
-    "chrf": True,
-    "calibration_error": False,
-}
-
-
-def rank(name: str, value: float) -> float:
-    """Orders the values of a metric, so that the lower is the better and NaN is never best.
-
-    Raises:
-        UserError: there is no such metric.
-    """
-    if name not in HIGHER_IS_BETTER:
-        raise UserError(f"There is no metric {name!r}: it is one of {', '.join(HIGHER_IS_BETTER)}.")
-    if math.isnan(value):
-        return math.inf
-    return -value if HIGHER_IS_BETTER[name] else value
 
 
 class Metric(evaluate.Metric):

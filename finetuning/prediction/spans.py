@@ -205,7 +205,7 @@ class AnswerPredictor(WindowPredictor):
         rows = []
         for number, example in enumerate(examples):
             part = torch.from_numpy(logits[bounds[number] : bounds[number + 1]])  # (tokens, 2)
-            start, end = (window_log_probabilities(scores, sizes[number].tolist()) for scores in part.unbind(1))
+            start, end = (window_log_probabilities(scores.split(sizes[number].tolist())) for scores in part.unbind(1))
             answer = best_answer(data, windows, number, start, end, self.settings.answer_length)
             last = with_marks(example["context"], answer.end) if answer.end else 0
             rows.append(

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -45,7 +46,8 @@ Loader.add_implicit_resolver(
 
 def as_text(value: Any) -> str:
     """A value as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # What JSON has no form of, as a date, becomes its text: the setting refuses it with a sentence of its own.
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ def read_range(key: str, content: dict[str, Any], usual: Any) -> Range:
         raise UserError(f"the range of {key} has no {missing[0]}: give it both bounds, low and high.")
     for name in ("low", "high", "step"):
         value = content.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-            raise UserError(f"the range of {key} has {name}: {value!r}, which is no number.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise UserError(f"the range of {key} has {name}: {value!r:.40}, which is no number.")
     low, high, log, step = content["low"], content["high"], content.get("log", False), content.get("step")
     if not isinstance(log, bool):
         raise UserError(f"the range of {key} has log: {log!r}: it is true or false.")
@@ -221,14 +223,16 @@ def read_space(path: str, settings: Settings) -> Space:
         try:
             if not isinstance(key, str):
                 raise UserError(f"{key!r} is no setting.")
-            if key in SECTIONS and isinstance(values, dict):
-                name = next(iter(values), "key")
+            if key in SECTIONS:
+                name = next(iter(values), "key") if isinstance(values, dict) else "key"
                 raise UserError(f"{key} is a section: write each of its settings whole, as {key}.{name}.")
             if key in FIXED:
                 raise UserError(f"{key} cannot be searched: {FIXED[key]}.")
             if isinstance(values, dict):
                 space.append(read_range(key, values, value_of(settings, key)))
             elif isinstance(values, list):
+                if key == "start" and "both" in values:
+                    raise UserError("start lists both, and a trial is one run: list pretrained and scratch.")
                 space.append(read_choices(key, values))
             else:
                 raise UserError(f"{key} is {values!r}: give it a list of values, or a range {{low: ..., high: ...}}.")

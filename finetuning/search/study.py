@@ -17,20 +17,19 @@ import numpy as np
 import optuna
 from filelock import FileLock, Timeout
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from finetuning.search.space import Space, check_space, options
 from finetuning.settings import FinetuneSettings
-from finetuning.tasks import TASKS
-from finetuning.tasks.base import WindowExamples
+from finetuning.tasks import make_task
 from pretraining import files
 from pretraining.autotune import AUTOTUNED
 from pretraining.errors import UserError
 from pretraining.log import flat
-from pretraining.objectives import make_objective
+from pretraining.objectives.base import LOWER_IS_BETTER
 
 STUDY = "search"  # its name in the journal, which has no other one
 # What may differ between the starts of a search: it decides nothing that a trial learns.
@@ -78,22 +77,6 @@ class Search:
         return ["accelerate", "launch", "finetune.py", *self.arguments, *options(values), name]
 
 
-class Grid(BaseSampler):
-    """One point of the grid."""
-
-    def __init__(self, point: dict[str, Any]):
-        self.point = point
-
-    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
-        return self.point[param_name]
-
-
 def make_sampler(search: Search, number: int, place: int) -> BaseSampler:
     """What draws parameter `place` of trial `number`: it is the same one whoever draws it, and when.
 
@@ -102,7 +85,8 @@ def make_sampler(search: Search, number: int, place: int) -> BaseSampler:
     if search.grid:
         # In an order that is drawn, so that the first points are from everywhere.
         order = np.random.default_rng(search.settings.seed).permutation(len(search.grid))
-        return Grid(search.grid[order[number]])
+        # A point fixes all parameters: nothing is left for the other sampler to draw.
+        return PartialFixedSampler(search.grid[order[number]], RandomSampler())
     seed = int(np.random.SeedSequence([search.settings.seed, number, place]).generate_state(1)[0])
     if search.sampler == "tpe":
         return TPESampler(seed=seed, constant_liar=True)  # which keeps workers away from each other's points
@@ -137,11 +121,9 @@ def metric_of(settings: FinetuneSettings) -> tuple[str, bool]:
     Raises:
         UserError: whatever is wrong with the data, which all trials would say.
     """
-    objective = make_objective(settings, TASKS)
+    objective = make_task(settings)
     objective.examples.prepare(is_builder=True)
-    examples = objective.examples
-    name = examples.metric if isinstance(examples, WindowExamples) else examples.settings.metric
-    return name, objective.scoring.rank({name: 1.0}) < 0
+    return objective.scoring.metric, objective.scoring.metric not in LOWER_IS_BETTER
 
 
 @dataclasses.dataclass(frozen=True)

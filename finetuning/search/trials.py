@@ -10,17 +10,15 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from finetuning.run import variant
 from finetuning.search.report import Outcome, draw_search, write_report
 from finetuning.search.space import options, parse
 from finetuning.search.study import Begun, Search, begin, claim_trial, open_study, trial_name
-from finetuning.tasks import TASKS
-from pretraining import checkpoint
-from pretraining.autotune import AUTOTUNED
+from finetuning.tasks import make_task
+from pretraining.autotune import AUTOTUNED, as_autotuned
 from pretraining.errors import UserError, one_line
 from pretraining.loop import train
-from pretraining.objectives import make_objective
 from pretraining.objectives.base import Objective
-from pretraining.settings import Settings
 
 ALIKE = 3  # So many trials that fail with one sentence, and none that succeeds, end the search.
 # All trials compute in one way, in one precision above all. How many rows at a time depends on what is searched.
@@ -51,16 +49,6 @@ def watched(objective: Objective, trial: Trial, metric: str, folder: Path) -> Ob
     return objective
 
 
-def computed_alike(settings: Settings, folders: list[Path]) -> Settings:
-    """The settings with what the first of these runs that has a checkpoint chose at its start."""
-    for folder in folders:
-        if found := checkpoint.find(folder):
-            autotuned = checkpoint.read_state(found[-1]).autotuned
-            chosen = {name: autotuned[name] for name in COMPUTED if getattr(settings.train, name) == "auto"}
-            return settings.changed({f"train.{name}": value for name, value in chosen.items()})
-    return settings
-
-
 def train_trial(search: Search, trial: Trial, metric: str, before: Path | None) -> float:
     """Trains a trial, or goes on with it; returns the metric of the weights that it hands over.
 
@@ -70,9 +58,10 @@ def train_trial(search: Search, trial: Trial, metric: str, before: Path | None) 
     name = trial_name(trial.number)
     own = [f"--runs={search.folder}", f"--name={name}", "--resume=auto"]
     parsed = parse([*search.arguments, *options(trial.params), *own])
+    parsed = variant(parsed, parsed.start, parsed.seed, parsed.runs, parsed.name)  # of scratch: no checkpoint
     earlier = sorted(search.folder.glob("trial-*"))
-    settings = computed_alike(parsed, [*([before] if before else []), parsed.folder, *earlier])
-    train(settings, watched(make_objective(settings, TASKS), trial, metric, settings.folder))
+    settings = as_autotuned(parsed, [*([before] if before else []), parsed.folder, *earlier], COMPUTED)
+    train(settings, watched(make_task(settings), trial, metric, settings.folder))
     results = json.loads((settings.folder / "results.json").read_text())
     trial.set_user_attr("step", results["step"])
     value = results[f"eval_{metric}"]

@@ -1,5 +1,7 @@
 """What a model can be fine-tuned for; a task's code is imported when a run starts: `--help` needs settings alone."""
 
+from typing import TYPE_CHECKING
+
 from finetuning.data.settings import ChoiceTableSettings, SpanTableSettings, TextTableSettings, TokenTableSettings
 from finetuning.settings import (
     ImageClassificationSettings,
@@ -10,8 +12,12 @@ from finetuning.settings import (
 )
 from pretraining.data.images.settings import ImageSettings
 from pretraining.data.pairs.settings import PairSettings
-from pretraining.objectives import Entry
+from pretraining.objectives import Entry, make_objective
 from pretraining.objectives.settings import TranslationSettings
+from pretraining.settings import Settings
+
+if TYPE_CHECKING:
+    from pretraining.objectives.base import Objective
 
 # Of each family the usual task comes first.
 TASKS = {
@@ -24,3 +30,8 @@ TASKS = {
     "translation": Entry("seq2seq", PairSettings, TranslationSettings, "pretraining.objectives.translation"),
     "classification": Entry("vit", ImageSettings, ImageClassificationSettings, "finetuning.tasks.images"),
 }
+
+
+def make_task(settings: Settings) -> "Objective":
+    """The task that the settings name; its data is yet to be prepared."""
+    return make_objective(settings, TASKS)

@@ -1,18 +1,16 @@
 """What the fine-tuning tasks of texts share: examples of one or more windows in packed rows, and heads.
 
-N examples, R rows of the plan, E examples of a batch, L tokens in a line, C classes.
+N examples, R rows of the plan, E examples of a batch.
 """
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,22 +18,17 @@ from finetuning.adapt import adapt, merge
 from finetuning.data.rows import Kind
 from finetuning.data.tables import Table, load_tables
 from finetuning.prepared import LIBRARIES, PreparedTexts, Reader, prepare_texts
+from finetuning.tasks.lines import Lines, lay_out
 from finetuning.windows import Windows, flatten
 from pretraining.data import draws
-from pretraining.data.packing import Example, layout, pack_tokens
-from pretraining.data.plan import choose_row_lengths, pack
+from pretraining.data.packing import Example
+from pretraining.data.plan import choose_row_lengths
 from pretraining.data.shards import count_processes
 from pretraining.data.tokenizer import load_tokenizer, require_tokens
 from pretraining.errors import UserError
 from pretraining.objectives.base import Examples
 from pretraining.objectives.text import TokenExamples, TokenHead
 from pretraining.settings import Settings
-
-# What a batch carries for its records; the model does not take it.
-NO_INPUTS = ("index",)
-# What an example has for each of its tokens, and for each of its windows.
-OF_TOKENS = ("input_ids", "token_type_ids", "labels", "word_ids")
-OF_WINDOWS = ("start_positions", "end_positions")
 
 
 def has_labels(table: Table) -> bool:
@@ -208,12 +201,8 @@ class WindowExamples(TokenExamples):
         """Tokens of examples `index` (N,) in a row of the plan. One with more than a row holds has it to itself."""
         return np.minimum(self.example_lengths[split][index], self.row_lengths[0])
 
-    def window_tokens(self, data: PreparedTexts, windows: Windows, number: int) -> Example:
-        """All windows of a row's texts: ids, segments, and the tokens of each window."""
-        return self.tokens_of(data, windows, np.array([number]))[0]
-
     def tokens_of(self, data: PreparedTexts, windows: Windows, numbers: np.ndarray) -> list[Example]:
-        """The `window_tokens` of several rows (E,)."""
+        """All windows of the texts of each of some rows (E,): ids, segments, and the tokens of each window."""
         flat = flatten(data, windows, numbers, self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
         window_ends = windows.counts[numbers].cumsum()
         windows_of = [slice(*pair) for pair in pairwise([0, *window_ends.tolist()])]
@@ -232,121 +221,18 @@ class WindowExamples(TokenExamples):
             return []
         found = self.tokens_of(self.data[split], self.windows[split], index)
         for number, example in zip(index.tolist(), found, strict=True):
-            example |= {"index": np.array(number), **self.targets_of(split, number, example)}
+            example |= {"index": np.array(number), **self.targets_of(split, number)}
         return found
 
     @abstractmethod
-    def targets_of(self, split: str, number: int, example: Example) -> Example:
-        """What is to be learnt of an example, from its windows' tokens."""
+    def targets_of(self, split: str, number: int) -> Example:
+        """What is to be learnt of an example."""
 
-    def lay_out(self, rows: list[list[Example]]) -> "Lines":
-        """The windows of R rows of the plan in lines of tokens, as long as a row.
-
-        A row is one line, but that of an example which needs several. One without examples is none; of nothing but such
-        rows one line stands for all.
-        """
-        lines: list[list[Example]] = []
-        places: list[Place] = []
-        index: list[int] = []
-        for row in rows:
-            windows: list[Example] = []
-            for example in row:
-                index.append(int(example["index"]))
-                windows += [{**window, "example": np.array(len(index))} for window in split_windows(example)]
-            lengths = np.array([len(window["input_ids"]) for window in windows], dtype=np.int64)
-            for members in fill_lines(lengths, self.row_lengths[0]):
-                line = [windows[member] for member in members]
-                starts = np.cumsum([0, *(len(window["input_ids"]) for window in line)])
-                for column, (window, start) in enumerate(zip(line, starts, strict=False)):
-                    owner, number = int(window["example"]) - 1, int(window["window"])
-                    places.append(Place(owner, number, len(lines), column, int(start)))
-                lines.append(line)
-        return Lines(lines or [[]], sorted(places), index)
-
-    def pack_windows(self, lines: "Lines") -> dict[str, Tensor]:
-        """The model's inputs but for targets: each window is a sequence. And "index", which is no input."""
-        rows, (length,) = lines.lines, self.row_lengths
-        sequences = max(map(len, rows))
-        owners = np.zeros((len(rows), max(sequences, 1)), dtype=np.int64)
-        for line, windows in zip(owners, rows, strict=True):
-            line[: len(windows)] = [int(window["example"]) for window in windows]
-        return {
-            "input_ids": pack_tokens(rows, "input_ids", length, self.tokenizer.pad_token_id),
-            "token_type_ids": pack_tokens(rows, "token_type_ids", length, 0),
-            **layout(rows, "input_ids", length, max(sequences, 1)),
-            "example_ids": torch.from_numpy(owners),
-            "index": torch.tensor(lines.index, dtype=torch.int64),
-        }
-
-
-class Place(NamedTuple):
-    """Where a window lies in a batch."""
-
-    example: int
-    window: int
-    line: int
-    column: int
-    """Which of the line's windows it is."""
-    start: int
-    """Its first token in the line."""
-
-
-@dataclass(frozen=True)
-class Lines:
-    """The windows of a batch's E examples as lines of tokens: what the model sees."""
-
-    lines: list[list[Example]]
-    """The windows of each line; "example" is the number of a window's example in the batch, from 1."""
-    places: list[Place]
-    """In the order of examples and windows."""
-    index: list[int]
-    """(E,): the number of each example in its split."""
-
-    def windows_of(self, x: Tensor, sizes: list[list[int]]) -> list[Tensor]:
-        """What a tensor (lines, L, ...) has for each example's tokens, window behind window: (T, ...).
-
-        Args:
-            sizes: the tokens of each example's windows.
-        """
-        parts: list[list[Tensor]] = [[] for _ in self.index]
-        for at in self.places:
-            parts[at.example].append(x[at.line, at.start : at.start + sizes[at.example][at.window]])
-        return [torch.cat(windows) for windows in parts]
-
-    def sequences_of(self, columns: int) -> list[list[int]]:
-        """The places of each example's windows among all sequences of the batch, a line after another.
-
-        Args:
-            columns: places for sequences in a line.
-        """
-        found: list[list[int]] = [[] for _ in self.index]
-        for at in self.places:
-            found[at.example].append(at.line * columns + at.column)
-        return found
-
-
-def fill_lines(lengths: np.ndarray, line_length: int) -> list[list[int]]:
-    """As `pack`, which a row that is one line, as most are, does not need: the longest window first."""
-    if 0 < lengths.sum() <= line_length:
-        return [np.argsort(-lengths, kind="stable").tolist()]
-    return pack(lengths, line_length)
-
-
-def split_windows(example: Example) -> list[Example]:
-    """The windows of an example; what it has of each token or of each window goes with them."""
-    of_windows = [name for name in OF_WINDOWS if name in example]
-    if len(example["window_lengths"]) == 1:
-        return [{**example, "window": np.array(0), **{name: example[name][0] for name in of_windows}}]
-    of_tokens = [
-        name for name in OF_TOKENS if name in example and np.ndim(example[name])
-    ]  # a label may be of the whole
-    windows: list[Example] = []
-    start = 0
-    for number, size in enumerate(example["window_lengths"].tolist()):
-        tokens = {name: example[name][start : start + size] for name in of_tokens}
-        windows.append({"window": np.array(number), **tokens, **{name: example[name][number] for name in of_windows}})
-        start += size
-    return windows
+    def lay_out(self, rows: list[list[Example]]) -> tuple[Lines, dict[str, Tensor]]:
+        """The windows of R rows of the plan in lines as long as a row, and the model's inputs but for targets."""
+        (length,) = self.row_lengths
+        lines = lay_out(rows, length)
+        return lines, lines.pack(length, self.tokenizer.pad_token_id)
 
 
 AnyWindows = TypeVar("AnyWindows", bound=WindowExamples)
@@ -373,9 +259,6 @@ class FinetuneHead(TokenHead[AnyWindows]):
 
     def merge(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         return merge(weights, self.examples.settings)
-
-    def to_model_inputs(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: x for name, x in tensors.items() if name not in NO_INPUTS}
 
     def enter_phase(self, model: Any, before: Sequence[Examples]) -> None:
         """Phases have one model: nothing is to be done."""

@@ -14,7 +14,7 @@ from datasets import Dataset
 from finetuning.metrics.classes import Accuracy
 from finetuning.prepared import PreparedTexts, Reader
 from finetuning.tasks.base import FinetuneHead, WindowExamples
-from finetuning.tasks.records import Record, RecordScoring
+from finetuning.tasks.records import Record, WindowScoring
 from finetuning.windows import Windows
 from modeling import KeelBertForMultipleChoice
 from pretraining.data.packing import Example
@@ -107,12 +107,11 @@ class ChoiceExamples(WindowExamples):
     def tokens_of(self, data: PreparedTexts, windows: Windows, numbers: np.ndarray) -> list[Example]:
         return [self.window_tokens(data, windows, number) for number in numbers.tolist()]
 
-    def targets_of(self, split: str, number: int, example: Example) -> Example:
+    def targets_of(self, split: str, number: int) -> Example:
         return {"labels": self.labels[split][number]}
 
     def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
-        lines = self.lay_out(rows)
-        tensors = self.pack_windows(lines)
+        lines, tensors = self.lay_out(rows)
         choices = lines.sequences_of(tensors["example_ids"].shape[1])
         right = [int(example["labels"]) for row in rows for example in row]
         labels = [places[number] for places, number in zip(choices, right, strict=True)]
@@ -124,7 +123,7 @@ class ChoiceHead(FinetuneHead[ChoiceExamples]):
     model_class = KeelBertForMultipleChoice
 
 
-class ChoiceScoring(RecordScoring[ChoiceExamples]):
+class ChoiceScoring(WindowScoring[ChoiceExamples]):
     """Loss, and how often the right choice has the highest score."""
 
     def records(self, out: Any, batch: Batch) -> list[Record]:

@@ -1,18 +1,16 @@
 """Classification of images by a model that was pretrained on others, or without labels (Dosovitskiy 2020, 4.1)."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetuning.adapt import adapt, merge
 from finetuning.data.labels import SINGLE
-from finetuning.metrics.base import rank
 from finetuning.metrics.classes import class_table, confusion
-from finetuning.tasks.records import Record, write_report
-from finetuning.tasks.text import class_metrics, record_of
+from finetuning.tasks.classes import class_metrics, explain_class, record_of
+from finetuning.tasks.records import Record, RecordScoring
 from pretraining.data.packing import Example
 from pretraining.objectives.base import Batch, Objective
 from pretraining.objectives.classification import ClassificationHead, ClassificationScoring, LabelledImages
@@ -42,50 +40,30 @@ class ImageFinetuneHead(ClassificationHead):
         return merge(weights, self.examples.settings)
 
 
-class ImageRecords(ClassificationScoring):
+class ImageRecords(RecordScoring[LabelledImages], ClassificationScoring):
     """The metrics of classes, from a record of each held-out image."""
 
-    worst: list[Record] = []
-    class_rows: list[dict[str, str | float]] = []
+    unit = "images"
 
-    def observe(self, model: nn.Module, inputs: dict[str, Tensor], batch: Batch) -> tuple[dict, list[Record]]:
-        logits = model(pixel_values=inputs["pixel_values"]).logits.float().cpu()  # (B, C)
-        labels, index = batch.tensors["labels"].cpu(), batch.tensors["index"].tolist()
-        rows = zip(index, logits, labels, strict=True)
-        return {}, [
-            {"index": number, **record_of(SINGLE, scores, label)} for number, scores, label in rows if number >= 0
-        ]
+    def records(self, out: Any, batch: Batch) -> list[Record]:
+        logits, labels = out.logits.float().cpu(), batch.tensors["labels"].cpu()  # (B, C), (B,)
+        rows = zip(batch.tensors["index"].tolist(), logits, labels, strict=True)
+        return [{"index": number, **record_of(SINGLE, *row)} for number, *row in rows if number >= 0]
 
-    def score_outputs(self, model: Any, index: np.ndarray, accelerator: Any, final: bool) -> dict[str, float]:
-        return {}
-
-    def rank(self, metrics: dict[str, float]) -> float:
-        return rank(self.examples.settings.metric, metrics[self.examples.settings.metric])
-
-    def score_records(self, records: list[Record], final: bool) -> dict[str, float]:
+    def score(self, records: list[Record], final: bool) -> dict[str, float]:
         classes = self.examples.classes
         if final:
-            by_loss = sorted(records, key=lambda record: -record["loss"])
-            self.worst = by_loss[: self.examples.settings.worst]
             predicted, labels = ([record[name] for record in records] for name in ("predicted", "label"))
             self.confusion = confusion(predicted, labels, len(classes))
             self.class_rows = class_table(predicted, labels, classes)
-        loss = float(np.mean([record["loss"] for record in records]))
-        return {"loss": loss, **class_metrics(records, len(classes))}
+        return class_metrics(records, len(classes))
 
-    def draw_pictures(self, folder: Path) -> list[Path]:
-        classes, data = self.examples.classes, self.examples.data["validation"]
-        worst = [
-            {
-                "place": data.place(record["index"]),
-                "true": classes[record["label"]],
-                "predicted": classes[record["predicted"]],
-                "confidence": round(record["confidence"], 4),
-                "loss": round(record["loss"], 4),
-            }
-            for record in self.worst
-        ]
-        return [*write_report(folder, worst, self.class_rows), *super().draw_pictures(folder)]
+    def score_outputs(self, model: Any, index: np.ndarray, accelerator: Any, final: bool) -> dict[str, float]:
+        return {}  # the records know the classes' accuracies already
+
+    def describe(self, record: Record) -> Record:
+        place = self.examples.data["validation"].place(record["index"])
+        return {"place": place, **explain_class(record, self.examples.classes), "loss": round(record["loss"], 4)}
 
 
 def objective(settings: Settings) -> Objective:

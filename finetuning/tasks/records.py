@@ -3,23 +3,27 @@
 import json
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetuning.metrics.base import rank
 from finetuning.summary import to_table
-from finetuning.tasks.base import NO_INPUTS, AnyWindows
+from finetuning.tasks.base import AnyWindows
 from pretraining import files
 from pretraining.objectives.base import Batch, Scoring
 
+if TYPE_CHECKING:
+    from finetuning.tasks.base import WindowExamples
+    from pretraining.objectives.classification import LabelledImages
+
+AnyRecorded = TypeVar("AnyRecorded", bound="WindowExamples | LabelledImages")
 Record = dict[str, Any]
 """What is kept of a held-out example: its "index", its "loss", and what the model predicted."""
 
 
-class RecordScoring(Scoring[AnyWindows]):
+class RecordScoring(Scoring[AnyRecorded]):
     """Metrics of records: one of each held-out example, a few numbers, so that no logits are kept."""
 
     worst: list[Record] = []
@@ -46,9 +50,6 @@ class RecordScoring(Scoring[AnyWindows]):
     def score(self, records: list[Record], final: bool) -> dict[str, float]:
         """The metrics of records, one of each example; at the end also those of each class."""
 
-    def rank(self, metrics: dict[str, float]) -> float:
-        return rank(self.examples.metric, metrics[self.examples.metric])
-
     def score_records(self, records: list[Record], final: bool) -> dict[str, float]:
         records = sorted(records, key=lambda record: record["index"])
         metrics = {"loss": float(np.mean([record["loss"] for record in records]))}
@@ -57,16 +58,9 @@ class RecordScoring(Scoring[AnyWindows]):
             self.worst = by_loss[: self.examples.settings.worst]
         return metrics | self.score(records, final)
 
+    @abstractmethod
     def describe(self, record: Record) -> Record:
         """A record with the texts and names that it is about, for people."""
-        table = self.examples.tables["validation"]
-        row = table.dataset[record["index"]]
-        texts = {name: row[name] for name in self.examples.shown}
-        return {"place": row["name"], **texts, **self.explain(record, row), "loss": round(record["loss"], 4)}
-
-    @abstractmethod
-    def explain(self, record: Record, row: dict[str, Any]) -> Record:
-        """What is true and what was predicted, in words."""
 
     def draw_pictures(self, folder: Path) -> list[Path]:
         paths = write_report(folder, [self.describe(record) for record in self.worst], self.class_rows)
@@ -77,6 +71,24 @@ class RecordScoring(Scoring[AnyWindows]):
             draw_confusion(self.confusion, self.examples.classes, paths[-1], self.unit)
         return paths
 
+
+class WindowScoring(RecordScoring[AnyWindows]):
+    """Records of the rows of a table, whose texts are cut into windows."""
+
+    @property
+    def metric(self) -> str:
+        return self.examples.metric
+
+    def describe(self, record: Record) -> Record:
+        table = self.examples.tables["validation"]
+        row = table.dataset[record["index"]]
+        texts = {name: row[name] for name in self.examples.shown}
+        return {"place": row["name"], **texts, **self.explain(record, row), "loss": round(record["loss"], 4)}
+
+    @abstractmethod
+    def explain(self, record: Record, row: dict[str, Any]) -> Record:
+        """What is true and what was predicted, in words."""
+
     def samples(self, model: Any, count: int) -> list[str]:
         """Some held-out examples, and what the model predicts."""
         examples = self.examples
@@ -85,7 +97,7 @@ class RecordScoring(Scoring[AnyWindows]):
             return []
         batch = examples.collate([examples.examples("validation", 0, index)], count)
         device = next(model.parameters()).device
-        tensors = {name: x.to(device) for name, x in batch.tensors.items() if name not in NO_INPUTS}
+        tensors = {name: x.to(device) for name, x in batch.tensors.items()}
         with torch.no_grad():
             _, records = self.observe(model, tensors, batch)
         return [json.dumps(self.describe(record), ensure_ascii=False) for record in records]

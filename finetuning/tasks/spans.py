@@ -5,6 +5,7 @@ A window is [CLS] question [SEP] part of the text [SEP]. One that does not have 
 E examples of a batch, T tokens of an example.
 """
 
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from finetuning.metrics.answers import answer_metrics
 from finetuning.prepared import PreparedTexts, Reader, read_texts
 from finetuning.tasks.base import FinetuneHead, WindowExamples
-from finetuning.tasks.records import Record, RecordScoring
+from finetuning.tasks.records import Record, WindowScoring
 from finetuning.windows import Windows
 from modeling import KeelBertForQuestionAnswering
 from pretraining.data.packing import IGNORED, Example, pack_values
@@ -94,7 +95,7 @@ class SpanExamples(WindowExamples):
     def metric_names(self) -> list[str]:
         return ["f1", "exact_match", "loss"]
 
-    def targets_of(self, split: str, number: int, example: Example) -> Example:
+    def targets_of(self, split: str, number: int) -> Example:
         """The place of the answer in each window, counted from the window's [CLS]: (windows,)."""
         data, windows, row = self.data[split], self.windows[split], self.tables[split].dataset[number]
         assert data.places is not None
@@ -113,8 +114,7 @@ class SpanExamples(WindowExamples):
         return {"start_positions": np.array(starts), "end_positions": np.array(ends)}
 
     def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
-        lines = self.lay_out(rows)
-        tensors = self.pack_windows(lines)
+        lines, tensors = self.lay_out(rows)
         del tensors["example_ids"]
         starts = tensors.pop("sequence_starts")  # (lines, windows)
         targets: dict[str, int] = {}
@@ -125,33 +125,31 @@ class SpanExamples(WindowExamples):
         return Batch(tensors, targets, int((tensors["sequence_ids"] != 0).sum()), lines)
 
 
-def window_log_probabilities(scores: Tensor, sizes: list[int]) -> np.ndarray:
-    """Scores of an example's tokens (T,), window behind window, each window's normalised by itself."""
-    return torch.cat([window.log_softmax(0) for window in scores.split(sizes)]).numpy()
+def window_log_probabilities(windows: Sequence[Tensor]) -> np.ndarray:
+    """Scores of an example's tokens, window by window, each window's normalised by itself: (T,)."""
+    return torch.cat([window.log_softmax(0) for window in windows]).numpy()
 
 
 class SpanHead(FinetuneHead[SpanExamples]):
     model_class = KeelBertForQuestionAnswering
 
 
-class SpanScoring(RecordScoring[SpanExamples]):
+class SpanScoring(WindowScoring[SpanExamples]):
     """Loss, and exact match and F1 of the answers as SQuAD counts them."""
 
     def records(self, out: Any, batch: Batch) -> list[Record]:
         examples, lines = self.examples, batch.source
         data, windows = examples.data["validation"], examples.windows["validation"]
-        tokens = [examples.window_tokens(data, windows, number) for number in lines.index]
-        sizes = [example["window_lengths"].tolist() for example in tokens]
-        sides = [lines.windows_of(scores.float().cpu(), sizes) for scores in (out.start_logits, out.end_logits)]
+        sides = [lines.windows_of(scores.float().cpu()) for scores in (out.start_logits, out.end_logits)]
         found: list[Record] = []
-        for at, number in enumerate(lines.index):
-            start, end = (window_log_probabilities(scores[at], sizes[at]) for scores in sides)
+        for number, *scores in zip(lines.index, *sides, strict=True):
+            start, end = map(window_log_probabilities, scores)
             answer = best_answer(data, windows, number, start, end, examples.settings.answer_length)
-            targets = examples.targets_of("validation", number, tokens[at])
-            firsts = np.cumsum([0, *sizes[at][:-1]])  # of each window, behind the others
+            targets = examples.targets_of("validation", number)
+            firsts = np.cumsum([0, *map(len, scores[0][:-1])])  # of each window, behind the others
             losses = [
-                -scores[firsts + targets[name]].mean()
-                for name, scores in (("start_positions", start), ("end_positions", end))
+                -side[firsts + targets[name]].mean()
+                for name, side in (("start_positions", start), ("end_positions", end))
             ]
             row = examples.tables["validation"].dataset[number]
             lacks = examples.may_lack and answer.none > answer.score

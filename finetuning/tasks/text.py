@@ -17,11 +17,12 @@ from torch import Tensor
 from finetuning.data.labels import MULTI, REGRESSION, SINGLE, balanced
 from finetuning.data.tables import Table, load_tables
 from finetuning.metrics.calibration import Bin, CalibrationError, fit_temperature, reliability_bins
-from finetuning.metrics.classes import class_table, classification_metrics, confusion, multilabel_metrics
+from finetuning.metrics.classes import TOP, class_table, confusion, multilabel_metrics
 from finetuning.metrics.regression import regression_metrics
 from finetuning.prepared import Reader, read_texts
 from finetuning.tasks.base import FinetuneHead, WindowExamples
-from finetuning.tasks.records import Record, RecordScoring
+from finetuning.tasks.classes import class_metrics, count_classes, explain_class, record_of
+from finetuning.tasks.records import Record, WindowScoring
 from modeling import KeelBertConfig, KeelBertForSequenceClassification
 from pretraining.data import draws
 from pretraining.data.packing import Example
@@ -35,7 +36,6 @@ METRICS = {
     MULTI: ["micro_f1", "macro_f1", "subset_accuracy", "loss"],
     REGRESSION: ["pearson", "spearman", "mean_squared_error", "loss"],
 }
-TOP = 5
 
 
 class TextExamples(WindowExamples):
@@ -113,17 +113,18 @@ class TextExamples(WindowExamples):
             )
         return list(asked)
 
-    def targets_of(self, split: str, number: int, example: Example) -> Example:
+    def targets_of(self, split: str, number: int) -> Example:
         return {"labels": self.labels[split][number]}
 
     def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
-        tensors = self.pack_windows(self.lay_out(rows))
+        lines, tensors = self.lay_out(rows)
         labels = [example["labels"] for row in rows for example in row]
         kind = torch.long if self.problem == SINGLE else torch.float
         shape = (len(labels), len(self.classes)) if self.problem == MULTI else (len(labels),)
         tensors["labels"] = torch.from_numpy(np.array(labels)).to(kind).view(shape)
         # Each class of several is a target of its own, as in transformers, which takes the mean over them.
-        return Batch(tensors, {"labels": tensors["labels"].numel()}, units=int((tensors["sequence_ids"] != 0).sum()))
+        units = int((tensors["sequence_ids"] != 0).sum())
+        return Batch(tensors, {"labels": tensors["labels"].numel()}, units, lines.index)
 
 
 def known_names(checkpoint: str | None) -> list[str] | None:
@@ -149,13 +150,13 @@ class TextHead(FinetuneHead[TextExamples]):
         config.class_weights = examples.class_weights()
 
 
-class TextScoring(RecordScoring[TextExamples]):
+class TextScoring(WindowScoring[TextExamples]):
     """Loss and metrics by the kind of label; of classes at the end also each class's, and a confusion matrix."""
 
     bins: list[Bin] = []
 
     def records(self, out: Any, batch: Batch) -> list[Record]:
-        labels, index = batch.tensors["labels"].cpu(), batch.tensors["index"].tolist()
+        labels, index = batch.tensors["labels"].cpu(), batch.source
         logits = out.logits.float().cpu()[: len(index)]  # (E, C)
         rows = zip(index, logits, labels, strict=True)
         return [{"index": number, **record_of(self.examples.problem, *row)} for number, *row in rows]
@@ -183,7 +184,7 @@ class TextScoring(RecordScoring[TextExamples]):
             return ""
         kept: list[tuple[int, int, list[float]]] = []  # the number, class and logits of each example
         for batch, inputs in batches:
-            index, labels = batch.tensors["index"].tolist(), batch.tensors["labels"].tolist()
+            index, labels = batch.source, batch.tensors["labels"].tolist()
             out = model(**{name: x for name, x in inputs.items() if name not in batch.targets})
             kept += zip(index, labels, out.logits[: len(index)].double().tolist(), strict=True)
         rows = sorted(gather_object(kept))
@@ -213,11 +214,7 @@ class TextScoring(RecordScoring[TextExamples]):
                 for key in ("label", "predicted")
             )
             return {"true": true, "predicted": predicted}
-        return {
-            "true": classes[record["label"]],
-            "predicted": classes[record["predicted"]],
-            "confidence": round(record["confidence"], 4),
-        }
+        return explain_class(record, classes)
 
     def draw_pictures(self, folder: Any) -> list[Any]:
         paths = super().draw_pictures(folder)
@@ -233,43 +230,6 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     """The expected calibration error of logits (N, C) and their true classes (N,)."""
     confidence = softmax(logits, axis=1).max(1)
     return CalibrationError().score(confidence.tolist(), (logits.argmax(1) == labels).tolist())
-
-
-def count_classes(classes: list[str], counts: np.ndarray) -> str:
-    """The classes and how many examples each has, in words; of many the first ones."""
-    shown = ", ".join(f"{name} {count:,}" for name, count in list(zip(classes, counts, strict=True))[:20])
-    return f"{shown}, ..." if len(classes) > 20 else shown
-
-
-def class_metrics(records: list[Record], classes: int) -> dict[str, float]:
-    """The metrics of records of one class each."""
-    predicted = [record["predicted"] for record in records]
-    labels = [record["label"] for record in records]
-    found = classification_metrics(predicted, labels, classes)
-    correct = [one == other for one, other in zip(predicted, labels, strict=True)]
-    found["calibration_error"] = CalibrationError().score([record["confidence"] for record in records], correct)
-    if classes > TOP:
-        found[f"top{TOP}_accuracy"] = float(np.mean([record["rank"] < TOP for record in records]))
-    return found
-
-
-def record_of(problem: str, scores: Tensor, label: Tensor) -> Record:
-    """What is kept of an example with these logits (C,) and this label."""
-    if problem == REGRESSION:
-        value, true = float(scores[0]), float(label)
-        return {"predicted": value, "label": true, "loss": (value - true) ** 2}
-    if problem == MULTI:
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(scores, label.float())
-        return {"predicted": (scores > 0).int().tolist(), "label": label.int().tolist(), "loss": float(loss)}
-    log_probabilities, true = scores.log_softmax(-1), int(label)
-    best = int(scores.argmax())
-    return {
-        "predicted": best,
-        "label": true,
-        "confidence": float(log_probabilities[best].exp()),
-        "rank": int((scores > scores[true]).sum()),
-        "loss": -float(log_probabilities[true]),
-    }
 
 
 def objective(settings: Settings) -> Objective:

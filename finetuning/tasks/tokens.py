@@ -18,8 +18,8 @@ from finetuning.metrics.classes import class_table, confusion
 from finetuning.metrics.tags import entity_table, is_bio, tag_metrics
 from finetuning.prepared import Reader
 from finetuning.tasks.base import FinetuneHead, WindowExamples
-from finetuning.tasks.records import Record, RecordScoring
-from finetuning.tasks.text import count_classes
+from finetuning.tasks.classes import count_classes
+from finetuning.tasks.records import Record, WindowScoring
 from modeling import KeelBertConfig, KeelBertForTokenClassification
 from pretraining.data.packing import IGNORED, Example, pack_tokens
 from pretraining.objectives.base import Batch, Objective
@@ -87,7 +87,7 @@ class TokenExamples(WindowExamples):
     def metric_names(self) -> list[str]:
         return [*(["entity_f1"] if self.entities else []), "accuracy", "macro_f1", "loss"]
 
-    def targets_of(self, split: str, number: int, example: Example) -> Example:
+    def targets_of(self, split: str, number: int) -> Example:
         data, windows = self.data[split], self.windows[split]
         span = data.span(number, 0)
         assert data.places is not None
@@ -110,8 +110,7 @@ class TokenExamples(WindowExamples):
         return {"labels": labels, "word_ids": word_ids}
 
     def collate(self, rows: list[list[Example]], sequences: int) -> Batch:
-        lines = self.lay_out(rows)
-        tensors = self.pack_windows(lines)
+        lines, tensors = self.lay_out(rows)
         del tensors["sequence_starts"], tensors["example_ids"]  # nothing is pooled
         tensors["labels"] = pack_tokens(lines.lines, "labels", self.row_lengths[0], IGNORED)
         targets = int((tensors["labels"] != IGNORED).sum())
@@ -140,21 +139,18 @@ class TokenHead(FinetuneHead[TokenExamples]):
         config.label2id = {name: number for number, name in enumerate(self.examples.classes)}
 
 
-class TokenScoring(RecordScoring[TokenExamples]):
+class TokenScoring(WindowScoring[TokenExamples]):
     """Loss and accuracy of words, and of entities F1 by type."""
 
     unit = "words"
 
     def records(self, out: Any, batch: Batch) -> list[Record]:
         examples, lines = self.examples, batch.source
-        data, windows = examples.data["validation"], examples.windows["validation"]
-        tokens = [examples.window_tokens(data, windows, number) for number in lines.index]
-        logits = lines.windows_of(out.logits.float().cpu(), [each["window_lengths"].tolist() for each in tokens])
         found: list[Record] = []
-        for number, example, scores in zip(lines.index, tokens, logits, strict=True):
-            word_ids = torch.from_numpy(examples.targets_of("validation", number, example)["word_ids"])
+        for number, logits in zip(lines.index, lines.windows_of(out.logits.float().cpu()), strict=True):
+            word_ids = torch.from_numpy(examples.targets_of("validation", number)["word_ids"])
             true = torch.from_numpy(examples.labels["validation"][number])
-            means, read = word_logits(scores, word_ids, len(true))
+            means, read = word_logits(torch.cat(logits), word_ids, len(true))
             predicted = means.argmax(-1).where(read, torch.tensor(examples.usual))
             losses = torch.nn.functional.cross_entropy(means, true, reduction="none")
             found.append(

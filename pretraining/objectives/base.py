@@ -19,6 +19,9 @@ from transformers import PreTrainedModel
 from pretraining.data.packing import Example
 from pretraining.settings import Settings
 
+# Of every other metric that can decide which evaluation is best, the higher is the better.
+LOWER_IS_BETTER = frozenset({"loss", "mlm_loss", "mean_squared_error", "calibration_error"})
+
 
 class Batch(NamedTuple):
     """Rows as tensors, and what was counted in them on the host, before any forward."""
@@ -144,9 +147,15 @@ class Scoring(ABC, Generic[AnyExamples]):
     def __init__(self, examples: AnyExamples):
         self.examples = examples
 
-    @abstractmethod
+    @property
+    def metric(self) -> str:
+        """The metric that decides which evaluation is best."""
+        return str(self.examples.settings.metric)
+
     def rank(self, metrics: dict[str, float]) -> float:
-        """What decides which evaluation is best: the lower the better."""
+        """What decides which evaluation is best: the lower the better. NaN is below nothing, and so never best."""
+        value = metrics[self.metric]
+        return value if self.metric in LOWER_IS_BETTER else -value
 
     @abstractmethod
     def sums(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

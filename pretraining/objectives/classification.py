@@ -77,10 +77,6 @@ class ClassificationScoring(Scoring[LabelledImages]):
     confusion: np.ndarray | None = None
     """(classes, classes): the held-out images of each true class by predicted class, after the final scores."""
 
-    def rank(self, metrics: dict[str, float]) -> float:
-        name = self.examples.settings.metric
-        return metrics[name] if name == "loss" else -metrics[name]
-
     def sums(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         labels, classes = inputs["labels"], len(self.examples.classes)
         out = model(**inputs, num_items_in_batch={"labels": torch.ones((), device=labels.device)})

@@ -119,8 +119,7 @@ class MaskedImagesHead(ImageHead[MaskedImages]):
 class MaskedImagesScoring(Scoring[MaskedImages]):
     """The loss of masked patches; at the end, what frozen features know of the classes."""
 
-    def rank(self, metrics: dict[str, float]) -> float:
-        return metrics["loss"]
+    metric = "loss"
 
     def sums(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         count = inputs["bool_masked_pos"].sum()

@@ -245,8 +245,7 @@ class MlmNspHead(TokenHead[SentencePairExamples]):
 class MlmNspScoring(Scoring[SentencePairExamples]):
     """Loss and accuracy of masked tokens and of pairs."""
 
-    def rank(self, metrics: dict[str, float]) -> float:
-        return metrics["mlm_loss"]
+    metric = "mlm_loss"
 
     def sums(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         one, pairs = torch.ones((), device=inputs["labels"].device), "next_sentence_label" in inputs

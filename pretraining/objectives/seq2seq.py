@@ -122,10 +122,6 @@ class Seq2SeqScoring(Scoring[Seq2SeqExamples]):
         self.metrics: dict[str, TextMetric] = {"bleu": Bleu(tokenize), "chrf": ChrF(), "exact_match": ExactMatch()}
         self.signatures = {name: metric.signature() for name, metric in self.metrics.items()}
 
-    def rank(self, metrics: dict[str, float]) -> float:
-        name = self.examples.settings.metric
-        return metrics[name] if name == "loss" else -metrics[name]
-
     def sums(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """The loss is without label smoothing and alignments, in nats a token."""
         inputs = {name: value for name, value in inputs.items() if name != "alignment_labels"}

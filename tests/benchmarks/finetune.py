@@ -53,7 +53,7 @@ from transformers.utils import logging as transformers_logging
 
 from finetuning.cli import parse_finetune
 from finetuning.settings import FinetuneSettings
-from finetuning.tasks import TASKS
+from finetuning.tasks import make_task
 from modeling.convert import to_native
 from pretraining.autotune import AUTOTUNED, HOPELESS, has_bf16_units, synchronize
 from pretraining.batches import Steps
@@ -62,7 +62,6 @@ from pretraining.data.plan import Plan
 from pretraining.data.shards import count_processes
 from pretraining.launch import set_allocator
 from pretraining.loop import log_steps, update, walk
-from pretraining.objectives import make_objective
 from pretraining.objectives.base import Objective
 from pretraining.run import Phase, claim, start
 from tests.benchmarks.rounds import alternate, cell, print_table, ratios, spread
@@ -171,7 +170,7 @@ class Race:
         with claim(settings) as (process, source):
             said = io.StringIO()
             with contextlib.redirect_stdout(said):  # the same in every round, but for the trial
-                run = start(settings, make_objective(settings, TASKS), process, source)
+                run = start(settings, make_task(settings), process, source)
             for line in said.getvalue().splitlines():
                 if line.startswith("autotune"):
                     print(line)
@@ -259,7 +258,7 @@ class Race:
         (batch,) = Steps(self.objective.examples, "train", 0, self.plan, 2**31, 0, 1)[0, 0.0]
         inputs = self.objective.head.to_model_inputs(send_to_device(batch.tensors, self.device))
         ours = float(model(**inputs, num_items_in_batch=batch.targets).loss)
-        padded = self.collate([self.train[number] for number in batch.tensors["index"].tolist()])
+        padded = self.collate([self.train[number] for number in batch.source])
         return {"ours": ours, "native": float(to_native(model)(**send_to_device(dict(padded), self.device)).loss)}
 
     @torch.no_grad()
@@ -409,7 +408,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()
-        objective = make_objective(settings, TASKS)
+        objective = make_task(settings)
         print(*objective.examples.prepare(is_builder=True), sep="\n")
         race = Race(settings, objective, options.batch)
         print(

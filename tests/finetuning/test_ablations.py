@@ -226,11 +226,14 @@ def test_every_shape_of_ablation_has_a_table_and_a_picture(places: list, seeds: 
         assert len(np.unique(np.asarray(picture))) > 10
 
 
-def test_a_metric_that_is_not_there_is_told() -> None:
-    found = scores([None], "a", 1)
-    assert choose_metric(found, None) == "accuracy"
-    with pytest.raises(UserError, match="bleu is none of"):
-        choose_metric(found, "bleu")
+def test_a_metric_that_is_not_there_is_told_after_the_first_run(
+    texts: list[str], checkpoint: Path, begun: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert choose_metric(scores([None], "a", 1), None) == "accuracy"
+    command = ["pooling", "--model", str(checkpoint), "--seeds", "1", "--steps", "1", "--metric", "acuracy", *texts]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "acuracy is none of the runs' metrics" in capsys.readouterr().err and len(begun) == 1
 
 
 # ---- the ResNet ----

@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from finetune import main
 from finetuning.cli import parse_finetune
 from finetuning.predict import main as predict_main
-from finetuning.tasks import TASKS
+from finetuning.tasks import make_task
 from modeling import KeelBertForSequenceClassification
 from pretrain import main as pretrain
-from pretraining.objectives import make_objective
 from tests.finetuning.data import KINDS, arguments_of
 from tests.finetuning.reviews import write_lines
 from tests.pretraining.runs import FIXED, NUMBERS, WIDTHS, fork_ranks, wait
@@ -94,7 +93,7 @@ def test_scratch_takes_the_tokenizer_and_the_architecture(labelled: Path, checkp
 @pytest.mark.parametrize("kind", ["long", "spans", "tokens"])
 def test_windows_are_as_long_as_they_are_planned(kind: str, labelled: Path, checkpoint: Path):
     settings = parse_finetune(arguments_of(kind, labelled, checkpoint))
-    objective = make_objective(settings, TASKS)
+    objective = make_task(settings)
     objective.examples.prepare(is_builder=True)
     index = objective.examples.index("train", 0)
     examples = objective.examples.examples("train", 0, index)
@@ -107,7 +106,7 @@ def test_windows_are_as_long_as_they_are_planned(kind: str, labelled: Path, chec
 def test_the_logits_of_a_long_text_are_the_mean_of_its_windows(labelled: Path, checkpoint: Path):
     run = finetune(arguments_of("long", labelled, checkpoint), "long-logits", "--objective.worst=1000")
     model = KeelBertForSequenceClassification.from_pretrained(run / "model").eval()
-    examples = make_objective(parse_finetune(arguments_of("long", labelled, checkpoint)), TASKS).examples
+    examples = make_task(parse_finetune(arguments_of("long", labelled, checkpoint))).examples
     examples.prepare(is_builder=True)
     index = examples.index("validation", 0)
     losses = []

@@ -1,6 +1,5 @@
 """A search: what its space may say, trials that are killed and shared, pruning, failures, and the report."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -141,6 +140,9 @@ def test_what_the_space_says_is_what_a_run_gets(arguments: list[str]):
         ("optim: {learning_rate: [1]}", "write each of its settings whole, as optim.learning_rate"),
         ("name: [a, b]", "name cannot be searched: each trial has its own folder"),
         ("seeds: [1, 2]", "search over seed"),
+        ("start: [scratch, both]", "start lists both, and a trial is one run"),
+        ("optim: [1]", "write each of its settings whole, as optim.key"),
+        ("optim.weight_decay: {low: 0, high: 1" + "0" * 400 + "}", "which is no number"),
         ("objective.metric: [loss, accuracy]", "all trials are judged alike"),
         ("train.precision: [fp32, bf16]", "how fast a trial is"),
         ("optim.learning_rate: {low: 1}", "has no high"),
@@ -171,6 +173,7 @@ def test_what_is_no_space_is_one_sentence(text: str, says: str, tmp_path: Path, 
     [
         ("optim.learning_rat: [1, 2]", "there is no setting optim.learning_rat; the nearest is optim.learning_rate"),
         ("optim.learning_rate: [0.1, fast]", "optim.learning_rate cannot be 'fast'"),
+        ("optim.learning_rate: [0.1, 2020-01-01]", "it takes: float, null"),
         ("optim.learning_rate: {low: -1, high: 1}", "--optim.learning_rate=-1.0: optim.learning_rate is -1.0"),
         ("train.epochs: [1, 2]", "exactly one budget"),
         ("objective.stride: [8, 60]\nobjective.sequence_length: [128, 32]", "objective.stride is 60"),
@@ -265,7 +268,7 @@ def test_each_trial_is_a_run_that_its_command_repeats(whole: Path, arguments: li
     assert command[:3] == ["accelerate", "launch", "finetune.py"]
     settings = parse_finetune([*command[3:], f"--runs={tmp_path}"])
     AcceleratorState._reset_state(True)
-    loop.train(settings, trials.make_objective(settings, trials.TASKS))
+    loop.train(settings, trials.make_task(settings))
     assert settings.name == "one-best"
     repeated = weights(settings.folder)
     assert all((weight == repeated[name]).all() for name, weight in weights(whole / best["name"]).items())
@@ -384,10 +387,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, arguments: list[str], tmp_path: Pat
         def parse_again(given: list[str]) -> FinetuneSettings:
             """The parser's work, which the tests of real trials leave to it."""
             point = dict(argument[2:].split("=", 1) for argument in given[len(rest) :])
-            named = {key: point.pop(key) for key in ("runs", "name")}
-            del point["resume"]
-            changed = base.changed({key: yaml.load(value, Loader) for key, value in point.items()})
-            return dataclasses.replace(changed, **named)
+            return base.changed({key: yaml.load(value, Loader) for key, value in point.items()})
 
         _, rest = make_parser().parse_known_args(["--space=", *arguments, *more])
         base = parse_finetune(rest)
@@ -593,6 +593,6 @@ def test_several_processes_are_workers_and_no_launch(
 
 def test_trials_compute_as_the_first_one_did(whole: Path, settings: FinetuneSettings):
     open_ended = settings.changed({"train.precision": "auto", "train.kernel": "auto"})
-    alike = trials.computed_alike(open_ended, [whole / "nothing", whole / "trial-0001"])
+    alike = trials.as_autotuned(open_ended, [whole / "nothing", whole / "trial-0001"], trials.COMPUTED)
     assert (alike.train.precision, alike.train.kernel) == ("fp32", "sdpa")
-    assert trials.computed_alike(open_ended, []) == open_ended
+    assert trials.as_autotuned(open_ended, []) == open_ended

@@ -7,9 +7,8 @@ import pytest
 
 from finetuning.cli import parse_finetune
 from finetuning.settings import SequenceClassificationSettings
-from finetuning.tasks import TASKS
+from finetuning.tasks import make_task
 from finetuning.windows import Windows
-from pretraining.objectives import make_objective
 from tests.finetuning.data import arguments_of
 
 
@@ -33,7 +32,7 @@ def test_the_windows_of_several_texts_are_those_of_each(pairs: bool, cut_second:
 @pytest.mark.parametrize("kind", ["text", "long", "pair", "spans"])
 def test_a_window_is_cls_text_sep(kind: str, labelled: Path, checkpoint: Path):
     """Each window, and the segment of each of its tokens, from the texts' tokens by hand."""
-    objective = make_objective(parse_finetune(arguments_of(kind, labelled, checkpoint)), TASKS)
+    objective = make_task(parse_finetune(arguments_of(kind, labelled, checkpoint)))
     examples = objective.examples
     examples.prepare(is_builder=True)
     data, windows, index = examples.data["train"], examples.windows["train"], examples.index("train", 0)[::-1]

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pretraining.cli import make_parser, parse
+from pretraining.errors import UserError
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/pretrain/*.yaml"))
 
@@ -177,6 +178,17 @@ def test_a_mistake_in_a_file_is_one_sentence(text: str, expected: str, tmp_path:
 @pytest.mark.parametrize("name", ["한글", "हिन्दी", "e\u0301t\u0301", "1e3", "null"])
 def test_a_name_is_of_letters_in_any_script(name: str):
     assert parse([f"--name={name}", "--train.steps=1"]).name == name
+
+
+def test_changed_settings_are_those_that_were_given_so():
+    settings, changes = parse(["--train.steps=3"]), {"seed": 5, "name": "other", "optim.warmup": 0.2}
+    changed = settings.changed(changes)
+    given = parse(["--train.steps=3", *(f"--{key}={value}" for key, value in changes.items())])
+    assert (changed.seed, changed.name, changed.optim) == (given.seed, given.name, given.optim)
+    assert yaml.safe_load(changed.resolved) == yaml.safe_load(given.resolved)
+    for key in ("sed", "optim.lr", "trained_positions"):  # the last one is no setting, but what a checkpoint says
+        with pytest.raises(UserError, match=f"no setting {key}"):
+            settings.changed({key: 1})
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
