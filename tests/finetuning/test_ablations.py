@@ -22,7 +22,6 @@ from finetuning.series import Score, Summary, draw_summaries, summarise, table
 from finetuning.summary import difference
 from modeling import KeelViTConfig
 from modeling.losses import labels_loss
-from pretraining.errors import UserError
 from tests.finetuning.reviews import QUICK, draw_texts, write_lines
 
 
