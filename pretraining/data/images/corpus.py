@@ -157,10 +157,6 @@ def _split(
         repeated &= ~in_validation
     else:
         in_validation = is_held_out(hashes, settings.validation_fraction) if len(rows) else np.zeros(0, dtype=bool)
-        # A class whose images would all be held out stays in training, where it can be learnt.
-        trained = np.unique(labels[~in_validation & ~repeated])
-        alone = hashes[in_validation & ~np.isin(labels, trained)]
-        in_validation &= ~np.isin(hashes, alone)
         held_out_rows = rows[in_validation & ~repeated]
     left_out["duplicates"] = int(repeated.sum())
     left_out["of these with another label"] = int((repeated & (labels != labels[first])).sum())
