@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -120,10 +119,7 @@ class Run:
         """What is written of a block's lines."""
         examples = self.examples(block)
         good = [example for example, _ in examples if not isinstance(example, Bad)]
-        predictions: Iterator[Row] = iter(())
-        if good:
-            with self.predictor.computer.computing():
-                predictions = iter(self.predictor.predict(good))
+        predictions = iter(self.predictor.predict(good)) if good else iter([])
         rows = []
         for line, (example, kept) in zip(block, examples, strict=True):
             found = {"error": str(example)} if isinstance(example, Bad) else next(predictions)

@@ -68,7 +68,8 @@ class TranslationPredictor(TablePredictor):
     def predict(self, examples: list[np.ndarray]) -> list[Row]:
         if self.search is None:
             torch.set_num_threads(self.computer.candidate.threads)  # which share each step of a search
-            self.search = Search(self.model)  # which lays out the weights once, in the precision that is on
+            with self.computer.computing():
+                self.search = Search(self.model)  # which lays out the weights once, in the precision that is on
         pad = self.tokenizer.pad_token_id
         order = sorted(range(len(examples)), key=lambda number: -len(examples[number]))
         texts = [""] * len(examples)
@@ -79,9 +80,11 @@ class TranslationPredictor(TablePredictor):
             for row, number in zip(ids, members, strict=True):
                 row[: len(examples[number])] = examples[number]
             sources = torch.from_numpy(ids).to(self.computer.device)
-            found = self.search(
-                sources, sources != pad, max_length=self.max_length, num_beams=self.beams, length_penalty=self.penalty
-            )
+            with self.computer.computing():
+                found = self.search(
+                    sources, sources != pad, max_length=self.max_length, num_beams=self.beams,
+                    length_penalty=self.penalty,
+                )  # fmt: skip
             for number, target in zip(members, found.tolist(), strict=True):
                 texts[number] = str(self.target_tokenizer.decode(target, skip_special_tokens=True)).strip()
         return [{"translation": text} for text in texts]
