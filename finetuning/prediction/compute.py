@@ -16,7 +16,7 @@ from pretraining.autotune import Candidate, has_bf16_units
 from pretraining.data.shards import count_processes
 from pretraining.errors import UserError, one_line
 from pretraining.init_from import open_checkpoint, quietly
-from pretraining.launch import DTYPES
+from pretraining.launch import DTYPES, avoid_cudnn_attention
 from pretraining.onednn import choose_linear, has_onednn_linear
 
 Batch = TypeVar("Batch")
@@ -103,6 +103,7 @@ class Computer:
     def compute_as(self, candidate: Candidate) -> None:
         self.candidate = candidate
         torch.set_num_threads(1)  # see `map`
+        avoid_cudnn_attention()
         self.model.set_attn_implementation(candidate.kernel)
         choose_linear(self.model, candidate.linear)
 
