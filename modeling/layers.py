@@ -31,7 +31,8 @@ class FeedForward(nn.Module):
 class Residual(nn.Module):
     """norm(x + dropout(f(x))) with post-norm (Vaswani 2017, 3.1), x + dropout(f(norm(x))) with pre-norm.
 
-    Pre-norm (Xiong 2020, 3) leaves a path from the loss to the embeddings that no norm interrupts. While training, a share `drop_path_rate` of the rows skips f. A row is whatever x's first dimension counts.
+    Pre-norm (Xiong 2020, 3) leaves a path from the embeddings to the loss on which no norm stands but the last. While
+    training, a share `drop_path_rate` of the rows skips f. A row is whatever x's first dimension counts.
     """
 
     def __init__(self, config: PreTrainedConfig, drop_path_rate: float = 0.0):
