@@ -19,7 +19,7 @@ import modeling
 from finetuning.cli import VERB as FINETUNE
 from finetuning.cli import parse_finetune
 from pretraining.cli import PRETRAIN, SECTIONS, make_parser, parse
-from tests.readme import README, ROOT, find, rows
+from tests.readme import README, ROOT, corrected, find, rows
 
 TEXT = README.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
@@ -185,3 +185,9 @@ def test_idea(idea: str, papers: list[str], links: list[re.Match]) -> None:
     assert not moved, f"{moved}: python -m tests.readme --write"
     assert all(any(paper in place.text for place in places) for paper in papers)
     assert all(any(paper in place.text for paper in papers) for place in places)
+
+
+def test_lines_are_put_right() -> None:
+    assert corrected(TEXT.replace("#L", "#L9")) == TEXT
+    with pytest.raises(LookupError, match="no_such_kernel"):
+        find(ROOT / "modeling/attention.py", "MultiHeadAttention.no_such_kernel")

@@ -24,10 +24,7 @@ The last line is JSON; `--out` draws the times with their fits.
 """
 
 import argparse
-import functools
 import json
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,118 +33,16 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from modeling import KeelBertConfig
-from modeling.attention import MultiHeadAttention
-from pretraining.autotune import synchronize
 from pretraining.pictures.charts import save
+from tests.benchmarks.complexity_layers import LAYERS, LEADING_PRODUCT, RATIO, Point, chain, is_led, operations, timer
 from tests.benchmarks.rounds import alternate, print_table, spread
 
-Layer = Callable[[Tensor], Tensor]
 Times = dict[str, list[float]]
 """Seconds of each round, by the point."""
 LENGTHS, WIDTHS = [256, 512, 1024, 1536, 2048, 3072, 4096], [64, 128, 192, 256, 384, 512, 768]
 SHORT, NARROW = [8, 16, 32, 64, 128], 8  # where all of the time is waiting
-HEAD, NEIGHBOURS = 64, 3
 FITTED = 4  # sizes, the largest ones
-RATIO = 8  # n / d from which attention's first term is 80 % of its operations
-SHORTEST = 0.02  # seconds of one measurement: a layer that is faster runs several times
-
-
-def attention(width: int) -> Layer:
-    config = KeelBertConfig(
-        hidden_size=width, num_attention_heads=math.ceil(width / HEAD), attention_probs_dropout_prob=0.0
-    )
-    config._attn_implementation = "sdpa"
-    layer = MultiHeadAttention(config)
-    return lambda x: layer(x)[0]
-
-
-def recurrence(width: int) -> Layer:
-    layer = nn.GRU(width, width, batch_first=True)
-    return lambda x: layer(x)[0]
-
-
-def convolution(width: int) -> Layer:
-    layer = nn.Conv1d(width, width, NEIGHBOURS, padding=NEIGHBOURS // 2)
-    return lambda x: layer(x.transpose(1, 2))
-
-
-LAYERS: dict[str, Callable[[int], Layer]] = {
-    "attention": attention,
-    "recurrence": recurrence,
-    "convolution": convolution,
-}
-# The product that leads each layer's operations, by the name that torch counts it under.
-LEADING_PRODUCT = {"attention": "aten.bmm", "recurrence": "aten.addmm", "convolution": "aten.convolution"}
-
-
-class Point(NamedTuple):
-    """A layer of width d on a sequence of length n."""
-
-    layer: str
-    length: int
-    width: int
-    backward: bool = False
-
-
-@functools.cache
-def operations(point: Point) -> dict[str, int]:
-    """Multiplications and additions in each kind of product of the forward pass, by its name."""
-    # Nothing is computed on `meta`; but the steps of a recurrence take far longer there than on a CPU.
-    with torch.device("cpu" if point.layer == "recurrence" else "meta"):
-        layer, x = LAYERS[point.layer](point.width), torch.zeros(1, point.length, point.width)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        layer(x)
-    return {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
-
-
-def is_led(point: Point) -> bool:
-    """Whether the term that the paper's table names leads the layer's operations."""
-    return point.layer != "attention" or point.length >= RATIO * point.width
-
-
-def longest_chain(y: Tensor) -> int:
-    """How many operations, one upon another, led to y: the longest path through its autograd graph."""
-    lengths: dict[Any, int] = {}
-    waiting = [y.grad_fn]
-    while waiting:  # a stack, since Python's own ends at a thousand
-        node = waiting[-1]
-        before = [other for other, _ in node.next_functions if other is not None]
-        unknown = [other for other in before if other not in lengths]
-        waiting += unknown
-        if not unknown:
-            lengths[waiting.pop()] = 1 + max((lengths[other] for other in before), default=0)
-    return lengths[y.grad_fn]
-
-
-def chain(point: Point) -> int:
-    x = torch.zeros(1, point.length, point.width, requires_grad=True)
-    return longest_chain(LAYERS[point.layer](point.width)(x))
-
-
-def timer(point: Point, device: torch.device) -> Callable[[], float]:
-    """A function that returns the seconds of the layer at this point, on the mean of as many runs as it needs."""
-    with device:
-        layer = LAYERS[point.layer](point.width)
-        x = torch.randn(1, point.length, point.width, requires_grad=point.backward)
-
-    def run(times: int) -> float:
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(times):
-            with torch.set_grad_enabled(point.backward):
-                y = layer(x)
-            if point.backward:
-                y.sum().backward()
-        synchronize(device)
-        return (time.perf_counter() - start) / times
-
-    run(1)  # it warms up
-    times = math.ceil(SHORTEST / run(1))
-    return lambda: run(times)
 
 
 class Fit(NamedTuple):
@@ -178,7 +73,11 @@ class Sweep(NamedTuple):
     """The point of a layer and a size, with or without backward."""
 
     def points(self, *backward: bool) -> list[Point]:
-        return [self.at(layer, size, both) for layer in LAYERS for size in self.sizes for both in backward]
+        points: list[Point] = []
+        for layer in LAYERS:
+            for size in self.sizes:
+                points += [self.at(layer, size, both) for both in backward]
+        return points
 
     def large(self, layer: str) -> list[int]:
         """The sizes at which a layer does what the paper's table says of it."""
@@ -276,8 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
 
     sweeps = [
-        over_lengths(options.lengths, options.width),
-        over_widths(options.widths, options.length),
+        over_lengths(sorted(options.lengths), options.width),
+        over_widths(sorted(options.widths), options.length),
         over_lengths(SHORT, NARROW),
     ]
     for sweep in sweeps[:2]:
@@ -289,24 +188,19 @@ def main(arguments: list[str] | None = None) -> None:
         layer: [*(fit_large(sweep, times, layer) for sweep in sweeps[:2]), fit_waiting(sweeps[2], times, layer)]
         for layer in LAYERS
     }
+    result: dict[str, Any] = {layer: {} for layer in LAYERS}
     for place, sweep in enumerate(sweeps):
-        heads = [name.replace("_", " + ") for name in fits["attention"][place]]
-        rows = [
-            [layer, *map(str, fit[place].values()), f"{sweep.over} {min(sizes):,} - {max(sizes):,}"]
-            for layer, fit in fits.items()
-            for sizes in [next(reversed(fit[place].values())).sizes]
-        ]
+        rows: list[list[str]] = []
+        for layer in LAYERS:
+            fit = fits[layer][place]
+            sizes = next(iter(fit.values())).sizes
+            rows.append([layer, *map(str, fit.values()), f"{sweep.over} {sizes[0]:,} - {sizes[-1]:,}"])
+            result[layer][sweep.title] = {name: [one.exponent, one.error] for name, one in fit.items()}
+        heads = [head.replace("_", " + ") for head in fits["attention"][place]]
         print_table([f"exponents {sweep.title}", *heads, "fitted"], *rows)
     draw(sweeps, times, fits, options.out)
     print(f"\n{options.out}")
-    exponents = {
-        layer: {
-            sweep.title: {name: [one.exponent, one.error] for name, one in fit[place].items()}
-            for place, sweep in enumerate(sweeps)
-        }
-        for layer, fit in fits.items()
-    }
-    print(json.dumps({**exponents, "device": name, "threads": options.threads, "rounds": options.rounds}))
+    print(json.dumps({**result, "device": name, "threads": options.threads, "rounds": options.rounds}))
 
 
 if __name__ == "__main__":
