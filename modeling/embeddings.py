@@ -45,7 +45,10 @@ def leading_padding(attention_mask: Mask) -> Tensor | int:
 
 
 class TokenEmbeddings(nn.Module):
-    """Tokens + positions (+ segments) (-> norm) -> dropout."""
+    """Tokens + positions (+ segments: Devlin 2018, 3) (-> norm) -> dropout.
+
+    Tokens may be scaled by sqrt(D) (Vaswani 2017, 3.4).
+    """
 
     positions: nn.Embedding | SinusoidalPositions
 

@@ -28,7 +28,7 @@ def pool(
     """One vector for each sequence: (B, T, D) -> (B, D), or packed -> (B, E, D).
 
     Args:
-        pooling: `cls`: the first token of the sequence; `mean`: the mean of its tokens.
+        pooling: `cls`: the first token of the sequence; `mean`: the mean of its tokens (both: Dosovitskiy 2020, D.3).
         sequence_starts: (B, E), what `packed_starts` computes, where it is known already.
     """
     if sequence_ids is None:
@@ -60,7 +60,7 @@ def pool_windows(logits: Tensor, example_ids: Tensor, pooling: str) -> Tensor:
 
 
 class Pooler(nn.Module):
-    """tanh of a linear layer on the pooled states, as in Devlin's released model."""
+    """tanh of a linear layer on the pooled states (Devlin 2018, released code)."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -71,7 +71,7 @@ class Pooler(nn.Module):
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """Dense, activation, norm, and a decoder whose matrix is the token table: (..., D) -> (..., V)."""
+    """Dense, activation, norm, and a decoder whose matrix is the token table (Press 2016): (..., D) -> (..., V)."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()

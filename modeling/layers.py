@@ -31,7 +31,8 @@ class FeedForward(nn.Module):
 class Residual(nn.Module):
     """norm(x + dropout(f(x))) with post-norm (Vaswani 2017, 3.1), x + dropout(f(norm(x))) with pre-norm.
 
-    While training, a share `drop_path_rate` of the rows skips f. A row is whatever x's first dimension counts.
+    Pre-norm (Xiong 2020, 3) leaves a path from the embeddings to the loss on which no norm stands but the last. While
+    training, a share `drop_path_rate` of the rows skips f. A row is whatever x's first dimension counts.
     """
 
     def __init__(self, config: PreTrainedConfig, drop_path_rate: float = 0.0):
@@ -59,7 +60,7 @@ class Residual(nn.Module):
 
 
 class EncoderBlock(GradientCheckpointingLayer):
-    """Self-attention, then feed-forward."""
+    """Self-attention, then feed-forward (Vaswani 2017, 3.1)."""
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int = 0, drop_path_rate: float = 0.0):
         super().__init__()
@@ -94,7 +95,7 @@ class EncoderBlock(GradientCheckpointingLayer):
 
 
 class DecoderBlock(GradientCheckpointingLayer):
-    """Causal self-attention, cross-attention over the encoder's output, then feed-forward."""
+    """Causal self-attention, cross-attention over the encoder's output, then feed-forward (Vaswani 2017, 3.1)."""
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int = 0, drop_path_rate: float = 0.0):
         super().__init__()

@@ -7,7 +7,7 @@
     packed_starts     0 3
 
 A query sees the keys of its own example; a query of padding sees every key, since a softmax over no key is nan.
-Outputs at padding are unspecified. `sequence_ids` None: the rows are not packed.
+Outputs at padding are unspecified. `sequence_ids` None: the rows are not packed. (Packing: Krell 2021.)
 
 B batch, T query tokens, S key tokens, D hidden size, E the most examples in a row, N members of G groups.
 """
@@ -145,7 +145,8 @@ def self_attention_mask(
 ) -> Mask:
     """A token of x (B, T, D) sees every token of its example but padding.
 
-    `causal`: only itself and those before it, also in the cache; `sequence_ids` are then (B, past + T).
+    `causal` (Vaswani 2017, 3.2.3): only itself and those before it, also in the cache; `sequence_ids` are then
+    (B, past + T).
     """
     if sequence_ids is not None:
         return packed_mask(config, x, attention_mask, sequence_ids, sequence_ids, kwargs, causal)
@@ -164,7 +165,7 @@ def cross_attention_mask(
     decoder_sequence_ids: Tensor | None,
     kwargs: Mapping,
 ) -> Mask:
-    """A target token of x (B, T, D) sees the source tokens of its pair in memory (B, S, D)."""
+    """A target token of x (B, T, D) sees the source tokens of its pair in memory (B, S, D) (Vaswani 2017, 3.2.3)."""
     if decoder_sequence_ids is not None or sequence_ids is not None:
         return packed_mask(config, x, attention_mask, decoder_sequence_ids, sequence_ids, kwargs)
     return create_bidirectional_mask(config, x, attention_mask, encoder_hidden_states=memory)

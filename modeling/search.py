@@ -246,12 +246,12 @@ def beam_search(
     early_stopping: bool | str = False,
     num_return_sequences: int = 1,
 ) -> Tensor:
-    """The likeliest targets that K prefixes of each sentence lead to; scores and stopping are transformers'.
+    """The likeliest targets (Vaswani 2017, 6.1) that K prefixes of each sentence lead to, as transformers has them.
 
     A target scores the sum of its tokens' log-probabilities over (its length without the first token) to the power
-    of `length_penalty`. When is a sentence done? If `early_stopping` is True, with K targets. Else when its best
-    prefix scores no better than its worst target, measured by the prefix's present length (False) or by the length
-    that would serve it best ("never").
+    of `length_penalty`, in place of the formula of Wu 2016, 7. When is a sentence done? If `early_stopping` is True,
+    with K targets. Else when its best prefix scores no better than its worst target, measured by the prefix's present
+    length (False) or by the length that would serve it best ("never").
 
     Args:
         decoder: new, of K beams.

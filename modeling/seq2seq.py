@@ -277,7 +277,7 @@ class KeelSeq2SeqForConditionalGeneration(KeelSeq2SeqPreTrainedModel, Generation
         return embeddings
 
     def alignment_weights(self, outputs: Seq2SeqModelOutput) -> Tensor:
-        """(B, T, S): the attention weights of the head that learns word alignments.
+        """(B, T, S): the attention weights of the head that learns word alignments (Garg 2019, 3.2).
 
         Raises:
             ValueError: the model has no such head, or the kernel gives no attention weights.

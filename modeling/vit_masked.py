@@ -14,7 +14,7 @@ COLOR_LEVELS = 8  # of each channel of a mean color: three bits (Dosovitskiy 202
 
 
 def visible_patches(bool_masked_pos: Tensor) -> Tensor:
-    """The indices of the patches that are not masked, in their order: (B, P) -> (B, V).
+    """The indices of the patches that are not masked, in their order: (B, P) -> (B, V) (MAE: He 2021, 3).
 
     Reading the counts makes the host wait for the accelerator. An image with nothing masked (an empty row, which has no
     loss) gives its first V patches.

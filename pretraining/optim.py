@@ -31,8 +31,9 @@ def layers_to_top(names: list[str]) -> dict[str, int]:
 def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
     """Parameters that are treated alike: `matrix` of a block or not, `weight_decay`, and `scale` of the learning rate.
 
-    Matrices and kernels decay; biases and norms do not (Devlin 2018, released code), nor do ViT's class and mask tokens
-    and its table of positions (1, P, D) (Touvron 2020, released code).
+    The scale falls from layer to layer by `layer_decay` (Clark 2020, appendix). Matrices and kernels decay;
+    biases and norms do not (Devlin 2018, released code), nor do ViT's class and mask tokens and its table of positions
+    (1, P, D) (Touvron 2020, released code).
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     below = layers_to_top([name for name, _ in named])

@@ -35,7 +35,7 @@ class TrainSettings:
     phases: list[dict[str, Any]] = field(default_factory=list)
     """Earlier phases of the run: settings of `objective`, rows_per_step or micro_batch that hold `until` a share of the
     budget is spent, as in [{until: 0.9, objective.sequence_length: 128, train.rows_per_step: 256}]; then come the run's
-    own."""
+    own (Devlin 2018, A.2)."""
     micro_batch: int | Literal["auto"] = "auto"
     """Rows that one process computes at a time; free, since it never changes what a step sees. auto: as many as make a
     row cheapest."""

@@ -62,7 +62,7 @@ class CalibrationError(Metric):
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature T that makes held-out examples likeliest under softmax(logits / T) (section 4.2).
+    """The temperature T that makes held-out examples likeliest under softmax(logits / T) (Guo 2017, 4.2).
 
     The predicted classes stay as they are. Needs 24 N C bytes at most beside the logits. T is kept within 0.01 to 100:
     where all predictions are correct it would sink to 0.

@@ -46,7 +46,7 @@ class Plan:
 
 
 def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
-    """Best fit decreasing: the longest example first, each into the fullest row that has room for it.
+    """Best fit decreasing (Krell 2021): the longest example first, each into the fullest row that has room for it.
 
     Args:
         lengths: tokens of each example (N,), none above `row_length`.

@@ -169,6 +169,7 @@ def _check_alphabet(needed: int, settings: TokenizerSettings) -> None:
 
 
 def _wordpiece(settings: TokenizerSettings, read: Reader, special: SpecialTokens) -> PreTrainedTokenizerBase:
+    """Pieces of words (Wu 2016, 4.1), of which those inside a word begin with ##."""
     if special is not BERT:
         raise UserError(
             "tokenizer.kind: wordpiece marks no spaces, so that text cannot be written: choose bpe or unigram."
@@ -233,6 +234,7 @@ def _fast(backend: Tokenizer, special: SpecialTokens, first: Sequence[str | Adde
 
 
 def _bpe(settings: TokenizerSettings, read: Reader, special: SpecialTokens) -> PreTrainedTokenizerBase:
+    """Pairs of pieces that are merged, the most frequent first (Sennrich 2015), of bytes."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     _check_alphabet(len(special.roles) + len(alphabet), settings)
     backend = Tokenizer(models.BPE())
@@ -251,6 +253,8 @@ def _bpe(settings: TokenizerSettings, read: Reader, special: SpecialTokens) -> P
 
 
 def _unigram(settings: TokenizerSettings, read: Reader, special: SpecialTokens) -> PreTrainedTokenizerBase:
+    """Pieces with probabilities, of which a text gets the likeliest (Kudo 2018)."""
+
     def alphabet(characters: Iterable[str], whole: bool) -> set[str]:
         return {"▁" if c.isspace() or unicodedata.category(c) == "Cc" else c for c in characters}
 

@@ -20,7 +20,7 @@ def mask_tokens(
 
     Args:
         ids, maskable: (T,).
-        word_start: (T,), where words begin, to mask whole words; None: single tokens.
+        word_start: (T,), where words begin, to mask whole words (Cui 2019); None: single tokens.
         mask_token_rate, random_token_rate: the shares of the masked tokens that become [MASK], or a random token.
         replacements: the ids that random tokens are drawn from.
 
