@@ -11,6 +11,6 @@ def prepare_hub_client() -> None:
     Only the Hub itself keeps large files in Xet. To another server the client would upload them there all the same, and
     end with a ConnectionError that does not say why.
     """
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
     if not f".{host}".endswith((".huggingface.co", ".hf.co")):
         os.environ.setdefault("HF_HUB_DISABLE_XET", "1")

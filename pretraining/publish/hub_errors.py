@@ -25,7 +25,7 @@ class Unreachable(UserError):
     """The Hub cannot be reached now, through no mistake in the command; the same one may work later."""
 
 
-def words(error: Exception) -> str:
+def words(error: BaseException) -> str:
     """What the server or the library says, in one line of at most 300 characters, without the token."""
     said = getattr(error, "server_message", None) or str(error)
     token = get_token()
@@ -44,15 +44,17 @@ def hub_errors(repo: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (HTTPError, ConnectionError, LocalTokenNotFoundError, ValueError) as error:
-        found = explain(error, repo)
+    except (HTTPError, ConnectionError, LocalTokenNotFoundError, ValueError, RuntimeError) as error:
+        # What a file's upload or the check of README.md raises the client wraps in an error of its own.
+        inner = error.__cause__ if isinstance(error.__cause__, HTTPError) else error
+        found = explain(error if isinstance(error, HTTPError) else inner, repo)
         if found is None:
             raise
     if found is not None:
-        raise found
+        raise found from None
 
 
-def explain(error: Exception, repo: str) -> UserError | None:
+def explain(error: BaseException, repo: str) -> UserError | None:
     """The sentence for an error of the client's; None: it is none of the Hub's."""
     endpoint = constants.ENDPOINT
     if isinstance(error, OfflineModeIsEnabled):
@@ -69,8 +71,7 @@ def explain(error: Exception, repo: str) -> UserError | None:
         )
     if isinstance(error, HTTPError | ConnectionError):
         return Unreachable(f"the connection to {endpoint} fails ({words(error)}): mend it; {AGAIN}.")
-    # The client's own words for a response: of the check of README.md, or of storage, which may be full.
-    if isinstance(error.__cause__, HfHubHTTPError) or "LFS batch" in str(error):
+    if "LFS batch API returned errors" in str(error):
         return full(error, repo) if FULL.search(str(error)) else refused(error, repo)
     return None
 
@@ -96,9 +97,9 @@ def explain_response(error: HfHubHTTPError, status: int, repo: str) -> UserError
     return refused(error, repo)
 
 
-def full(error: Exception, repo: str) -> UserError:
+def full(error: BaseException, repo: str) -> UserError:
     return UserError(f"there is no room for {repo} ({words(error)}): make room in the account, or buy some; {AGAIN}.")
 
 
-def refused(error: Exception, repo: str) -> UserError:
+def refused(error: BaseException, repo: str) -> UserError:
     return UserError(f"{constants.ENDPOINT} refuses what is pushed to {repo}: {words(error)}.")

@@ -17,15 +17,14 @@ from torch import Tensor
 TOKENS = 16
 
 
-def open_model(place: str, own: bool, **where: str) -> Any:
-    """Our own form under the class that wrote it, with its code; the native one under AutoModel, without any."""
-    options: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32, **where}
-    if not own:
-        return transformers.AutoModel.from_pretrained(place, subfolder="native", **options).eval()
-    config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=True, **where)
+def open_model(place: str, own: bool, **where: Any) -> Any:
+    """Our own form, with the code that lies beside it, or the native one, without any: each as its class wrote it."""
+    where |= {"trust_remote_code": True} if own else {"subfolder": "native"}
+    config = transformers.AutoConfig.from_pretrained(place, **where)
     (wrote,) = config.architectures
-    auto = next(auto for auto, name in config.auto_map.items() if name.endswith(f".{wrote}"))
-    return getattr(transformers, auto).from_pretrained(place, trust_remote_code=True, **options).eval()
+    auto = next(auto for auto, name in config.auto_map.items() if name.endswith(f".{wrote}")) if own else wrote
+    options: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32, **where}
+    return getattr(transformers, auto).from_pretrained(place, **options).eval()
 
 
 def make_inputs(config: Any, name: str, choices: bool) -> dict[str, Tensor]:

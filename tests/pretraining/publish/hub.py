@@ -87,6 +87,8 @@ class Hub(ThreadingHTTPServer):
         self.unknown: list[str] = []
         """Requests of which this Hub knows nothing."""
         self.seconds_per_chunk = 0.0
+        self.active = 0
+        """Requests that are being answered."""
         self.lock = threading.Lock()
 
     def __enter__(self) -> "Hub":
@@ -118,7 +120,7 @@ class Hub(ThreadingHTTPServer):
 
     def uploaded(self) -> int:
         """Bytes of large files that have arrived, those of broken uploads too."""
-        return sum(count for request, count in self.received.items() if request.startswith("PUT"))
+        return sum(count for request, count in list(self.received.items()) if request.startswith("PUT"))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -134,10 +136,18 @@ class Handler(BaseHTTPRequestHandler):
         self.call = f"{self.command} {parts.path}"
         hub = self.server
         with hub.lock:
+            hub.active += 1
             hub.requests.append(self.call)
             fault = next((f for f in hub.faults if f.times and re.search(f.requests, self.call)), None)
             if fault:
                 fault.times -= 1
+        try:
+            self.answer(fault)
+        finally:
+            with hub.lock:
+                hub.active -= 1
+
+    def answer(self, fault: Fault | None) -> None:
         length = int(self.headers.get("Content-Length", 0))
         body = self.read(min(length, fault.after) if fault and not fault.status else length)
         if fault and not fault.status:
@@ -147,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault:
                 raise Refusal(fault.status, fault.message)
             if len(body) == length:  # else the client was killed
-                with hub.lock:
+                with self.server.lock:
                     self.route(body)
         except Refusal as refusal:
             self.send(refusal.content, refusal.status, refusal.headers)
@@ -155,12 +165,12 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_HEAD = do_GET
 
     def read(self, length: int) -> bytes:
-        body = b""
+        body = bytearray()
         while len(body) < length and (chunk := self.rfile.read1(min(CHUNK, length - len(body)))):
             body += chunk
             self.server.received[self.call] += len(chunk)
             time.sleep(self.server.seconds_per_chunk)
-        return body
+        return bytes(body)
 
     def send(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -196,7 +206,8 @@ class Handler(BaseHTTPRequestHandler):
                 parts = {name: unquote(part) for name, part in match.groupdict(default="").items()}
                 answer(self, body, **parts)
                 return
-        self.server.unknown.append(self.call)
+        if not self.call.endswith("/api/agent-harnesses"):  # which the client asks for where a program types
+            self.server.unknown.append(self.call)
         raise Refusal(404, f"this Hub does not know {self.call}")
 
     # ---- answers ----
