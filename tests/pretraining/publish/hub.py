@@ -1,7 +1,7 @@
 """A Hub on loopback for the real huggingface_hub: repositories in memory, faults to order, and the bytes it received.
 
-python tests/pretraining/publish/hub.py 8013     # serves until Ctrl-C; HF_ENDPOINT=http://127.0.0.1:8013
-HF_TOKEN=hf_write
+`python tests/pretraining/publish/hub.py 8013` serves until Ctrl-C: it is the Hub to programs that begin with
+HF_ENDPOINT=http://127.0.0.1:8013 and HF_TOKEN=hf_write.
 """
 
 import base64
@@ -12,62 +12,17 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from hub_repository import Fault, Refusal, Repository, git_hash
 
 PAGE = 5  # files in one page of a tree: few, so that every repository has several pages
 CHUNK = 2**16
 ID = r"(?P<id>[^/]+/[^/]+?)"
 QUOTA = "Private repository storage limit reached, please upgrade your plan to increase your private storage limit."
 TOKENS = {"hf_write": "write", "hf_read": "read"}
-
-
-class Refusal(Exception):
-    """A response that is an error: status, the message in X-Error-Message, X-Error-Code, and what else it says."""
-
-    def __init__(self, status: int, message: str, code: str = "", **more: str):
-        super().__init__(message)
-        self.status, self.content = status, {"error": message, **more}
-        self.headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
-
-
-@dataclass
-class Fault:
-    """What the next `times` requests come to whose "METHOD /path" matches."""
-
-    requests: str
-    status: int = 0
-    """Of the response; 0: the connection is dropped instead."""
-    message: str = ""
-    times: int = 1
-    after: int = 0
-    """Bytes of the request's body that are read before."""
-
-
-@dataclass
-class Repository:
-    private: bool
-    kind: str = "model"
-    commits: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Of each commit the files: path -> SHA-256."""
-    large: set[str] = field(default_factory=set)
-    """The SHA-256 of what was uploaded by LFS."""
-    branches: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-
-    def commit(self, branch: str, files: dict[str, str], message: str) -> str:
-        content = json.dumps([self.branches.get(branch), sorted(files.items()), message])
-        oid = hashlib.sha1(content.encode()).hexdigest()
-        self.commits[oid], self.branches[branch] = files, oid
-        return oid
-
-    def resolve(self, revision: str) -> str:
-        oid = self.branches.get(revision) or self.tags.get(revision) or revision
-        if oid not in self.commits:
-            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return oid
 
 
 class Hub(ThreadingHTTPServer):
@@ -360,11 +315,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send(content, 200, headers)
 
 
-def git_hash(content: bytes) -> str:
-    """The name of a file's content in git."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
 ROUTES = {
     "GET /api/whoami-v2": Handler.whoami,
     "POST /api/repos/create": Handler.create,
@@ -385,5 +335,5 @@ ROUTES = {
 
 if __name__ == "__main__":
     with Hub(int(sys.argv[1])) as hub:
-        print(f"HF_ENDPOINT={hub.url} HF_TOKEN=hf_write")
+        print(f"HF_ENDPOINT={hub.url} HF_TOKEN=hf_write", flush=True)
         threading.Event().wait()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub import QUOTA, Fault, Hub
+from hub import QUOTA, Hub
+from hub_repository import Fault
 from huggingface_hub import HfApi, constants
 from mistakes import one_sentence
 from safetensors.torch import load_file, save_file

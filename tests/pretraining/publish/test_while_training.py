@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub import QUOTA, Fault, Hub
+from hub import QUOTA, Hub
+from hub_repository import Fault
 from mistakes import one_sentence, refused
 from runs import fork_ranks, run_here, wait, weights
 from safetensors.torch import load
