@@ -11,7 +11,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from pretraining.errors import UserError, one_line
+from pretraining.errors import UserError
+from pretraining.publish.hub_errors import without_token
 
 STRANGER = Path(__file__).with_name("stranger.py")
 
@@ -54,8 +55,8 @@ def compare_outputs(folder: Path, repo: str, commit: str) -> None:
         command = [sys.executable, "-P", str(STRANGER), str(folder.absolute()), repo, commit]
         done = subprocess.run(command, cwd=place, env={**os.environ, **caches}, capture_output=True, text=True)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing"]
-        raise UserError(f"{repo} at {commit} was pushed, and does not open from there: {one_line(Exception(said[-1]))}")
+        said = done.stderr.strip().rpartition("\n")[2]
+        raise UserError(f"{repo} at {commit} was pushed, and does not open from there: {without_token(said)}.")
     for form, difference in json.loads(done.stdout.splitlines()[-1]).items():
         if difference != 0:
             raise UserError(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub import constants, get_token
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # HTTPError: of httpx or httpx2, whichever the client is made with
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from pretraining.errors import UserError, one_line
+from pretraining.errors import UserError
 
 AGAIN = "the same command, given again, goes on from there: what has arrived is not sent twice"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, to a token that may write"
@@ -25,12 +25,16 @@ class Unreachable(UserError):
     """The Hub cannot be reached now, through no mistake in the command; the same one may work later."""
 
 
-def words(error: BaseException) -> str:
-    """What the server or the library says, in one line of at most 300 characters, without the token."""
-    said = getattr(error, "server_message", None) or str(error)
+def without_token(text: str) -> str:
+    """Text that may be shown, in one line and without a full stop."""
     token = get_token()
-    said = said.replace(token, "(the token)") if token else said
-    return one_line(Exception(said))[:300].rstrip(".")
+    shown = text.replace(token, "(the token)") if token else text
+    return " ".join(shown.split()).rstrip(".")
+
+
+def words(error: BaseException) -> str:
+    """What the server says, or else the library; of a whole page its beginning."""
+    return without_token(getattr(error, "server_message", None) or str(error))[:300]
 
 
 @contextmanager

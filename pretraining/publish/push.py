@@ -93,27 +93,26 @@ def push(folder: Path, repo: str, *, private: bool, branch: str | None, tag: str
 def upload(folder: Path, repo: str, *, private: bool, branch: str | None, message: str) -> str:
     """Like `push`, but what has arrived is compared by its hashes alone; returns the commit."""
     check_name(repo)
-    api = HfApi()
-    with hub_errors(repo):
-        for wait in (*WAITS, None):
-            try:
-                with hub_errors(repo):
-                    prepare_repository(api, repo, private, branch)
-                    commit = api.upload_folder(
-                        repo_id=repo,
-                        folder_path=folder,
-                        revision=branch,
-                        commit_message=message,
-                        delete_patterns=STALE,
-                    ).oid
-                    break
-            except Unreachable as error:
-                if wait is None:
-                    raise
-                tell(f"{error} Tried again in {wait} s.")
-                time.sleep(wait)
-        compare_files(folder, repo, commit, api)
-    return commit
+    api, waits = HfApi(), iter(WAITS)
+    while True:
+        try:
+            with hub_errors(repo):
+                prepare_repository(api, repo, private, branch)
+                done = api.upload_folder(
+                    repo_id=repo,
+                    folder_path=folder,
+                    revision=branch,
+                    commit_message=message,
+                    delete_patterns=STALE,
+                )
+                compare_files(folder, repo, done.oid, api)
+            return done.oid
+        except Unreachable as error:
+            wait = next(waits, None)
+            if wait is None:
+                raise
+            tell(f"{error} Tried again in {wait} s.")
+            time.sleep(wait)
 
 
 def prepare_repository(api: HfApi, repo: str, private: bool, branch: str | None) -> None:
@@ -122,7 +121,8 @@ def prepare_repository(api: HfApi, repo: str, private: bool, branch: str | None)
     info = api.model_info(repo)
     if private and not info.private:
         raise UserError(
-            f"--private: {repo} is there already, and all can see it: make it private in its settings, or name another."
+            f"{repo} is to be private, and is there already for all to see: make it private in its settings, or name "
+            "another."
         )
     if branch is not None:
         api.create_branch(repo, branch=branch, exist_ok=True)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from pretraining.errors import one_line
 from pretraining.publish.endpoint import prepare_hub_client
-from pretraining.publish.hub_errors import Unreachable
+from pretraining.publish.hub_errors import Unreachable, without_token
 from pretraining.publish.push import check_repo
 from pretraining.settings import HubSettings
 
@@ -95,6 +95,7 @@ class Pushes:
     def end(self, write: Callable[[Path], object], step: int, metrics: dict[str, float]) -> None:
         """Pushes the model that the run hands over, after what is still on its way, and waits for it."""
         self.wait()
+        self.told = ""  # how the last one ends is told in any case
         self.begin(write, step, metrics, ended=True)
         self.wait()
 
@@ -127,10 +128,10 @@ class Pushes:
             self.told = ""
             self.say(f"step {step}: pushed to {options.repo}, commit {commit}")
         else:
-            self.tell_failure(step, (errors.strip().splitlines() or ["its process was ended"])[-1])
+            self.tell_failure(step, without_token(errors.strip().rpartition("\n")[2] or "its process was ended"))
         shutil.rmtree(self.snapshot, ignore_errors=True)
 
     def tell_failure(self, step: int, sentence: str) -> None:
         if sentence != self.told:
-            self.say(f"step {step}: not pushed, and the run goes on: {sentence}")
+            self.say(f"step {step}: not pushed, and the run goes on: {sentence}.")
         self.told = sentence

@@ -324,7 +324,7 @@ def test_a_name_that_is_taken(hub: Hub, folder: Path):
     with one_sentence("may not write to you/model", "don't have the rights"):
         push_it(folder, "you/model")
     hub.create("me/open")
-    with one_sentence("--private: me/open", "all can see it"):
+    with one_sentence("me/open is to be private", "for all to see"):
         push_it(folder, "me/open", private=True)
     assert list(hub.files("me/open")) == [".gitattributes"]
 
