@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (  # HTTPError: of httpx or httpx2, whichever the client is made with
     HfHubHTTPError,
-    HFValidationError,
     HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -65,8 +64,6 @@ def explain(error: BaseException, repo: str) -> UserError | None:
         return UserError(f"{repo} cannot be pushed to while HF_HUB_OFFLINE is set: unset it.")
     if isinstance(error, LocalTokenNotFoundError):
         return UserError(f"there is no token to push to {repo} with: {LOG_IN}.")
-    if isinstance(error, HFValidationError):
-        return UserError(f"{repo}: {words(error)}.")
     if isinstance(error, HfHubHTTPError):
         return explain_response(error, error.response.status_code, repo)
     if isinstance(error, ConnectionError) and "/xet-" in str(error):

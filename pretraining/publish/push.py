@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from pretraining.errors import UserError, tell
@@ -30,10 +30,17 @@ class Pushed(NamedTuple):
 
 def check_name(repo: str, setting: str = "--repo") -> None:
     """Raises UserError where the Hub would refuse the name; nothing is asked of it."""
-    with hub_errors(setting):
+    try:
         validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(
+            f"{setting}: {repo} is no name of a repository ({error}): give me/name, of letters, digits, '-', '_' and "
+            "'.'."
+        ) from error
     if "/" not in repo:
-        raise UserError(f"{setting}: {repo} does not say whose it is: give NAME/{repo}, yours or an organisation's.")
+        raise UserError(
+            f"{setting}: {repo} does not say whose it is: give me/{repo}, with your name or an organisation's."
+        )
 
 
 def check_repo(repo: str, setting: str = "--repo") -> None:
