@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from pretraining.errors import UserError, tell
 from pretraining.publish.arrival import compare_files, compare_outputs
-from pretraining.publish.hub_errors import LOG_IN, Unreachable, hub_errors
+from pretraining.publish.hub_errors import LOG_IN, Unreachable, hub_errors, words
 
 # Seconds before each further attempt at an upload that broke off; the client itself has tried each request for half a
 # minute by then.
@@ -34,12 +34,12 @@ def check_name(repo: str, setting: str = "--repo") -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(
-            f"{setting}: {repo} is no name of a repository ({error}): give me/name, of letters, digits, '-', '_' and "
+            f"{setting}: {repo} is no name of a repository ({words(error)}): give me/name, of letters, digits, '-', '_' and "
             "'.'."
         ) from error
     if "/" not in repo:
         raise UserError(
-            f"{setting}: {repo} does not say whose it is: give me/{repo}, with your name or an organisation's."
+            f"{setting}: {repo} does not say whose it is: give me/{repo}, by your name or an organisation's."
         )
 
 
