@@ -34,13 +34,11 @@ def check_name(repo: str, setting: str = "--repo") -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(
-            f"{setting}: {repo} is no name of a repository ({words(error)}): give me/name, of letters, digits, '-', '_' and "
-            "'.'."
+            f"{setting}: {repo} is no name of a repository ({words(error)}): give me/name, of letters, digits, '-', "
+            "'_' and '.'."
         ) from error
     if "/" not in repo:
-        raise UserError(
-            f"{setting}: {repo} does not say whose it is: give me/{repo}, by your name or an organisation's."
-        )
+        raise UserError(f"{setting}: {repo} does not say whose it is: give NAME/{repo}, yours or an organisation's.")
 
 
 def check_repo(repo: str, setting: str = "--repo") -> None:

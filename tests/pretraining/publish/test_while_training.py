@@ -123,7 +123,7 @@ def test_two_processes_push_once(hub: Hub, digits: list[str], tmp_path: Path):
 MISTAKES = {
     "--hub.every=5": ["hub.every is 5", "set hub.repo"],
     "--hub.private=true": ["hub.private is True", "set hub.repo"],
-    "--hub.repo=digits": ["hub.repo: digits", "says not whose"],
+    "--hub.repo=digits": ["hub.repo: digits", "whose it is"],
     "--hub.repo=me/di..gits": ["hub.repo", "me/di..gits"],
     "--hub.repo=you/digits": ["hub.repo: you/digits", "begin it with me"],
 }
