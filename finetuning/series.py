@@ -68,8 +68,14 @@ def train_members(members: list[Member], metric: str | None = None) -> list[Scor
         metric: what they are to be compared by; None: it is chosen afterwards.
 
     Raises:
-        UserError: as `pretraining.loop.train`; or the first run, and so every one, has no such metric.
+        UserError: as `pretraining.loop.train`; several runs would push to one repository; or the first run, and so
+            every one, has no such metric.
     """
+    if len(members) > 1 and (repo := members[0].settings.hub.repo):
+        raise UserError(
+            f"hub.repo is {repo}, and these are {len(members)} runs, which would overwrite one another there: leave it "
+            "out."
+        )
     first: dict[Callable, Path] = {}
     scores: list[Score] = []
     for number, member in enumerate(members):

@@ -19,6 +19,11 @@ class FinetuneSettings(Settings):
 
     def __post_init__(self) -> None:
         between("seeds", self.seeds, 1)
+        if self.hub.repo and (self.seeds > 1 or self.start == "both"):
+            raise UserError(
+                f"hub.repo is {self.hub.repo}, and this command trains several runs, which would overwrite one another "
+                "there: leave hub.repo out, and push the best one with publish.py."
+            )
         super().__post_init__()
 
 

@@ -33,7 +33,7 @@ class KeelViTPreTrainedModel(KeelPreTrainedModel):
     _input_embed_layer = "projection"
     _can_record_outputs = {"hidden_states": EncoderBlock, "attentions": MultiHeadAttention}
     # A checkpoint of one head opens under every other class of the family.
-    _keys_to_ignore_on_load_unexpected = [r"^pixels\.", r"^colors\.", r"^decoder\.", r"mask_token"]
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^pixels\.", r"^colors\.", r"^decoder\.", r"mask_token"]
 
     def resize_position_embeddings(self, image_size: int) -> None:
         """Makes the model one of images of another size, its positions interpolated (Dosovitskiy 2020, 3.2).

@@ -20,6 +20,7 @@ from pretraining.settings import (
     NOT_SET_BY_HAND,
     CheckpointSettings,
     EvaluationSettings,
+    HubSettings,
     LogSettings,
     OptimSettings,
     Settings,
@@ -40,7 +41,7 @@ RENAMED = {
 }
 
 
-SECTIONS = {"model", "data", "tokenizer", "objective", "train", "optim", "evaluation", "checkpoint", "log"}
+SECTIONS = {"model", "data", "tokenizer", "objective", "train", "optim", "evaluation", "checkpoint", "log", "hub"}
 
 
 class Option(NamedTuple):
@@ -190,6 +191,7 @@ def make_parser(family: str, objective: str, verb: Verb = PRETRAIN) -> Parser:
         "evaluation": EvaluationSettings,
         "checkpoint": CheckpointSettings,
         "log": LogSettings,
+        "hub": HubSettings,
     }
     for key, section in sections.items():
         parser.add_class_arguments(section, key)

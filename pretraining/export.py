@@ -34,14 +34,24 @@ def write_model(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> N
     follow_umask(folder)
 
 
+def write_whole(model: nn.Module, head: Head, weights: dict[str, Tensor], folder: Path) -> None:
+    """All that opens anywhere: weights, code, and the tokenizer or image processor.
+
+    Args:
+        model: not wrapped.
+        weights: the wrapped model's, whole.
+    """
+    write_model(model, head.merge(weights), folder)
+    head.save_inputs(folder)
+
+
 def export(accelerator: Accelerator, model: nn.Module, head: Head, folder: Path) -> Path:
     """Writes `model/` (weights, code, tokenizer); every process calls this."""
     weights = accelerator.get_state_dict(model)
     final, unfinished, replaced = (folder / name for name in ("model", "model.unfinished", "model.replaced"))
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
-        write_model(accelerator.unwrap_model(model), head.merge(weights), unfinished)
-        head.save_inputs(unfinished)
+        write_whole(accelerator.unwrap_model(model), head, weights, unfinished)
         shutil.rmtree(replaced, ignore_errors=True)
         sync(unfinished)  # before the old one is moved away: the moment without a model is short
         if final.exists():

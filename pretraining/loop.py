@@ -62,6 +62,8 @@ def fit(run: Run) -> None:
         if stop:
             run.log.say(f"step {run.state.step}: told to end, and saved; the same command goes on from here")
             sys.exit(stop)
+        if settings.hub.repo and run.is_due(settings.hub.every) and run.progress < 1:  # at the end, `finish` pushes
+            run.push()
 
 
 def update(run: Run, micro_batches: list[Batch]) -> None:
@@ -175,6 +177,6 @@ def train(settings: Settings, objective: Objective) -> None:
     """
     with claim(settings) as (process, source):
         run = start(settings, objective, process, source)
-        with run.log.running(run.accelerator, run.settings, run.state), run.signals:
+        with run.log.running(run.accelerator, run.settings, run.state), run.signals, run.pushes:
             fit(run)
         finish(run)

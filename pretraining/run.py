@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,12 +29,13 @@ from pretraining.checkpoint import State
 from pretraining.data.cache import check_cache
 from pretraining.data.plan import Plan, make_plan
 from pretraining.evaluate import evaluate, held_out_batches, make_evaluation_plan
-from pretraining.export import export, how_to_open, open_exported, write_reference
+from pretraining.export import export, how_to_open, open_exported, write_reference, write_whole
 from pretraining.launch import check_scale, make_accelerator, make_process, set_allocator
 from pretraining.log import Log, report
 from pretraining.objectives.base import Objective
 from pretraining.onednn import choose_linear
 from pretraining.optim import learning_rate, make_average, make_optimizer
+from pretraining.publish.while_training import Pushes
 from pretraining.settings import NOT_SET_BY_HAND, Settings
 from pretraining.signals import Signals
 
@@ -80,6 +82,7 @@ class Run:
     settings: Settings
     phases: list[Phase]
     log: Log
+    pushes: Pushes
     accelerator: Accelerator
     model: nn.Module
     """The model as Accelerate wraps it for training."""
@@ -114,6 +117,11 @@ class Run:
     def objective(self) -> Objective:
         return self.phase.objective
 
+    @property
+    def exported(self) -> nn.Module:
+        """The model that is written and handed over, as wrapped: where weights are cut, only the wrapper finds them."""
+        return self.model if self.average is None else self.eval_model
+
     def progress_before(self, step: int) -> float:
         """Share of the budget that is spent before the epoch's step `step`; in minutes: that is spent now."""
         state, options = self.state, self.settings.train
@@ -134,6 +142,13 @@ class Run:
         """The metrics of the held-out examples; `final` as in `evaluate.evaluate`."""
         options = self.phase.settings.train
         return evaluate(self.eval_model, self.objective, self.evaluation_plan, options, self.accelerator, final)
+
+    def push(self) -> None:
+        """Begins to push the model as it is now; every process calls this."""
+        weights = self.accelerator.get_state_dict(self.exported)
+        model, head = self.accelerator.unwrap_model(self.exported), self.objective.head
+        state = self.state
+        self.pushes.begin(lambda folder: write_whole(model, head, weights, folder), state.step, state.evaluation)
 
     def is_due(self, every: int) -> bool:
         """Whether what is done every so many steps is done now; at the run's end, everything is."""
@@ -194,6 +209,8 @@ def start(settings: Settings, objective: Objective, process: PartialState, sourc
         UserError: whatever is wrong with settings, data or checkpoint.
     """
     log = Log(process, settings.folder, settings.log)
+    pushes = Pushes(settings.hub, settings.folder, log.say, process.is_main_process)
+    pushes.check()
     if line := set_allocator(settings.train.allocator, process.device):
         log.say(line)
     state = checkpoint.read_state(source) if source else State()
@@ -251,6 +268,7 @@ def start(settings: Settings, objective: Objective, process: PartialState, sourc
         settings=settings,
         phases=phases,
         log=log,
+        pushes=pushes,
         accelerator=accelerator,
         model=wrapped,
         unwrapped=model,
@@ -343,7 +361,7 @@ def finish(run: Run) -> None:
         if line := objective.scoring.calibrate(run.eval_model, batches, run.accelerator):
             run.log.say(line)
     metrics = {f"eval_{name}": value for name, value in run.evaluate(final=True).items()}
-    exported = export(run.accelerator, run.model if run.average is None else run.eval_model, objective.head, folder)
+    exported = export(run.accelerator, run.exported, objective.head, folder)
     if run.accelerator.is_main_process:
         model = open_exported(exported, type(run.unwrapped))
         steps = Steps(objective.examples, "validation", 0, run.evaluation_plan, micro_batch=4, rank=0, ranks=1)
@@ -366,6 +384,7 @@ def finish(run: Run) -> None:
             say(f"  {sample}")
         say(how_to_open(model, objective.head.inputs, exported))
     run.accelerator.wait_for_everyone()
+    run.pushes.end(lambda snapshot: shutil.copytree(exported, snapshot), step, metrics)  # nobody waits for this one
 
 
 def choose_weights(run: Run) -> int:

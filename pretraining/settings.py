@@ -219,6 +219,30 @@ class LogSettings:
 
 
 @dataclass(frozen=True)
+class HubSettings:
+    """Pushes to the Hub in the course of the run, in the background; at its end, of the model that it hands over."""
+
+    repo: str | None = None
+    """The repository, as me/name; it is made where there is none. null: nothing is pushed."""
+    every: int = 0
+    """Steps between pushes; 0: only at the end."""
+    private: bool = False
+    """Only you, or your organisation, can see the repository."""
+    branch: str | None = None
+    """The branch that is pushed to, made where there is none; null: main."""
+
+    def __post_init__(self) -> None:
+        between("hub.every", self.every, 0)
+        if self.repo is None:
+            if given := [name for name in ("every", "private", "branch") if getattr(self, name)]:
+                raise UserError(f"hub.{given[0]} is {getattr(self, given[0])}, and nothing is pushed: set hub.repo.")
+            return
+        from pretraining.publish.push import check_name  # of no use for the default
+
+        check_name(self.repo, "hub.repo")
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a run is made from; `config.yaml` in the run's folder is this, resolved."""
 
@@ -241,6 +265,7 @@ class Settings:
     evaluation: EvaluationSettings
     checkpoint: CheckpointSettings
     log: LogSettings
+    hub: HubSettings
     resolved: str
     """The settings as YAML."""
     trained_positions: int = 0

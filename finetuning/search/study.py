@@ -34,7 +34,7 @@ from pretraining.objectives.base import LOWER_IS_BETTER
 STUDY = "search"  # its name in the journal, which has no other one
 # What may differ between the starts of a search: it decides nothing that a trial learns.
 FREE = (
-    *("name", "runs", "cache", "resume", "log.", "data.processes", "evaluation.samples", "checkpoint.keep"),
+    *("name", "runs", "cache", "resume", "log.", "hub.", "data.processes", "evaluation.samples", "checkpoint.keep"),
     *(f"train.{name}" for name in (*AUTOTUNED, "workers", "allocator")),
 )
 
