@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pretraining.data import draws
 from pretraining.errors import UserError
@@ -69,6 +70,8 @@ def train_step(
                 losses[name] = losses.get(name, torch.zeros((), device=device)) + value.detach().float()
 
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
+    if isinstance(norm, DTensor):  # FSDP2's: each process holds a part of the sum
+        norm = norm.full_tensor()
     scaler = accelerator.scaler
     # The norm is equal on all processes, as the parts of the loss are not: all stop together. A scale below 1 makes
     # gradients smaller than they are, so what overflows then is the model.
