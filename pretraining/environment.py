@@ -60,7 +60,7 @@ def record_start(folder: Path, step: int, accelerator: Accelerator, facts: dict[
     start = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),  # which has -m, where there was one
         "processes": accelerator.num_processes,
         "device": f"{accelerator.device.type}: {device_name(accelerator.device)}",
         "python": platform.python_version(),

@@ -215,7 +215,7 @@ class LogSettings:
     def __post_init__(self) -> None:
         between("log.every", self.every, 1)
         if self.energy is not None and find_spec("codecarbon") is None:
-            raise UserError("log.energy needs codecarbon: pip install codecarbon, or set log.energy to null.")
+            raise UserError("log.energy needs codecarbon: pip install -e '.[energy]', or set log.energy to null.")
         if self.energy is not None and not re.fullmatch("[A-Z]{3}", self.energy):
             raise UserError(f"log.energy is {self.energy!r}: it must be a country's three letters, as in KOR.")
         if set(self.trackers) <= {"wandb"}:

@@ -126,18 +126,20 @@ def write_eval_results(source: Source, results: dict[str, Any], folder: Path) ->
     if name is None:
         return []
     metrics = read_metrics(results)
-    tested = [metric for metric in metrics if metric.startswith("test_")] or list(metrics)
-    entries = [
-        EvalResultEntry(
-            dataset_id=name,
-            task_id=data.get("subset") or "default",
-            value=metrics[metric],
-            notes=f"{metric.partition('_')[2]}, split {split_of(settings, metric)}",
-        )
-        for metric in tested
-        if not metric.endswith("loss")
-    ]
+    good = [metric for metric in metrics if not metric.endswith("loss")]
+    # The data set's page shows one number a task: of the test split, if it was scored, and the one that chose the best.
+    chosen = settings.get("objective", {}).get("metric")
+    order = [f"test_{chosen}", *[metric for metric in good if metric.startswith("test_")], f"eval_{chosen}", *good]
+    metric = next((metric for metric in order if metric in good), None)
+    if metric is None:
+        return []
+    entry = EvalResultEntry(
+        dataset_id=name,
+        task_id=data.get("subset") or "default",
+        value=metrics[metric],
+        notes=f"{metric.partition('_')[2]}, split {split_of(settings, metric)}",
+    )
     path = folder / ".eval_results" / f"{name.replace('/', '--')}.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
     return [path]

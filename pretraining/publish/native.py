@@ -98,6 +98,7 @@ def write_cases(source: Source, cases: Path, dtype: torch.dtype) -> None:
     """Inputs, and what our model makes of them, for `prove_native`: cases.json, cases.safetensors and images."""
     tensors: dict[str, Tensor] = {}
     opened = opened_by(source, dtype)
+    max_length = min(MAX_LENGTH, getattr(source.config, "max_position_embeddings", MAX_LENGTH))
     for auto, (ours, _) in opened.items():
         inputs = make_inputs(ours)
         # Without use_cache ours gives padding a logit that other people's losses can bear, not the one it generates by.
@@ -109,7 +110,7 @@ def write_cases(source: Source, cases: Path, dtype: torch.dtype) -> None:
         if ours.can_generate():
             asked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
             for beams in (1, 4):
-                written = ours.generate(**asked, num_beams=beams, max_length=MAX_LENGTH)
+                written = ours.generate(**asked, num_beams=beams, max_length=max_length)
                 tensors[f"{auto}/generated/{beams}"] = written.contiguous()
     inputs_of: dict[str, Any] = {"tokenizers": {}, "images": []}
     parts: dict[str, Any] = {}
@@ -130,12 +131,12 @@ def write_cases(source: Source, cases: Path, dtype: torch.dtype) -> None:
     answers = []
     for task, auto in PIPELINES[source.family].items():
         if auto in opened:
-            answer = pipeline(task, model=opened[auto][0], **parts)(given)
+            answer = pipeline(task, model=opened[auto][0], **parts)(given)  # type: ignore[call-overload]
             answers.append([auto, task, given, prove_native.plain(answer)])
     meta = {
         "dtype": str(dtype).removeprefix("torch."),
         "tolerance": TOLERANCE[dtype],
-        "max_length": MAX_LENGTH,
+        "max_length": max_length,
         "own": next(auto for auto in opened if names_class(source, auto)),
         "autos": {auto: arguments for auto, (_, arguments) in opened.items()},
         "pipelines": answers,
@@ -150,12 +151,12 @@ def names_class(source: Source, auto: str) -> bool:
     return str(source.config.auto_map[auto]).endswith(f".{source.model_class.__name__}")
 
 
-def opened_by(source: Source, dtype: torch.dtype) -> dict[str, tuple[PreTrainedModel, dict[str, Any]]]:
+def opened_by(source: Source, dtype: torch.dtype) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Our model under each Auto class that the checkpoint has all weights of, but for a pooler.
 
     Beside it stands what the native class must be told: that there is no pooler, where there is none.
     """
-    found: dict[str, tuple[PreTrainedModel, dict[str, Any]]] = {}
+    found: dict[str, tuple[Any, dict[str, Any]]] = {}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # heads that are not in the checkpoint are no news
     for auto, name in source.config.auto_map.items():

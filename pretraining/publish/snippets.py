@@ -19,7 +19,7 @@ NATIVE = f'subfolder="native", {UNPINNED}'
 OURS = f"trust_remote_code=True, {UNPINNED}"
 
 # Texts of the embedded data, with the place of a masked word. Of anybody's own data nothing is shown.
-TEXTS = {"pydocs": "Return the {mask} of the list.", "dates": "ko_KR 2031년 3월 5일"}
+TEXTS = {"pydocs": "Return the {mask} list.", "dates": "ko_KR 2031년 3월 5일"}
 
 MASKED = """\
 text = $text.format(mask=tokenizer.mask_token)
@@ -58,7 +58,7 @@ with torch.no_grad():
     logits = model(**{name: x[None] for name, x in inputs.items()}).logits
 print(logits.argmax(-1).item())"""
 VECTORS = """\
-inputs = tokenizer([$plain, "", $plain], padding=True, return_tensors="pt")
+inputs = tokenizer([$plain, ""], padding=True, return_tensors="pt")
 with torch.no_grad():
     vectors = model(**inputs).last_hidden_state
 mask = inputs["attention_mask"][..., None]
@@ -207,14 +207,18 @@ def reads_pairs(source: Source) -> bool:
         return "input.token_type_ids" in names and bool(file.get_tensor("input.token_type_ids").any())
 
 
+def localised(code: str, repo: str, folder: Path) -> str:
+    """A program that opens a folder instead of the repository."""
+    return code.replace(f'"{repo}"', quoted(str(folder.absolute()))).replace(f", {UNPINNED}", "")
+
+
 def run_snippets(snippets: list[Snippet], repo: str, folder: Path) -> list[str]:
     """What each program prints where the repository is this folder: run by a fresh process that has nothing of ours.
 
     Raises:
         UserError: one of them fails.
     """
-    here = json.dumps(str(folder.absolute()))
-    programs = [code.replace(f'"{repo}"', here).replace(f", {UNPINNED}", "") for _, code in snippets]
+    programs = [localised(code, repo, folder) for _, code in snippets]
     with tempfile.TemporaryDirectory() as name:
         ended = subprocess.run(
             [sys.executable, "-I", "-c", RUNNER],
