@@ -1,9 +1,6 @@
 """The lines of code that a model card shows, for each class of ours, with what they printed when they were run."""
 
 import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
@@ -12,6 +9,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from pretraining.errors import UserError
+from pretraining.publish.fresh import run_fresh
 from pretraining.publish.source import Source
 
 UNPINNED = 'revision="main"'  # what `card.pin` puts a commit's hash into
@@ -219,15 +217,7 @@ def run_snippets(snippets: list[Snippet], repo: str, folder: Path) -> list[str]:
         UserError: one of them fails.
     """
     programs = [localised(code, repo, folder) for _, code in snippets]
-    with tempfile.TemporaryDirectory() as name:
-        ended = subprocess.run(
-            [sys.executable, "-I", "-c", RUNNER],
-            input=json.dumps(programs),
-            cwd=name,
-            env={"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": name},
-            capture_output=True,
-            text=True,
-        )
+    ended = run_fresh("-c", RUNNER, given=json.dumps(programs))
     if ended.returncode:
         told = ended.stderr.strip().splitlines()[-1]
         raise UserError(f"an example of the model card fails ({told}): the model in {folder} is not usable as it is.")

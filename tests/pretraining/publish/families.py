@@ -10,7 +10,7 @@ import torch
 from runs import run_here
 
 from pretraining.publish import prove_native
-from pretraining.publish.native import write_cases
+from pretraining.publish.native_cases import write_cases
 from pretraining.publish.source import Source, find_source
 
 FAMILIES = ["bert", "seq2seq", "vit"]
