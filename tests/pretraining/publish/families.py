@@ -15,6 +15,9 @@ from pretraining.publish.source import Source, find_source
 
 FAMILIES = ["bert", "seq2seq", "vit"]
 
+Trained = Callable[[str], Source]
+"""Gives the run of a family."""
+
 
 def train_family(family: str, request: pytest.FixtureRequest, runs: Path) -> Source:
     """A run of two steps; of seq2seq the one that has learnt to read numbers."""
@@ -39,6 +42,3 @@ def compare(source: Source, native: Path, folder: Path, dtype: torch.dtype = tor
 def failed(found: dict[str, Any]) -> set[str]:
     """The names of the checks that fail; that nothing of ours is imported cannot hold in this process."""
     return {check["name"] for check in found["checks"] if not check["passed"]} - {"nothing of ours is imported"}
-
-
-Trained = Callable[[str], Source]
