@@ -13,8 +13,14 @@ FOLDERS = re.compile(r"(?<![\w.:/*\])}])~?/(?:[^/\s'\"]+/)+")
 
 
 def plain_name(value: str) -> str:
-    """A path that begins at a root, a home or a parent by its last name; any other text without such folders."""
-    return Path(value).name if re.match(r"~|/|\.\.?/", value) else FOLDERS.sub("", value)
+    """A path that begins at a root, a home or a parent by its last name; any other text without such folders.
+
+    A run's model is named with its run.
+    """
+    if not re.match(r"~|/|\.\.?/", value):
+        return FOLDERS.sub("", value)
+    path = Path(value)
+    return f"{path.parent.name}/model" if path.name == "model" and path.parent.name else path.name
 
 
 def without_places(value: Any) -> Any:

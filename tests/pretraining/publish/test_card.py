@@ -152,7 +152,7 @@ def test_paths_become_names():
     )
     settings = {"files": ["/a b/c/*.gz", "laws/**/*.txt"], "init_from": "../me/run/model", "source": "nyu-mll/glue"}
     assert without_places(settings) == {
-        "files": ["*.gz", "laws/**/*.txt"], "init_from": "model", "source": "nyu-mll/glue"
+        "files": ["*.gz", "laws/**/*.txt"], "init_from": "run/model", "source": "nyu-mll/glue"
     }  # fmt: skip
     assert without_places("read /home/me/x.txt and ~/y/z; https://huggingface.co/a") == (
         "read x.txt and z; https://huggingface.co/a"
