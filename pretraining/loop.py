@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from pretraining import checkpoint
 from pretraining.bad_step import keep_bad_step
 from pretraining.batches import Steps
+from pretraining.environment import measure_energy
 from pretraining.objectives.base import Batch, Objective
 from pretraining.run import Run, claim, finish, start
 from pretraining.settings import Settings
@@ -177,6 +178,7 @@ def train(settings: Settings, objective: Objective) -> None:
     """
     with claim(settings) as (process, source):
         run = start(settings, objective, process, source)
-        with run.log.running(run.accelerator, run.settings, run.state), run.signals, run.pushes:
+        energy = measure_energy(settings.folder, settings.log.energy, process.is_main_process)
+        with run.log.running(run.accelerator, run.settings, run.state), run.signals, run.pushes, energy:
             fit(run)
         finish(run)

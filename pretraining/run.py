@@ -28,6 +28,7 @@ from pretraining.batches import Steps
 from pretraining.checkpoint import State
 from pretraining.data.cache import check_cache
 from pretraining.data.plan import Plan, make_plan
+from pretraining.environment import record_start
 from pretraining.evaluate import evaluate, held_out_batches, make_evaluation_plan
 from pretraining.export import export, how_to_open, open_exported, write_reference, write_whole
 from pretraining.launch import check_scale, make_accelerator, make_process, set_allocator
@@ -220,7 +221,8 @@ def start(settings: Settings, objective: Objective, process: PartialState, sourc
 
     if process.is_local_main_process:
         check_cache(Path(settings.cache).expanduser())
-    for line in objective.examples.prepare(is_builder=process.is_local_main_process):
+    described = objective.examples.prepare(is_builder=process.is_local_main_process)
+    for line in described:
         log.say(line)
     phases = [Phase(phase, objective.for_phase(phase), end) for end, phase in settings.phases()]
     plan = phases[state.phase].plan_epoch(state)
@@ -281,6 +283,9 @@ def start(settings: Settings, objective: Objective, process: PartialState, sourc
         logged=(state.tokens, state.seconds),
     )
     describe(run)
+    if process.is_main_process:
+        facts = {"data": described, "fingerprint": contract["the data's fingerprint"]}
+        record_start(settings.folder, state.step, accelerator, facts | {"parameters": model.num_parameters()})
     patience = settings.evaluation.patience
     run.progress = 1.0 if patience and state.stale >= patience else run.progress_before(state.step_in_epoch)
     rate = run.learning_rate()
@@ -370,13 +375,13 @@ def finish(run: Run) -> None:
         unlabelled = {name: x for name, x in inputs.items() if name not in (*batch.targets, "logits_to_keep")}
         write_reference(model, unlabelled, folder / "reference.safetensors")
         signatures = objective.scoring.signatures
+        state, unit = run.state, run.settings.objective.unit
         results = {"step": step, "examples": len(index), **metrics, "signatures": signatures}
         results |= objective.examples.results
+        results["trained"] = {"steps": state.step, unit: state.tokens, "seconds": state.seconds}
         files.write_text(folder / "results.json", files.to_json(results, indent=1))
-        state, say = run.state, run.log.say
-        say(
-            f"\n{state.step:,} steps, {state.tokens:,} {run.settings.objective.unit}, {state.seconds:.0f} s of training"
-        )
+        say = run.log.say
+        say(f"\n{state.step:,} steps, {state.tokens:,} {unit}, {state.seconds:.0f} s of training")
         say(report(step, len(index), metrics, signatures))
         for path in objective.scoring.draw_pictures(folder):
             say(f"  drawn: {path}")

@@ -1,8 +1,10 @@
 """The run's settings as small frozen dataclasses: typed, documented, validated; nothing heavy is imported here."""
 
 import dataclasses
+import re
 import unicodedata
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -206,9 +208,16 @@ class LogSettings:
     """auto: online where wandb is logged in, else offline."""
     project: str = "keel"
     """The tracker's project."""
+    energy: str | None = None
+    """The country where the machine stands, in three letters as in `KOR`: codecarbon (an extra) measures the energy of
+    training, and the country's power stations say what CO2 that is. null: nothing is measured."""
 
     def __post_init__(self) -> None:
         between("log.every", self.every, 1)
+        if self.energy is not None and find_spec("codecarbon") is None:
+            raise UserError("log.energy needs codecarbon: pip install -e '.[energy]', or set log.energy to null.")
+        if self.energy is not None and not re.fullmatch("[A-Z]{3}", self.energy):
+            raise UserError(f"log.energy is {self.energy!r}: it must be a country's three letters, as in KOR.")
         if set(self.trackers) <= {"wandb"}:
             return
         from accelerate.utils import LoggerType  # heavy, and of no use for the default

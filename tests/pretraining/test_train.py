@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from pretrain import main
 from pretraining.autotune import AUTOTUNED
 
-FILES = {"config.yaml", "curves.png", "metrics.jsonl", "reference.safetensors", "results.json"}
+FILES = {"config.yaml", "curves.png", "environment.json", "metrics.jsonl", "reference.safetensors", "results.json"}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,8 @@ def test_a_killed_run_resumes_to_the_same_bits(
     run_here(run, tmp_path, "broken", "--train.micro_batch=16")
     assert "resumed from" in capsys.readouterr().out
     assert lines(folder) == lines(reference)
+    starts = json.loads((folder / "environment.json").read_text())["starts"]
+    assert [start["step"] > 0 for start in starts] == [False, True]
     one, other = newest(folder), newest(reference)
     for name in ("model.safetensors", "optimizer.bin"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
