@@ -35,13 +35,13 @@ def allowed_range() -> Requirement:
     return requirement
 
 
-def pip(python: str | Path, *arguments: str) -> str:
-    """What pip prints.
+def pip(*arguments: str) -> str:
+    """What pip prints, ours; `--python` in front of its command makes it work on another environment.
 
     Raises:
         UserError: it failed; most often the network did.
     """
-    command = [str(python), "-m", "pip", *arguments, "--disable-pip-version-check", "--retries", "2"]
+    command = [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check", "--retries", "2"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr]
@@ -55,7 +55,7 @@ def pip(python: str | Path, *arguments: str) -> str:
 def newest_version(requirement: Requirement) -> str:
     """The newest release that the requirement allows."""
     options = ("--dry-run", "--quiet", "--no-deps", "--ignore-installed", "--report", "-")
-    report = json.loads(pip(sys.executable, "install", *options, str(requirement)))
+    report = json.loads(pip("install", *options, str(requirement)))
     return report["install"][0]["metadata"]["version"]
 
 
@@ -121,9 +121,10 @@ def environment(number: str, cache: Path) -> Path:
         if ready.exists() and ready.read_text(encoding="utf-8") == str(Path(torch.__file__).resolve()):
             return python
         tell(f"making an environment with transformers {number}, once: {place}")
-        venv.create(place, with_pip=True, clear=True)
+        venv.create(place, clear=True)
         large, small = parts_of_torch()
-        pip(python, "install", "--quiet", f"transformers=={number}", f"numpy=={version('numpy')}", *BESIDE, *small)
+        packages = [f"transformers=={number}", f"numpy=={version('numpy')}", *BESIDE, *small]
+        pip("--python", str(python), "install", "--quiet", *packages)
         (site,) = place.glob("lib/python*/site-packages")
         for package in large:  # after pip, which would uninstall through a link what it wants to replace
             link(package, site)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.files import to_json
-from pretraining.publish.probe.process import Check
+from pretraining.publish.probe.check import Check
 
 MENDS = {
     "process": "open the model by hand with the lines that training printed, and see where Python stops",

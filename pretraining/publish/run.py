@@ -53,7 +53,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         "--verify",
         action="store_true",
         help="Open the model in a process without Keel under every Auto class, and check that it computes, bit for "
-        "bit, what it computed at training's end, and that transformers' own tools take it. --card and --repo do so too.",
+        "bit, what it computed at training's end, and that transformers' own tools take it. So do --card and --repo.",
     )
     parser.add_argument(
         "--versions",

@@ -15,7 +15,7 @@ from pretraining.errors import tell
 from pretraining.files import write_text
 from pretraining.publish import probe
 from pretraining.publish.environments import environment
-from pretraining.publish.probe.process import Check
+from pretraining.publish.probe.check import Check
 from pretraining.publish.report import Report, read_opened
 from pretraining.publish.source import Source
 from pretraining.settings import CACHE

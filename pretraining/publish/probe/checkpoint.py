@@ -19,18 +19,11 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from .check import Fault, Skip
 from .samples import machine
 
 TOLERANCE = 1e-4  # of each value, or of 1 where the value is smaller
 MASKS = ("bool_masked_pos", "ids_keep")  # a base model alone has no token for what they hide
-
-
-class Fault(Exception):
-    """What a check finds wrong, in words."""
-
-
-class Skip(Exception):
-    """Why a check does not apply."""
 
 
 @dataclass
@@ -43,6 +36,10 @@ class Opened:
     unexpected: set[str]
     mismatched: set[str]
     printed: str
+
+    @property
+    def has_new_head(self) -> bool:
+        return bool(self.missing or self.mismatched)
 
 
 @contextmanager
@@ -120,9 +117,11 @@ class Checkpoint:
                 attn_implementation="eager",
                 dtype=torch.float32,
                 output_loading_info=True,
+                # The head of another task may have the same name and another shape.
+                ignore_mismatched_sizes=auto != self.trained,
             )
         missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
-        mismatched = {str(key) for key in report["mismatched_keys"]}
+        mismatched = {name for name, *_ in report["mismatched_keys"]}
         return Opened(model.eval(), missing, unexpected, mismatched, said[0])
 
     @cached_property

@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .check import Check
+
 MINUTES = 10  # for one example
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A model's name on the Hub, where an example opens it.
@@ -14,10 +16,6 @@ NAMED = re.compile(
     r"""(?:from_pretrained\(|SentenceTransformer\(|pipeline\([^()]*?|^\w+ = )["']([\w.-]+/[\w.-]+)["']""", re.M
 )
 REVISION = re.compile(r""",\s*revision\s*=\s*(?:"[^"]*"|'[^']*'|\w+)""")
-
-
-def python_blocks(readme: Path) -> list[str]:
-    return BLOCK.findall(readme.read_text(encoding="utf-8"))
 
 
 def localised(code: str, folder: Path) -> str:
@@ -43,3 +41,12 @@ def run_example(code: str, folder: Path) -> str:
             return f"it had not ended after {MINUTES} minutes"
     lines = done.stderr.strip().splitlines()
     return "" if done.returncode == 0 else (lines[-1] if lines else f"it ended with {done.returncode}")
+
+
+def check_examples(readme: Path, folder: Path) -> list[Check]:
+    """Each Python block of a card."""
+    checks = []
+    for number, code in enumerate(BLOCK.findall(readme.read_text(encoding="utf-8")), 1):
+        fault = run_example(code, folder)
+        checks.append(Check(f"example {number}", "failed" if fault else "passed", fault or code.splitlines()[0]))
+    return checks

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from .checkpoint import Checkpoint, Fault
+from .check import Fault
+from .checkpoint import Checkpoint
 
 SUMS = "SHA256SUMS"
 LOADED = {".py", ".safetensors", ".bin", ".pt", ".pth", ".pkl"}  # a file of these kinds is run, or read as weights

@@ -9,7 +9,8 @@ import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from .checkpoint import Checkpoint, Fault, Skip, printed_text
+from .check import Fault, Skip
+from .checkpoint import Checkpoint, printed_text
 from .samples import TEXTS, sample_image, samples
 
 pipeline: Any = transformers.pipeline  # its types know a task by its literal name alone

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import transformers
 
-from .checkpoint import TOLERANCE, Checkpoint, Fault, Skip, distance, outputs_of, printed_text
+from .check import Fault, Skip
+from .checkpoint import TOLERANCE, Checkpoint, distance, outputs_of, printed_text
 from .inputs import tokenizers_of
 from .samples import TEXTS, sample_image
 

@@ -8,26 +8,37 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .checkpoint import TOLERANCE, Checkpoint, Fault, Skip, base_outputs, distance, outputs_of
+from .check import Fault, Skip
+from .checkpoint import TOLERANCE, Checkpoint, Opened, base_outputs, distance, outputs_of
 from .samples import labels
+
+
+def wrong_weights(opened: Opened, trained: Opened) -> dict[str, set[str]]:
+    """The weights that an Auto class should have found and has not, by what is wrong; a head may be new."""
+    if opened is trained:
+        lacking, foreign, unfit = opened.missing, opened.unexpected, opened.mismatched
+    else:
+        known, prefix = set(trained.model.state_dict()), f"{trained.model.base_model_prefix}."
+        # A base model's weights are named without the prefix that they have in a model with a head.
+        is_base = not hasattr(opened.model, trained.model.base_model_prefix)
+        missing, mismatched = (
+            {prefix + name if is_base else name for name in names} for names in (opened.missing, opened.mismatched)
+        )
+        lacking, foreign = missing & known, opened.unexpected - known
+        unfit = {name for name in mismatched if name.startswith(prefix)}
+    return {"lacks": lacking, "does not know": foreign, "does not fit": unfit}
 
 
 def check_opens(checkpoint: Checkpoint) -> str:
     """Every Auto class opens it, silently, with all its weights; new ones are only those of heads that it lacks."""
     trained = checkpoint.open(checkpoint.trained)
-    body, prefix = set(trained.model.state_dict()), trained.model.base_model_prefix
     new: list[str] = []
     for auto in checkpoint.classes:
         opened = trained if auto == checkpoint.trained else checkpoint.open(auto)
-        # The base model's own weights are named without the prefix that they have in a model with a head.
-        is_base = not hasattr(opened.model, prefix)
-        full = {f"{prefix}.{name}" if is_base else name: name for name in opened.missing}
-        lacking = set(full) & body if opened is not trained else set(full)
-        foreign = opened.unexpected - body if opened is not trained else opened.unexpected
-        for kind, names in (("lacks", lacking), ("does not know", foreign), ("does not fit", opened.mismatched)):
+        for kind, names in wrong_weights(opened, trained).items():
             if names:
                 raise Fault(f"{auto} {kind} {len(names)} of the weights: {', '.join(sorted(names)[:3])}")
-        if opened.missing:
+        if opened.has_new_head:
             new.append(auto)
         elif opened.printed and not opened.unexpected:
             raise Fault(f"{auto} prints: {opened.printed[:300]}")
@@ -75,7 +86,7 @@ def check_classes_agree(checkpoint: Checkpoint) -> str:
         for name, value in base_outputs(opened.model, inputs).items():
             if name in base and not _same_as_pooled_by(opened.missing, name) and not torch.equal(value, base[name]):
                 raise Fault(f"{auto} computes another {name}, by up to {distance(value, base[name]):.1e}")
-        if not opened.missing:
+        if checkpoint.is_class("ForPreTraining") and not opened.has_new_head:  # a head of those that it has
             for name, value in outputs_of(opened.model, inputs, output_hidden_states=True).items():
                 alike = [x for x in whole if x.shape == value.shape]
                 if alike and not any(torch.equal(value, x) for x in alike):
