@@ -7,12 +7,13 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pretraining.errors import UserError
 from pretraining.settings import CACHE
 
 if TYPE_CHECKING:
+    from pretraining.publish.report import Report
     from pretraining.publish.source import Source
 
 CARD = "README.md"
@@ -36,6 +37,15 @@ class Options:
     cache: Path
     command: str
     """The command line itself."""
+
+    @property
+    def wants_card(self) -> bool:
+        return self.card or self.repo is not None
+
+    @property
+    def wants_report(self) -> bool:
+        """Whether the model is verified: on demand, where a card tells of it, and where nothing is asked for."""
+        return self.verify or self.wants_card or not (self.native or self.explore is not None)
 
 
 def parse(arguments: list[str] | None = None) -> Options:
@@ -134,6 +144,48 @@ def prepare_out(source: "Source", options: Options) -> Path:
     return out
 
 
+def prove(source: "Source", options: Options, versions: list[str], out: Path) -> "Report":
+    """Verifies the model, and prints the report.
+
+    Raises:
+        UserError: a check failed.
+    """
+    from pretraining.publish.verify import verify
+
+    report = verify(source, source.folder, versions, out, options.cache)
+    print(report.to_markdown())
+    if not report.passed:
+        names = ", ".join(dict.fromkeys(check.name for _, check in report.failures))
+        raise UserError(
+            f"{source.folder} fails verification ({names}), so nothing goes on from here: {out / 'verify.md'} says "
+            "what to do about each."
+        )
+    return report
+
+
+def describe(
+    source: "Source", repo: Path, options: Options, report: "Report | None", native: dict[str, Any] | None
+) -> None:
+    """Writes the card, and runs its examples.
+
+    Raises:
+        UserError: an example failed.
+    """
+    from pretraining.publish.card import write_card
+    from pretraining.publish.verify import run_examples
+
+    name = options.repo or f"me/{source.name}"
+    card = write_card(source, repo, repo=name, report=report, native=native, command=options.command)
+    examples = run_examples(card, repo)
+    for example in examples:
+        if example.result == "failed":
+            raise UserError(
+                f"{example.name} of {card} does not run ({example.detail}), so nothing goes on from here: mend what it "
+                "shows, or the card."
+            )
+    print(f"card: {card}, whose {len(examples)} examples run")
+
+
 def publish(options: Options) -> None:
     """All that was asked for; whatever fails ends it before anything is pushed.
 
@@ -142,7 +194,6 @@ def publish(options: Options) -> None:
     """
     from pretraining.publish.environments import resolve
     from pretraining.publish.source import find_source
-    from pretraining.publish.verify import run_examples, verify
 
     source = find_source(options.folder)
     out = prepare_out(source, options)
@@ -150,49 +201,26 @@ def publish(options: Options) -> None:
     if options.repo:
         from pretraining.publish.push import check_repo
 
-        check_repo(options.repo)
-
+        check_repo(options.repo)  # before minutes of work that could not be pushed
     native = report = None
     if options.native:
         from pretraining.publish.native import write_proven_native
 
         native = write_proven_native(source, out / "native")
         print(f"native: {out / 'native'}")
-    wants_card = options.card or options.repo is not None
-    if options.verify or wants_card or not (options.native or options.explore is not None):
-        report = verify(source, source.folder, versions, out, options.cache)
-        print(report.to_markdown())
-        if not report.passed:
-            names = ", ".join(dict.fromkeys(check.name for _, check in report.failures))
-            raise UserError(
-                f"{source.folder} fails verification ({names}), so nothing goes on from here: {out / 'verify.md'} says "
-                "what to do about each."
-            )
+    if options.wants_report:
+        report = prove(source, options, versions, out)
         print(f"verified: {out / 'verify.md'}")
     if options.explore is not None:
         from pretraining.publish.explore import write_page
 
         print(f"explore: {write_page(source, options.explore, out / 'explore.html')}")
-    if not wants_card:
-        return
-
-    from pretraining.publish.card import write_card
-
-    repo = stage(source, out)
-    name = options.repo or f"me/{source.name}"
-    card = write_card(source, repo, repo=name, report=report, native=native, command=options.command)
-    examples = run_examples(card, repo)
-    if failed := [example for example in examples if example.result == "failed"]:
-        raise UserError(
-            f"{failed[0].name} of {card} does not run ({failed[0].detail}), so nothing goes on from here: mend what it "
-            "shows, or the card."
-        )
-    print(f"card: {card}, {len(examples)} examples of which ran")
+    if options.wants_card:
+        repo = stage(source, out)
+        describe(source, repo, options, report, native)
     if options.repo:
         from pretraining.publish.push import push
 
-        message = f"{source.name}, verified"
-        pushed = push(
-            repo, options.repo, private=options.private, branch=options.branch, tag=options.tag, message=message
-        )
+        where, message = {"branch": options.branch, "tag": options.tag}, f"{source.name}, verified"
+        pushed = push(repo, options.repo, private=options.private, **where, message=message)
         print(f"pushed: {pushed.url}, commit {pushed.commit}")

@@ -22,6 +22,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from .check import Fault, Skip
 from .samples import machine
 
+pipeline: Any = transformers.pipeline  # its types know a task by its literal name alone
 TOLERANCE = 1e-4  # of each value, or of 1 where the value is smaller
 MASKS = ("bool_masked_pos", "ids_keep")  # a base model alone has no token for what they hide
 
@@ -146,8 +147,11 @@ class Checkpoint:
             shape = (batch, config.num_channels, config.image_size, config.image_size)
             inputs = {"pixel_values": torch.randn(shape, generator=random)}
             if self.is_class("ForMaskedImageModeling"):
-                patches = (config.image_size // config.patch_size) ** 2
-                inputs["bool_masked_pos"] = (torch.arange(patches) % 2 == 0).expand(batch, -1).contiguous()
+                masked = (torch.arange((config.image_size // config.patch_size) ** 2) % 2 == 0).expand(batch, -1)
+                if config.decoder_num_hidden_layers:  # what is visible, as indices: ONNX cannot count what is masked
+                    inputs["ids_keep"] = (~masked).nonzero()[:, 1].view(batch, -1)
+                else:
+                    inputs["bool_masked_pos"] = masked.contiguous()
             return inputs
         tokens = min(7, config.max_position_embeddings)
         size = (batch, 2, tokens) if self.is_class("ForMultipleChoice") else (batch, tokens)

@@ -13,7 +13,9 @@ MINUTES = 10  # for one example
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A model's name on the Hub, where an example opens it.
 NAMED = re.compile(
-    r"""(?:from_pretrained\(|SentenceTransformer\(|pipeline\([^()]*?|^\w+ = )["']([\w.-]+/[\w.-]+)["']""", re.M
+    r"""(?:from_pretrained\(|SentenceTransformer\(|pipeline\([^()]*?|^(?:repo|name|model)(?:_id)? = )"""
+    r"""["']([\w.-]+/[\w.-]+)["']""",
+    re.MULTILINE,
 )
 REVISION = re.compile(r""",\s*revision\s*=\s*(?:"[^"]*"|'[^']*'|\w+)""")
 

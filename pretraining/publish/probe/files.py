@@ -21,6 +21,11 @@ def own_files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in paths} - {SUMS}
 
 
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_sums(checkpoint: Checkpoint) -> str:
     """Every file is the one that SHA256SUMS names."""
     folder = checkpoint.folder
@@ -30,11 +35,10 @@ def check_sums(checkpoint: Checkpoint) -> str:
     for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition("  ")
         listed.add(name)
-        path = folder / name
-        if not path.is_file():
+        if not (folder / name).is_file():
             wrong.append(f"{name} is missing")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            wrong.append(f"{name} is empty" if not path.stat().st_size else f"{name} is another file than training's")
+        elif sha256(folder / name) != digest:
+            wrong.append(f"{name} is another file than training's")
     extra = {name for name in own_files(folder) - listed if Path(name).suffix in LOADED}
     wrong += [f"{name} is listed nowhere" for name in sorted(extra)]
     if wrong:

@@ -5,15 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from .check import Fault, Skip
-from .checkpoint import Checkpoint, printed_text
+from .checkpoint import Checkpoint, pipeline, printed_text
 from .samples import TEXTS, sample_image, samples
 
-pipeline: Any = transformers.pipeline  # its types know a task by its literal name alone
 SPECIAL = ("pad", "bos", "eos", "unk", "cls", "sep", "mask")
 
 
@@ -25,31 +23,33 @@ def tokenizers_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def check_tokenizer(checkpoint: Checkpoint) -> str:
     """It is training's: as many entries, the same special ids, the same ids of texts, and texts come back."""
-    with printed_text() as said:
-        tokenizers = tokenizers_of(checkpoint)
     if hasattr(checkpoint.config, "image_size"):
         raise Skip("the model reads images")
+    with printed_text() as said:
+        tokenizers = tokenizers_of(checkpoint)
     if "" not in tokenizers:
         raise Fault("there is no tokenizer beside the model")
     if said[0]:
         raise Fault(f"AutoTokenizer prints: {said[0][:300]}")
     config: Any = checkpoint.config
-    for place, tokenizer in tokenizers.items():
-        named = f"the tokenizer{f' in {place}/' * bool(place)}"
-        if len(tokenizer) > config.vocab_size and not (place == "" and "target" in tokenizers):
-            raise Fault(f"{named} has {len(tokenizer)} entries, and the model a table of {config.vocab_size}")
-        for name in SPECIAL:
-            mine, models = getattr(tokenizer, f"{name}_token_id"), getattr(config, f"{name}_token_id", None)
-            if None not in (mine, models) and mine != models:
-                raise Fault(f"{named} has {name}_token_id {mine}, and the model {models}")
+    # Where sources have a vocabulary of their own, the configuration is about the targets'.
+    tokenizer = tokenizers.get("target", tokenizers[""])
+    if len(tokenizer) > config.vocab_size:
+        raise Fault(f"it has {len(tokenizer)} entries, and the model's table {config.vocab_size}")
+    for name in SPECIAL:
+        expected = getattr(config, f"{name}_token_id", None)
+        if expected is not None and getattr(tokenizer, f"{name}_token_id") != expected:
+            raise Fault(f"its {name}_token_id is {getattr(tokenizer, f'{name}_token_id')}, and the model's {expected}")
     for name, ids in samples(checkpoint.folder).items():
         if name in checkpoint.reference and not torch.equal(ids, checkpoint.reference[name]):
             raise Fault("it makes other ids of the texts that training recorded: it is not training's tokenizer")
-    rows = config.vocab_size - len(tokenizers.get("target", tokenizers[""]))
-    spare = f"; {rows} rows of the table have no entry" if rows > 0 else ""
-    as_then = ", ids as in training" if "sample.input_ids" in checkpoint.reference else ""
-    told = [_round_trips(tokenizer) for tokenizer in tokenizers.values()]
-    return f"{len(tokenizers[''])} entries{as_then}; {'; '.join(told)}{spare}"
+    told = [f"{len(tokenizer)} entries"]
+    if "sample.input_ids" in checkpoint.reference:
+        told.append("ids as in training")
+    told += [_round_trips(each) for each in tokenizers.values()]
+    if len(tokenizer) < config.vocab_size:
+        told.append(f"{config.vocab_size - len(tokenizer)} rows of the model's table have no entry")
+    return "; ".join(told)
 
 
 def _round_trips(tokenizer: Any) -> str:
@@ -85,8 +85,9 @@ def check_images(checkpoint: Checkpoint) -> str:
         raise Fault("it makes other pixels of the image that training recorded: it is not training's processor")
     if found.shape[-2:] != (config.image_size, config.image_size):
         raise Fault(f"it makes images of {tuple(found.shape[-2:])}, and the model reads {config.image_size}")
+    as_then = "pixels as in training; " if recorded is not None else ""
     if config.num_channels != 3:
-        return "pixels as in training; no pipeline, which gives three channels to a model of grey images"
+        return f"{as_then}no pipeline, which gives three channels to a model of grey images"
     classifies = checkpoint.is_class("ForImageClassification")
     task = "image-classification" if classifies else "image-feature-extraction"
     model = checkpoint.model if classifies else checkpoint.open("AutoModel").model
@@ -96,7 +97,7 @@ def check_images(checkpoint: Checkpoint) -> str:
         numbers = [answer["score"] for answer in answers] if classifies else np.asarray(answers)
         if not np.isfinite(numbers).all():
             raise Fault(f"an image that is {name} gives numbers that are not finite")
-    return f"pixels as in training; {' and '.join(_odd_images())} images go through {task}"
+    return f"{as_then}{', '.join(_odd_images())} images go through {task}"
 
 
 def _odd_images() -> dict[str, Image.Image]:

@@ -3,7 +3,9 @@
 import json
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import asdict
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from .stranger import OURS
 
 
 def check_stranger() -> str:
-    known = [name for name in sys.modules if name.partition(".")[0] in OURS]
-    if known:
-        raise Fault(f"the process knew {', '.join(known)}")
+    for name in OURS:
+        with suppress(ModuleNotFoundError):
+            import_module(name)
+            raise Fault(f"the process could import {name}")
     return "nothing of Keel could be imported"
 
 

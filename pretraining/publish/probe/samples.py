@@ -45,7 +45,7 @@ def labels(config: PreTrainedConfig) -> str:
 def sample_image() -> Image.Image:
     """An image of every colour, always the same."""
     rows, columns = np.mgrid[0:48, 0:64]
-    return Image.fromarray(np.stack([rows * 5, columns * 4, (rows * columns) % 256], -1).astype(np.uint8), "RGB")
+    return Image.fromarray(np.stack([rows * 5, columns * 4, (rows * columns) % 256], -1).astype(np.uint8))
 
 
 def samples(folder: Path) -> dict[str, Tensor]:
@@ -58,5 +58,6 @@ def samples(folder: Path) -> dict[str, Tensor]:
             found[name] = torch.tensor(ids)
     if (folder / "preprocessor_config.json").exists():
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
-        found["sample.pixel_values"] = processor(sample_image(), return_tensors="pt").pixel_values
+        image = sample_image().convert("L" if len(processor.image_mean) == 1 else "RGB")  # a mean for each channel
+        found["sample.pixel_values"] = processor(image, return_tensors="pt").pixel_values
     return found

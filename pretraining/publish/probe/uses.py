@@ -8,15 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from .check import Fault, Skip
-from .checkpoint import TOLERANCE, Checkpoint, distance, outputs_of, printed_text
+from .checkpoint import TOLERANCE, Checkpoint, distance, outputs_of, pipeline, printed_text
 from .inputs import tokenizers_of
 from .samples import TEXTS, sample_image
 
-pipeline: Any = transformers.pipeline  # its types know a task by its literal name alone
 STEPS = 8  # tokens that are written
+TASKS = {
+    "fill-mask": ("ForPreTraining", "ForMaskedLM"),
+    "text-classification": ("ForSequenceClassification",),
+    "token-classification": ("ForTokenClassification",),
+    "image-classification": ("ForImageClassification",),
+}
+"""A task of `pipeline()`, and the classes that are for it."""
 
 
 def check_pipelines(checkpoint: Checkpoint) -> str:
@@ -26,34 +31,23 @@ def check_pipelines(checkpoint: Checkpoint) -> str:
         raise Skip("transformers 5 has no pipeline() for encoder-decoders")
     if reads_images and checkpoint.config.num_channels != 3:
         raise Skip("the model reads grey images, and pipeline() gives three channels")
-    tasks: dict[str, tuple[str, ...]] = {
-        "image-feature-extraction" if reads_images else "feature-extraction": ("Model",)
-    }
-    tasks |= {
-        "fill-mask": ("ForPreTraining", "ForMaskedLM"),
-        "text-classification": ("ForSequenceClassification",),
-        "token-classification": ("ForTokenClassification",),
-        "image-classification": ("ForImageClassification",),
-    }
-    used = []
-    for task, endings in tasks.items():
-        if not (endings == ("Model",) or checkpoint.is_class(*endings)):
-            continue
+    features = "image-feature-extraction" if reads_images else "feature-extraction"
+    tasks = [features, *(task for task, endings in TASKS.items() if checkpoint.is_class(*endings))]
+    for task in tasks:
         question: Any = sample_image() if reads_images else TEXTS[0]
         with printed_text() as said:
             pipe = pipeline(task, model=str(checkpoint.folder), trust_remote_code=True, device="cpu")
             if task == "fill-mask":
                 question = f"{TEXTS[0]} {pipe.tokenizer.mask_token}"
             answer = pipe(question)
-        if said[0] and endings != ("Model",):  # a model without its head: transformers tells what it leaves out
+        if said[0] and task != features:  # of features transformers tells which head it leaves out
             raise Fault(f"{task} prints: {said[0][:300]}")
-        numbers = np.asarray(answer) if task.endswith("feature-extraction") else [each["score"] for each in answer]
+        numbers = np.asarray(answer) if task == features else [each["score"] for each in answer]
         if not np.isfinite(numbers).all():
             raise Fault(f"{task} gives numbers that are not finite")
         if task == "fill-mask" and len(answer) != 5:
             raise Fault(f"fill-mask gives {len(answer)} answers of 5")
-        used.append(task)
-    return ", ".join(used)
+    return ", ".join(tasks)
 
 
 class Watch:
@@ -137,7 +131,9 @@ def check_onnx(checkpoint: Checkpoint) -> str:
         fed = {value.name: inputs[value.name].numpy() for value in session.get_inputs()}
         names = [value.name for value in session.get_outputs()]
         values = dict(zip(names, map(torch.from_numpy, session.run(names, fed)), strict=True))
-    apart = max(distance(values[name], value) for name, value in expected.items() if name in values)
+    if lacking := expected.keys() - values:
+        raise Fault(f"ONNX Runtime gives no {', '.join(sorted(lacking))}")
+    apart = max(distance(values[name], value) for name, value in expected.items())
     if apart > TOLERANCE:
         raise Fault(f"ONNX Runtime's outputs differ by up to {apart:.1e}")
     return f"exported with a batch of 2, run with one of 3: within {apart:.1e}"
