@@ -29,7 +29,8 @@ MENDS = {
     "pipeline()": "open the model with that pipeline() by hand, and see what it says",
     "generate()": "put back the code that training wrote; if it is, this version of transformers hands over its cache "
     "by a name that the code does not take: update Keel, and train or export anew",
-    "save and load": "put back the code that training wrote: run its command again",
+    "save and load": "put back the code that training wrote, whose hash configuration.py ends with: run its command "
+    "again",
     "ONNX": "export by hand with transformers.exporters, and see what it says; a model that need not be exported can "
     "be pushed by hand",
     "example": "mend that example in README.md, or what it shows",

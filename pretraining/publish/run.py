@@ -196,12 +196,12 @@ def publish(options: Options) -> None:
     from pretraining.publish.source import find_source
 
     source = find_source(options.folder)
-    out = prepare_out(source, options)
     versions = resolve(options.versions) if options.versions else []
     if options.repo:
         from pretraining.publish.push import check_repo
 
         check_repo(options.repo)  # before minutes of work that could not be pushed
+    out = prepare_out(source, options)
     native = report = None
     if options.native:
         from pretraining.publish.native import write_proven_native

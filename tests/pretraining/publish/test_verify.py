@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import FAULTS, changed_code, failing_example
+from faults import FAULTS, failing_example
 from mistakes import one_sentence
 from runs import environment, run_here
 
@@ -118,14 +118,16 @@ def test_a_planted_fault_is_another_file(name: str, trained: dict[str, Path], tm
         check_sums(Checkpoint(tmp_path / "model", None))
 
 
-def test_code_that_is_changed_to_no_effect_is_told_by_its_hash(trained: dict[str, Path], tmp_path: Path):
+def test_code_that_is_listed_nowhere(trained: dict[str, Path], tmp_path: Path):
     shutil.copytree(trained["bert"] / "model", tmp_path / "model")
-    changed_code(tmp_path / "model")
-    (tmp_path / "model" / "more.py").touch()
-    with pytest.raises(Fault, match=r"layers\.py is another file than training's; more\.py is listed nowhere"):
-        check_sums(Checkpoint(tmp_path / "model", None))
-    write_sums(tmp_path / "model")
+    (tmp_path / "model" / "README.md").touch()
+    (tmp_path / "model" / "native").mkdir()
+    (tmp_path / "model" / "native" / "model.safetensors").touch()
+    write_sums(tmp_path / "model" / "native")
     check_sums(Checkpoint(tmp_path / "model", None))
+    (tmp_path / "model" / "more.py").touch()
+    with pytest.raises(Fault, match=r"more\.py is listed nowhere"):
+        check_sums(Checkpoint(tmp_path / "model", None))
 
 
 def test_sums_are_those_of_the_tool(trained: dict[str, Path]):
