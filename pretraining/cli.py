@@ -17,6 +17,7 @@ from pretraining.data.settings import TokenizerSettings
 from pretraining.errors import UserError, one_line
 from pretraining.objectives import OBJECTIVES, Entry
 from pretraining.settings import (
+    CACHE,
     NOT_SET_BY_HAND,
     CheckpointSettings,
     EvaluationSettings,
@@ -160,9 +161,7 @@ def make_parser(family: str, objective: str, verb: Verb = PRETRAIN) -> Parser:
     parser.add_argument("--config", action="config", help="A YAML file of settings; what follows it overrides it.")
     parser.add_argument("--name", type=str, default="run", help="The run's name: it leaves everything in RUNS/NAME.")
     parser.add_argument("--runs", type=str, default="runs", help="The folder of all runs.")
-    parser.add_argument(
-        "--cache", type=str, default="~/.cache/keel", help="The folder of prepared data and trained tokenizers."
-    )
+    parser.add_argument("--cache", type=str, default=CACHE, help="The folder of prepared data and trained tokenizers.")
     parser.add_argument("--seed", type=int, default=0, help="Decides weights, order, pairs, masks and dropout.")
     parser.add_argument(
         "--resume",

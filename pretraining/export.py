@@ -14,8 +14,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from modeling.convert import TO_NATIVE, to_native
 from pretraining.errors import UserError, one_line
-from pretraining.files import follow_umask, publish, sync
+from pretraining.files import SUMS, follow_umask, publish, sync, write_sums
 from pretraining.objectives.base import Head
+from pretraining.publish.probe.samples import labels, machine, samples
 
 
 def write_model(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
@@ -35,7 +36,7 @@ def write_model(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> N
 
 
 def write_whole(model: nn.Module, head: Head, weights: dict[str, Tensor], folder: Path) -> None:
-    """All that opens anywhere: weights, code, and the tokenizer or image processor.
+    """All that opens anywhere: weights, code, the tokenizer or image processor, and the hashes of these files.
 
     Args:
         model: not wrapped.
@@ -43,6 +44,7 @@ def write_whole(model: nn.Module, head: Head, weights: dict[str, Tensor], folder
     """
     write_model(model, head.merge(weights), folder)
     head.save_inputs(folder)
+    write_sums(folder)
 
 
 def export(accelerator: Accelerator, model: nn.Module, head: Head, folder: Path) -> Path:
@@ -116,19 +118,28 @@ def write_native(model: Path | str, folder: Path | str) -> None:
     """
     model, folder = Path(model), Path(folder)
     native = to_native(open_one_of(list(TO_NATIVE), "model", model))
-    ours = ("*.py", "config.json", "generation_config.json", "*.safetensors*")
+    ours = ("*.py", "config.json", "generation_config.json", "*.safetensors*", SUMS)
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns(*ours), dirs_exist_ok=True)
     native.save_pretrained(folder)
+    write_sums(folder)
     follow_umask(folder)
 
 
 @torch.no_grad()
-def write_reference(model: PreTrainedModel, inputs: dict[str, Tensor], path: Path) -> None:
-    """Inputs and what the model makes of them, on one thread: whoever reads the model back can compare bit by bit."""
+def write_reference(model: PreTrainedModel, inputs: dict[str, Tensor], folder: Path, path: Path) -> None:
+    """Inputs and what the model makes of them, on one thread: whoever reads the model back can compare bit by bit.
+
+    Beside them: what the tokenizer or the image processor makes of fixed samples, and the label map. Bits are equal
+    under the same torch on the same kind of processor, so the file's metadata names both.
+
+    Args:
+        folder: the model's own, which has been written.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     found = model(**inputs).items()
-    outputs = {f"output.{name}": x.contiguous() for name, x in found if isinstance(x, Tensor) and x.ndim}
     torch.set_num_threads(threads)
-    save_file({f"input.{name}": x.contiguous() for name, x in inputs.items()} | outputs, path)
+    tensors = {f"input.{name}": x.contiguous() for name, x in inputs.items()}
+    tensors |= {f"output.{name}": x.contiguous() for name, x in found if isinstance(x, Tensor) and x.ndim}
+    save_file(tensors | samples(folder), path, metadata={**machine(), "labels": labels(model.config)})
     follow_umask(path)

@@ -17,6 +17,8 @@ from pretraining.errors import UserError
 UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(UMASK)
 
+SUMS = "SHA256SUMS"
+
 # Why a folder cannot be written to: no room, or no right.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -100,6 +102,17 @@ def hashes(folder: Path) -> dict[str, str]:
 
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to the other threads
         return {str(path.relative_to(folder)): digest for path, digest in zip(paths, pool.map(of, paths), strict=True)}
+
+
+def write_sums(folder: Path) -> None:
+    """SHA256SUMS, which `sha256sum --check` reads: the SHA-256 of each file in a folder, by its path there."""
+    sums = folder / SUMS
+    sums.unlink(missing_ok=True)
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n")
+    sums.write_text("".join(lines), encoding="utf-8")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -15,6 +15,8 @@ from modeling.configuration import KeelConfig
 from pretraining.data.settings import between
 from pretraining.errors import UserError
 
+CACHE = "~/.cache/keel"  # of all that is worked out once, unless the user names another folder
+
 
 @dataclass(frozen=True)
 class TrainSettings:

@@ -19,6 +19,7 @@ from transformers import (
 
 from modeling.convert import to_native
 from pretraining.export import write_native
+from pretraining.files import SUMS
 
 HEADS = {
     "KeelBertForPreTraining": AutoModelForPreTraining,
@@ -44,6 +45,9 @@ def test_native_with_its_inputs(head: str, tiny, tmp_path: Path):
     expected = to_native(model)
     assert type(opened) is type(expected)
     assert all(torch.equal(weight, expected.state_dict()[name]) for name, weight in opened.state_dict().items())
+    files = {str(path.relative_to(tmp_path / "native")) for path in (tmp_path / "native").rglob("*") if path.is_file()}
+    listed = (tmp_path / "native" / SUMS).read_text().splitlines()
+    assert {line.partition("  ")[2] for line in listed} == files - {SUMS}
     assert not list((tmp_path / "native").glob("*.py")) and load_file(tmp_path / "native/model.safetensors")
     if model.can_generate():
         assert opened.generation_config.max_length == 7

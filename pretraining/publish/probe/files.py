@@ -1,0 +1,88 @@
+"""Are the files whole, and those that training wrote?"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from .check import Fault
+from .checkpoint import Checkpoint
+
+SUMS = "SHA256SUMS"
+LOADED = {".py", ".safetensors", ".bin", ".pt", ".pth", ".pkl"}  # a file of these kinds is run, or read as weights
+
+
+def own_files(folder: Path) -> set[str]:
+    """The files in a folder, without those of folders in it that have sums of their own."""
+    others = {path.parent for path in folder.rglob(SUMS)} - {folder}
+    paths = (path for path in folder.rglob("*") if path.is_file() and not others & set(path.parents))
+    return {path.relative_to(folder).as_posix() for path in paths} - {SUMS}
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sums(checkpoint: Checkpoint) -> str:
+    """Every file is the one that SHA256SUMS names."""
+    folder = checkpoint.folder
+    if not (folder / SUMS).exists():
+        raise Fault(f"{SUMS} is missing, so nothing says which files training wrote")
+    wrong, listed = [], set()
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        listed.add(name)
+        if not (folder / name).is_file():
+            wrong.append(f"{name} is missing")
+        elif sha256(folder / name) != digest:
+            wrong.append(f"{name} is another file than training's")
+    extra = {name for name in own_files(folder) - listed if Path(name).suffix in LOADED}
+    wrong += [f"{name} is listed nowhere" for name in sorted(extra)]
+    if wrong:
+        raise Fault("; ".join(wrong))
+    return f"{len(listed)} files"
+
+
+def check_weights_file(checkpoint: Checkpoint) -> str:
+    """The files of weights open, are whole, and hold finite numbers."""
+    folder = checkpoint.folder
+    names = {path.name for path in folder.glob("*.safetensors")}
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if not names:
+        raise Fault("there is no file of weights")
+    count = 0
+    for name in sorted(names):
+        try:
+            with safe_open(folder / name, "pt") as file:
+                for key in file.keys():  # noqa: SIM118, it is no dict
+                    weight = file.get_tensor(key)
+                    count += weight.numel()
+                    if not torch.isfinite(weight).all():
+                        raise Fault(f"{key} in {name} is not finite")
+        except Fault:
+            raise
+        except Exception as error:  # the library has errors of its own
+            raise Fault(f"{name} is not whole: {error}") from error
+    return f"{count:,} numbers in {len(names)} file{'s' * (len(names) > 1)}"
+
+
+def check_auto_map(checkpoint: Checkpoint) -> str:
+    """Every Auto class of the family is named, and leads to a class that is there."""
+    named = checkpoint.fields.get("auto_map")
+    if not named:
+        raise Fault("config.json has no auto_map, so no Auto class finds the code")
+    for auto, reference in named.items():
+        file, defined = checkpoint.modules_of(reference)
+        if reference.rpartition(".")[2] not in defined:
+            raise Fault(f"{auto} leads to {reference}, and {file} defines no such class")
+    expected = type(checkpoint.config)().auto_map
+    wrong = [f"{auto} is {named.get(auto)}, not {name}" for auto, name in expected.items() if named.get(auto) != name]
+    wrong += [f"{auto} is none of this family's" for auto in named if auto not in expected]
+    if wrong:
+        raise Fault("; ".join(wrong))
+    return ", ".join(named)
