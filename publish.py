@@ -8,10 +8,12 @@ def main(arguments: list[str] | None = None) -> None:
     prepare_hub_client()  # before anything imports the client, which reads its variables once
 
     from pretraining.errors import one_sentence_errors
-    from pretraining.publish.run import parse, publish
+    from pretraining.publish.cli import parse
 
     options = parse(arguments)
     with one_sentence_errors("publish.py"):
+        from pretraining.publish.run import publish  # heavy, and not needed for --help or a wrong option
+
         publish(options)
 
 

@@ -17,12 +17,14 @@ from pretraining.publish.hub_errors import without_token
 STRANGER = Path(__file__).with_name("stranger.py")
 
 
-def compare_files(folder: Path, repo: str, commit: str, api: HfApi) -> None:
-    """Raises UserError where a file of the folder is not in the commit as it is here."""
+def compare_files(folder: Path, repo: str, commit: str, api: HfApi, without: str | None = None) -> None:
+    """Raises UserError where a file of the folder, but the one it is `without`, is not in the commit as it is here."""
     listed = api.list_repo_tree(repo, revision=commit, recursive=True)
     there = {file.path: file for file in listed if isinstance(file, RepoFile)}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
+        if name == without:
+            continue
         file = there.get(name)
         if file is None or file.size != path.stat().st_size or digest_there(file) != digest_here(path, file):
             raise UserError(

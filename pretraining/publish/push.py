@@ -95,8 +95,14 @@ def push(folder: Path, repo: str, *, private: bool, branch: str | None, tag: str
     return Pushed(f"{constants.ENDPOINT}/{repo}" + (f"/tree/{branch}" if branch else ""), commit)
 
 
-def upload(folder: Path, repo: str, *, private: bool, branch: str | None, message: str) -> str:
-    """Like `push`, but what has arrived is compared by its hashes alone; returns the commit."""
+def upload(
+    folder: Path, repo: str, *, private: bool, branch: str | None, message: str, without: str | None = None
+) -> str:
+    """Like `push`, but what has arrived is compared by its hashes alone; returns the commit.
+
+    Args:
+        without: a file of the folder that stays here.
+    """
     check_name(repo)
     api, waits = HfApi(), iter(WAITS)
     while True:
@@ -109,8 +115,9 @@ def upload(folder: Path, repo: str, *, private: bool, branch: str | None, messag
                     revision=branch,
                     commit_message=message,
                     delete_patterns=STALE,
+                    ignore_patterns=without,
                 )
-                compare_files(folder, repo, done.oid, api)
+                compare_files(folder, repo, done.oid, api, without)
             return done.oid
         except Unreachable as error:
             wait = next(waits, None)
