@@ -1,0 +1,218 @@
+// The page's sections, each from its part of the data; one that has none is taken away.
+const page = JSON.parse(document.getElementById("data").textContent);
+const section = (id) => document.getElementById(id);
+document.getElementById("name").textContent = page.title;
+section("facts").append(...page.facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+
+// ---- attention ----
+
+// A head's attention as a view: over a text all queries and keys, over an image what one query sees of the patches.
+function headView(map, maps, layer, head, query, entry) {
+  const number = layer * map.heads + head, high = maps.high[number];
+  const named = `layer ${map.layers[layer]}, ${map.grid && head === map.heads - 1 ? "rollout" : `head ${head}`}`;
+  const shared = { scale: map.grid ? "heat" : "map", curve: 0.5, ends: ["0 %", percent(high)], title: named };
+  if (!map.grid) {
+    const [rows, columns] = [map.queries.length, map.keys.length];
+    return { ...shared, rows, columns, names: map.names, share: (row, column) => maps.share(number, row, column),
+      describe: (row, column) =>
+        `${named}: “${map.queries[row]}” gives “${map.keys[column]}” ${percent(maps.value(number, row, column))}` };
+  }
+  const side = map.grid, first = maps.columns - side * side, key = (row, column) => first + row * side + column;
+  const patch = (place) => `the patch in row ${Math.floor(place / side)}, column ${place % side}`;
+  const chosen = query ? map.queries[query - 1] : null;
+  // The scale is the query's own: what is pooled and single patches see very unevenly.
+  const shares = maps.bytes.subarray((number * maps.rows + query) * maps.columns + first).subarray(0, side * side);
+  const most = shares.reduce((one, other) => Math.max(one, other)) || 1;
+  const from = chosen === null ? `the ${map.pooled}` : patch(chosen);
+  return { ...shared, rows: side, columns: side, picture: entry.image, ends: ["0 %", percent((high * most) / 255)],
+    chosen: chosen === null ? null : [Math.floor(chosen / side), chosen % side],
+    share: (row, column) => (255 * maps.share(number, query, key(row, column))) / most,
+    describe: (row, column) =>
+      `${named}: ${from} gives ${patch(row * side + column)} ${percent(maps.value(number, query, key(row, column)))}` };
+}
+
+function attention() {
+  const isImage = page.family === "vit";
+  section("attention-lead").textContent = isImage
+    ? "Choose a head: the map shows where it looks from one place of the image. Click a patch to look from there."
+    : "Choose a head: each row of the map says how its token spreads its attention over the tokens of the columns.";
+  let entry, map, maps, layer, head, query;
+  const view = (...place) => headView(map, maps, ...place, query, entry);
+  const large = new LargeMap("Point at the map, or move over it with the arrow keys, to read a value.", isImage && ((row, column) => {
+    const distance = (place) => Math.hypot(Math.floor(place / map.grid) - row, (place % map.grid) - column);
+    const nearest = map.queries.reduce((one, other) => (distance(other) < distance(one) ? other : one), map.queries[0]);
+    look(nearest === undefined ? 0 : map.queries.indexOf(nearest) + 1);
+  }));
+  const kinds = make("div"), caption = make("p", { class: "caption" }), note = make("p", { class: "note" });
+  const whole = make("img", { class: "whole", alt: "the image" });
+  const heads = make("div", { class: "heads", role: "group", "aria-label": "layers and heads" });
+  const pooled = make("button", { type: "button", onclick: () => look(0) });
+
+  function choose(newLayer, newHead) {
+    [layer, head] = [newLayer, newHead];
+    for (const button of heads.querySelectorAll("button")) {
+      const chosen = +button.dataset.layer === layer && +button.dataset.head === head;
+      button.setAttribute("aria-pressed", chosen);
+      button.tabIndex = chosen ? 0 : -1;
+    }
+    large.show(view(layer, head));
+  }
+  function look(newQuery) {
+    query = newQuery;
+    for (const button of heads.querySelectorAll("button")) {
+      paint(button.firstChild, view(+button.dataset.layer, +button.dataset.head));
+    }
+    pooled.hidden = query === 0;
+    choose(layer, head);
+  }
+  function showMap(newMap) {
+    map = newMap;
+    maps = new Maps(map.maps);
+    map.heads = maps.count / map.layers.length;
+    map.names ??= map.grid ? null : [map.queries, map.keys];
+    const names = Array.from({ length: map.heads }, (_, n) => (map.grid && n === map.heads - 1 ? "rollout" : `${n}`));
+    heads.style.cssText = `--heads: ${map.heads}; --shape: ${map.grid ? 1 : map.keys.length / map.queries.length}`;
+    heads.replaceChildren(make("span", {}, "head"), ...names.map((name) => make("span", {}, name)));
+    map.layers.forEach((number, row) => heads.append(make("span", {}, `layer ${number}`), ...names.map((name, column) =>
+      make("button", { type: "button", "data-layer": row, "data-head": column, onclick: () => choose(row, column),
+        "aria-label": `layer ${number}, ${name === "rollout" ? name : `head ${name}`}` }, make("canvas")))));
+    note.textContent = map.note ?? "";
+    pooled.textContent = `Look from the ${map.pooled}`;
+    [layer, head] = [Math.min(layer ?? map.layers.length - 1, map.layers.length - 1), Math.min(head ?? 0, map.heads - 1)];
+    look(0);
+  }
+  function showEntry(number) {
+    entry = page.inputs[number];
+    caption.textContent = entry.caption ?? "";
+    whole.hidden = !entry.image;
+    if (entry.image) whole.src = entry.image;
+    kinds.hidden = entry.maps.length === 1;
+    kinds.replaceChildren(choices("attention", entry.maps.map(({ name, title }) => `${name}: ${title}`), (kind) => showMap(entry.maps[kind])));
+    showMap(entry.maps[0]);
+  }
+  heads.addEventListener("keydown", (event) => {
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    choose(Math.min(map.layers.length - 1, Math.max(0, layer + step[0])), Math.min(map.heads - 1, Math.max(0, head + step[1])));
+    heads.querySelector('[aria-pressed="true"]').focus();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => look(query));
+  section("attention").append(
+    choices("input", page.inputs.map(({ title }) => title), showEntry), kinds, caption,
+    make("div", { class: "explorer" }, make("div", {}, make("div", { class: "scroll" }, heads), note, whole),
+      make("div", {}, large.box, make("div", { class: "chips" }, pooled))));
+  showEntry(0);
+}
+
+// ---- masked words and patches ----
+
+const bars = (title, rows, highest) => make("table", {}, make("caption", {}, title), ...rows.map(([name, share, text, right]) =>
+  make("tr", { class: right && "right" }, make("td", {}, name), make("td", {}, make("div", { class: "bar",
+    style: `width: ${(100 * Math.max(share, 0)) / highest}%` })), make("td", {}, text))));
+
+function masked() {
+  const box = section("masked");
+  if (page.unmasked) return box.append(make("p", {}, page.unmasked));
+  if (page.masked) {
+    box.append(make("p", {}, page.target));
+    const named = (sources) => ["image", "what is seen", "with what is predicted"].map((name, n) =>
+      make("figure", {}, make("img", { src: sources[n], alt: name }), make("figcaption", {}, name)));
+    return box.append(make("div", { class: "gallery" }, ...page.masked.flatMap(named)));
+  }
+  box.append(make("p", {}, "Each word was masked in turn, with all of its tokens. The darker the line below a word, the more "
+    + "probable the model finds it in its place. Choose a word for what the model would put there."));
+  const predictions = make("div", { class: "predictions", "aria-live": "polite" });
+  const colors = colorsOf("map");
+  const buttons = page.inputs.map((entry) => entry.words.map(({ tokens }) => {
+    const text = tokens.map(({ label }, n) => (n ? label.replace(/^##/, "") : label.replace(/^_/, ""))).join("");
+    if (!tokens[0].predicted) return make("span", {}, text);
+    const own = Math.min(...tokens.map((token) => token.own));
+    return make("button", { type: "button", "aria-pressed": "false", "data-own": own, style: `--shade: rgb(${colors[Math.round(255 * own)]})`,
+      onclick: (event) => {
+        box.querySelector('[aria-pressed="true"]')?.setAttribute("aria-pressed", "false");
+        event.currentTarget.setAttribute("aria-pressed", "true");
+        predictions.replaceChildren(...tokens.map(({ label, own, predicted }) => bars(`in place of ${label} (${percent(own)})`,
+          predicted.map(([name, share]) => [name, share, percent(share), name === label]), 1)));
+      } }, text);
+  }));
+  box.append(...buttons.map((words) => make("div", { class: "words" }, ...words)), predictions);
+  const own = (button) => +button.dataset.own * (/\p{L}{3}/u.test(button.textContent) ? 1 : 0.001);
+  [...box.querySelectorAll(".words button")].sort((one, other) => own(other) - own(one))[0]?.click();
+}
+
+// ---- tokens ----
+
+function tokenTable({ title, labels, dimensions, bytes, reduction, examples }) {
+  const values = new Int8Array(bytesOf(bytes).buffer), numbers = new Map(labels.map((label, number) => [label, number]));
+  const row = (number) => values.subarray(number * dimensions, (number + 1) * dimensions);
+  const lengths = labels.map((_, number) => Math.hypot(...row(number)) || 1); // padding's row is 0
+  const find = (word) => [word, `_${word}`, word.toLowerCase(), `_${word.toLowerCase()}`].find((name) => numbers.has(name));
+
+  // The ten rows with the largest cosines to the sum of unit rows, [sign, number] each; these are left out.
+  function nearest(terms) {
+    const sum = new Float64Array(dimensions);
+    for (const [sign, number] of terms) row(number).forEach((value, d) => (sum[d] += (sign * value) / lengths[number]));
+    const length = Math.hypot(...sum) || 1, own = new Set(terms.map(([, number]) => number));
+    const cosines = labels.map((_, n) => row(n).reduce((total, value, d) => total + value * sum[d], 0) / lengths[n] / length);
+    return [...cosines.keys()].filter((n) => !own.has(n)).sort((one, other) => cosines[other] - cosines[one])
+      .slice(0, 10).map((n) => [labels[n], cosines[n]]);
+  }
+  function answer(text) {
+    let sign = 1;
+    const terms = [];
+    for (const word of text.trim().split(/\s+/)) {
+      if (terms.length && /^[-−+]$/.test(word)) sign = word === "+" ? 1 : -1;
+      else if (word && find(word) !== undefined) terms.push([sign, numbers.get(find(word))]);
+      else if (word) {
+        const alike = labels.filter((label) => label.replace("_", "").startsWith(word.slice(0, 3))).slice(0, 8);
+        return make("p", {}, `“${word}” is no single token of this table. `, alike.length ? `There are: ${alike.join(", ")}.` : "");
+      }
+    }
+    if (!terms.length) return make("p", {}, "");
+    const rows = nearest(terms).map(([name, cosine]) => [name, cosine, cosine.toFixed(3)]);
+    return bars(`cosines to ${terms.map(([s, n], i) => (s < 0 ? "− " : i ? "+ " : "") + labels[n]).join(" ")}`, rows, 1);
+  }
+  const results = make("div", { class: "results", "aria-live": "polite" });
+  const show = () => results.replaceChildren(answer(input.value));
+  const input = make("input", { type: "text", "aria-label": `a word, or a - b + c, of the ${title}`, spellcheck: "false",
+    autocomplete: "off", autocapitalize: "off", value: examples[0] ?? "", oninput: show });
+  const chips = examples.map((text) => make("button", { type: "button", onclick: () => { input.value = text; show(); } }, text));
+  show();
+  const size = `${labels.length.toLocaleString("en")} ${title}, ${dimensions} dimensions in one byte each`;
+  return make("div", {}, make("h3", {}, title), input, make("div", { class: "chips" }, ...chips), results,
+    make("p", { class: "note" }, `${size}${reduction ? `: ${reduction}` : ""}.`));
+}
+
+// ---- positions, kernels ----
+
+function similarities({ title, grid, every, maps: packed }) {
+  const maps = new Maps(packed), count = maps.rows;
+  const near = (one, other) => (one === other ? "1 (it is the same)" : maps.value(0, one, other).toFixed(3));
+  const shared = { scale: "map", curve: 1, ends: [maps.low[0].toFixed(2), maps.high[0].toFixed(2)], title };
+  const large = new LargeMap("Point at the map to read a cosine.", grid && ((row, column) => show(row * grid + column)));
+  function show(from) {
+    large.show({ ...shared, rows: grid, columns: grid, chosen: [Math.floor(from / grid), from % grid],
+      share: (row, column) => maps.share(0, from, row * grid + column),
+      describe: (row, column) => `row ${Math.floor(from / grid)}, column ${from % grid} and row ${row}, column ${column}: `
+        + near(from, row * grid + column) });
+  }
+  if (grid) show(Math.floor(grid / 2) * grid + Math.floor(grid / 2));
+  else large.show({ ...shared, rows: count, columns: count, share: (row, column) => maps.share(0, row, column),
+    describe: (row, column) => `positions ${row * every} and ${column * every}: ${near(row, column)}` });
+  return make("div", {}, make("h3", {}, title), large.box);
+}
+
+attention();
+masked();
+if (page.tables) section("tokens").append(make("div", { class: "side" }, ...page.tables.map(tokenTable)));
+else section("tokens").remove();
+section("positions-lead").textContent = page.family === "vit"
+  ? "How alike the marked patch's position is to every other's: the cosine of their embeddings. Click another patch."
+  : "How alike two positions are: the cosine of their embeddings."
+    + (page.positions[0].every > 1 ? ` One position in ${page.positions[0].every} is shown.` : "");
+section("positions").append(make("div", { class: "side" }, ...page.positions.map(similarities)));
+if (page.kernels) section("kernels").append(make("div", { class: "tiles" }, ...page.kernels.map(({ image, share }) =>
+  make("figure", {}, make("img", { src: image, alt: `component of ${percent(share)} of the variance` }),
+    make("figcaption", {}, percent(share))))));
+else section("kernels").remove();
