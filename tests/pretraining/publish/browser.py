@@ -10,6 +10,10 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 FLAGS += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
+# Pages count how often what they show has moved by itself, in `layoutShifts`.
+COUNT_SHIFTS = """window.layoutShifts = 0;
+const count = (list) => { window.layoutShifts += list.getEntries().length; };
+new PerformanceObserver(count).observe({type: "layout-shift"});"""
 
 
 class Browser:
@@ -20,9 +24,10 @@ class Browser:
         assert CHROMIUM
         its_input, ours = os.pipe()
         theirs, its_output = os.pipe()
-        # Chromium reads commands from its file 3, and writes what it has to say to its file 4.
+        # Chromium reads commands from its file 3, and writes what it has to say to its file 4. (bash: other shells
+        # cannot redirect files whose numbers have two digits.)
         script = f'exec "$0" "$@" 3<&{its_input} 4>&{its_output}'
-        command = ["sh", "-c", script, CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
+        command = ["bash", "-c", script, CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
         self.process = subprocess.Popen(command, pass_fds=(its_input, its_output), stderr=subprocess.DEVNULL)
         os.close(its_input)
         os.close(its_output)
@@ -32,6 +37,7 @@ class Browser:
         self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=COUNT_SHIFTS)
 
     def __enter__(self) -> "Browser":
         return self
