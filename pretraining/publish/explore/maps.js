@@ -12,7 +12,7 @@ function make(tag, attributes = {}, ...children) {
 }
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 
 // Maps of rows x columns bytes, each between its own low and high.
 class Maps {
@@ -55,8 +55,9 @@ function paint(canvas, view) {
 }
 
 // One choice of several, the first at the start; `choose` is called with the number of another.
+let groups = 0;
 function choices(title, labels, choose) {
-  const name = `choice-${choices.count = (choices.count ?? 0) + 1}`;
+  const name = `choice-${groups++}`;
   const options = labels.map((label, number) => {
     const input = make("input", { type: "radio", name, checked: number === 0 && "", onchange: () => choose(number) });
     return make("label", { title: label }, input, label);
@@ -64,11 +65,11 @@ function choices(title, labels, choose) {
   return make("fieldset", {}, make("legend", {}, title), ...options);
 }
 
-// A large map. The cell under the pointer, or that the arrow keys lead to, is read aloud below it; a click, or Enter,
+// A large map. The cell under the pointer, or that the arrow keys lead to, is told above it; a click, or Enter,
 // chooses it where `choose` is given.
 class LargeMap {
-  constructor(name, choose) {
-    this.choose = choose;
+  constructor(hint, choose) {
+    Object.assign(this, { hint, choose, at: null });
     this.columnNames = make("div", { class: "names columns", "aria-hidden": "true" });
     this.rowNames = make("div", { class: "names rows", "aria-hidden": "true" });
     this.picture = make("img", { alt: "" });
@@ -78,10 +79,8 @@ class LargeMap {
     this.field = make("div", { class: "field" }, this.canvas, this.mark, this.cursor);
     this.output = make("output", { "aria-live": "polite" });
     this.ends = [make("span"), make("div"), make("span")];
-    this.box = make("div", {}, make("div", { class: "scroll" }, make("div", { class: "large" })),
-      make("div", { class: "scale" }, ...this.ends), this.output);
-    this.name = name;
-    this.at = null;
+    this.box = make("div", {}, this.output, make("div", { class: "scroll" }, make("div", { class: "large" })),
+      make("div", { class: "scale" }, ...this.ends));
     const cellOf = (event) => {
       const box = this.field.getBoundingClientRect(), { rows, columns } = this.view;
       const place = (offset, size, count) => Math.min(count - 1, Math.max(0, Math.floor((offset / size) * count)));
@@ -127,7 +126,7 @@ class LargeMap {
     this.place(this.mark, chosen);
     this.draw();
     if (this.at) this.read(...this.at);
-    else this.output.textContent = this.name;
+    else this.output.textContent = this.hint;
   }
   draw() {
     paint(this.canvas, this.view);

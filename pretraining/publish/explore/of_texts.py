@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from modeling import KeelSeq2SeqForConditionalGeneration
+from pretraining.data.tokenizer import word_starts
 from pretraining.errors import UserError
 from pretraining.init_from import is_separate
 from pretraining.publish.explore.inputs import default_texts
@@ -18,10 +19,6 @@ from pretraining.publish.source import Source
 MOST_POSITIONS = 128  # of a map
 ROOM, ATTENTION = 1_250_000, 550_000  # bytes of token tables and attention together, and at most of attention
 WORDS = 4  # from the inputs, whose neighbours are offered
-WHY_UNMASKED = {
-    "bert": "This model has no head that predicts masked words.",
-    "seq2seq": "An encoder-decoder writes a text of its own; it puts no word in the place of a masked one.",
-}
 ANALOGIES = ("king - man + woman", "was - is + are", "files - file + name", "returns - return + raise")
 
 
@@ -83,6 +80,19 @@ def token_tables(model: Any, tokenizer: Any, target: Any, room: int, seen: list[
     ]
 
 
+def why_unmasked(model: Any, tokenizer: Any) -> str:
+    """Why there are no predictions of masked words to show; empty where there are some."""
+    if model.config.is_encoder_decoder:
+        return "An encoder-decoder writes a text of its own; it puts no word in the place of a masked one."
+    if not hasattr(model, "mlm"):
+        return f"A {type(model).__name__} has no head that predicts masked words."
+    try:
+        word_starts(tokenizer)
+    except UserError:
+        return "This model's tokenizer does not show where words begin."
+    return ""
+
+
 def explore_texts(source: Source, model: Any, texts: list[str]) -> tuple[dict[str, Any], list[Tensor]]:
     """What the page shows of a model and of texts, or where there are none, of the default ones.
 
@@ -98,7 +108,7 @@ def explore_texts(source: Source, model: Any, texts: list[str]) -> tuple[dict[st
     entries: list[dict[str, Any]] = []
     weights: list[Tensor] = []
     seen: list[str] = []
-    unmasked = WHY_UNMASKED[source.family] if not hasattr(model, "mlm") else ""
+    unmasked = why_unmasked(model, tokenizer)
     for text in texts or default_texts(source):
         read = read_text(model, tokenizer, target, text)
         maps = [{"name": m.name, "title": m.title, "queries": m.queries, "keys": m.keys} for m in read.maps]

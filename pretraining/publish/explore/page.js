@@ -15,7 +15,7 @@ function headView(map, maps, layer, head, query, entry) {
     const [rows, columns] = [map.queries.length, map.keys.length];
     return { ...shared, rows, columns, names: map.names, share: (row, column) => maps.share(number, row, column),
       describe: (row, column) =>
-        `${named}: “${map.queries[row]}” gives “${map.keys[column]}” ${percent(maps.value(number, row, column))}` };
+        `${named}: “${map.queries[row]}” looks at “${map.keys[column]}”: ${percent(maps.value(number, row, column))}` };
   }
   const side = map.grid, first = maps.columns - side * side, key = (row, column) => first + row * side + column;
   const patch = (place) => `the patch in row ${Math.floor(place / side)}, column ${place % side}`;
@@ -28,7 +28,7 @@ function headView(map, maps, layer, head, query, entry) {
     chosen: chosen === null ? null : [Math.floor(chosen / side), chosen % side],
     share: (row, column) => (255 * maps.share(number, query, key(row, column))) / most,
     describe: (row, column) =>
-      `${named}: ${from} gives ${patch(row * side + column)} ${percent(maps.value(number, query, key(row, column)))}` };
+      `${named}: ${from} looks at ${patch(row * side + column)}: ${percent(maps.value(number, query, key(row, column)))}` };
 }
 
 function attention() {
@@ -123,12 +123,11 @@ function masked() {
   box.append(make("p", {}, "Each word was masked in turn, with all of its tokens. The darker the line below a word, the more "
     + "probable the model finds it in its place. Choose a word for what the model would put there."));
   const predictions = make("div", { class: "predictions", "aria-live": "polite" });
-  const colors = colorsOf("map");
   const buttons = page.inputs.map((entry) => entry.words.map(({ tokens }) => {
     const text = tokens.map(({ label }, n) => (n ? label.replace(/^##/, "") : label.replace(/^_/, ""))).join("");
     if (!tokens[0].predicted) return make("span", {}, text);
     const own = Math.min(...tokens.map((token) => token.own));
-    return make("button", { type: "button", "aria-pressed": "false", "data-own": own, style: `--shade: rgb(${colors[Math.round(255 * own)]})`,
+    return make("button", { type: "button", "aria-pressed": "false", "data-own": own, style: `--own: ${100 * own}%`,
       onclick: (event) => {
         box.querySelector('[aria-pressed="true"]')?.setAttribute("aria-pressed", "false");
         event.currentTarget.setAttribute("aria-pressed", "true");

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch.nn.functional import cosine_similarity
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from modeling import KeelBertForPreTraining
@@ -23,6 +25,7 @@ from pretraining.data.tokenizer import TARGET, build_tokenizer, load_tokenizer
 from pretraining.errors import UserError
 from pretraining.publish.explore import inputs, pack, page
 from pretraining.publish.explore.__main__ import main
+from pretraining.publish.explore.of_texts import why_unmasked
 from pretraining.publish.explore.tokens import masked_words, reduce_table
 from pretraining.publish.source import find_source
 from tests.pretraining.publish.browser import CHROMIUM, Browser
@@ -177,12 +180,16 @@ def test_a_patch_that_is_chosen_shows_where_it_looks(kind: str, pages: dict[str,
         point(browser, "#attention .field", 2.5 / 4, 1.5 / 4)  # row 1, column 2
         said, value = read(browser)
         pooled = weights[1, 1, 0] if extra else weights[1, 1].mean(0)
-        assert said.startswith(f"layer 1, head 1: the {'class token' if extra else 'mean of all patches'} gives"), said
+        assert said.startswith(f"layer 1, head 1: the {'class token' if extra else 'mean of all patches'} looks at"), (
+            said
+        )
         assert value / 100 == pytest.approx(pooled[extra + 1 * 4 + 2].item(), abs=1 / 255)
         point(browser, "#attention .field", 2.5 / 4, 1.5 / 4, click=True)
         point(browser, "#attention .field", 0.5 / 4, 3.5 / 4)
         said, value = read(browser)
-        assert said.startswith("layer 1, head 1: the patch in row 1, column 2 gives the patch in row 3, column 0"), said
+        assert said.startswith("layer 1, head 1: the patch in row 1, column 2 looks at the patch in row 3, column 0"), (
+            said
+        )
         assert value / 100 == pytest.approx(weights[1, 1, extra + 6, extra + 12].item(), abs=1 / 255)
     assert not browser.complaints()
 
@@ -199,7 +206,7 @@ def test_the_keyboard_reads_and_chooses(pages: dict[str, Path], browser: Browser
     browser.press("Enter")
     browser.press("ArrowDown")
     said, value = read(browser)
-    assert said.startswith("layer 1, head 0: the patch in row 0, column 2 gives the patch in row 1, column 2")
+    assert said.startswith("layer 1, head 0: the patch in row 0, column 2 looks at the patch in row 1, column 2")
     assert value / 100 == pytest.approx(weights[1, 0, 3, 7].item(), abs=1 / 255)
     browser.evaluate("document.querySelector('.heads [aria-pressed=true]').focus()")
     for key in ("ArrowUp", "ArrowRight"):
@@ -304,6 +311,13 @@ def test_words_are_masked_with_all_their_tokens(kind: str, pages: dict[str, Path
     assert len(said) == len(shown["tokens"])
     assert all(text.startswith(f"in place of {t['label']} (") for text, t in zip(said, shown["tokens"], strict=True))
     assert not browser.complaints()
+
+
+def test_words_need_a_tokenizer_that_marks_them(pages: dict[str, Path]):
+    model = find_source(pages["cased"].parent / "model").open()
+    assert why_unmasked(model, load_tokenizer(str(pages["cased"].parent / "model"))) == ""
+    unmarked = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, "a")), unk_token="a")
+    assert why_unmasked(model, unmarked) == "This model's tokenizer does not show where words begin."
 
 
 def test_what_cannot_be_masked_says_why(pages: dict[str, Path], browser: Browser):
