@@ -24,7 +24,7 @@ from pretraining.pictures.vit_insides import (
     reconstructed,
     rollout,
 )
-from pretraining.publish.explore import of_images, pictures
+from pretraining.publish.explore import image_page, pictures
 from pretraining.publish.explore.__main__ import main as explore
 from pretraining.publish.explore.page import write_page
 from pretraining.publish.source import find_source
@@ -273,7 +273,7 @@ def test_a_run_says_how_much_is_masked(tmp_path: Path, images: list[Path], monke
     rows, title, _ = seen[-1]
     assert title.startswith("75% of the patches are masked")
     (_, whole), (_, part), (_, guess) = rows[0]
-    visible = (part != of_images.MASKED).all(2)
+    visible = (part != image_page.MASKED).all(2)
     assert visible.reshape(2, 4, 2, 4).all((1, 3)).sum() == 1 and visible.sum() == 16
     assert (part[visible] == whole[visible]).all() and (guess[visible] == whole[visible]).all()
     assert (guess[~visible] != whole[~visible]).any()

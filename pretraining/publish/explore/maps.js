@@ -12,6 +12,7 @@ function make(tag, attributes = {}, ...children) {
 }
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+const clamp = (place, count) => Math.min(count - 1, Math.max(0, place));
 const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 
 // Maps of rows x columns bytes, each between its own low and high.
@@ -40,7 +41,8 @@ function colorsOf(scale) {
   });
 }
 
-// Draws a view: { rows, columns, share(row, column) from 0 to 1, scale, curve }, one pixel a cell; the style enlarges it.
+// Draws a view, one pixel a cell, which the style enlarges. A view is { rows, columns, share(row, column) from 0 to 1,
+// scale, curve }.
 function paint(canvas, view) {
   const colors = colorsOf(view.scale);
   canvas.width = view.columns;
@@ -65,6 +67,9 @@ function choices(title, labels, choose) {
   return make("fieldset", {}, make("legend", {}, title), ...options);
 }
 
+// Rows and columns that an arrow key moves by; undefined for any other key.
+const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
 // A large map. The cell under the pointer, or that the arrow keys lead to, is told above it; a click, or Enter,
 // chooses it where `choose` is given.
 class LargeMap {
@@ -83,8 +88,8 @@ class LargeMap {
       make("div", { class: "scale" }, ...this.ends));
     const cellOf = (event) => {
       const box = this.field.getBoundingClientRect(), { rows, columns } = this.view;
-      const place = (offset, size, count) => Math.min(count - 1, Math.max(0, Math.floor((offset / size) * count)));
-      return [place(event.clientY - box.top, box.height, rows), place(event.clientX - box.left, box.width, columns)];
+      return [clamp(Math.floor(((event.clientY - box.top) / box.height) * rows), rows),
+        clamp(Math.floor(((event.clientX - box.left) / box.width) * columns), columns)];
     };
     this.field.addEventListener("pointermove", (event) => this.read(...cellOf(event)));
     this.field.addEventListener("click", (event) => {
@@ -92,11 +97,11 @@ class LargeMap {
       this.choose?.(...this.at);
     });
     this.canvas.addEventListener("keydown", (event) => {
-      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-      if (step) {
-        const [row, column] = this.at ?? [0, 0], { rows, columns } = this.view;
-        const [down, right] = this.at ? step : [0, 0];
-        this.read(Math.min(rows - 1, Math.max(0, row + down)), Math.min(columns - 1, Math.max(0, column + right)));
+      const step = ARROWS[event.key];
+      if (step && !this.at) this.read(0, 0);
+      else if (step) {
+        const [row, column] = this.at;
+        this.read(clamp(row + step[0], this.view.rows), clamp(column + step[1], this.view.columns));
       } else if (event.key === "Enter" && this.at && this.choose) this.choose(...this.at);
       else return;
       event.preventDefault();
@@ -104,10 +109,10 @@ class LargeMap {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.view && this.draw());
   }
 
-  // A view with `describe(row, column)` too, and where it has them `names` of [rows, columns], a `picture` to lie on and
-  // the cell `chosen`.
+  // A view with `describe(row, column)` too, and where it has them `names` of [rows, columns], a `picture` to lie on
+  // and the cell `chosen`.
   show(view) {
-    const same = this.view?.rows === view.rows && this.view.columns === view.columns && this.view.names === view.names;
+    const same = ["rows", "columns", "names"].every((part) => this.view?.[part] === view[part]);
     this.view = view;
     const { rows, columns, names, picture, chosen } = view, large = this.box.querySelector(".large");
     large.style.cssText = `--rows: ${rows}; --columns: ${columns}`;
@@ -139,8 +144,9 @@ class LargeMap {
     node.hidden = !cell;
     if (!cell) return;
     const { rows, columns } = this.view, [row, column] = cell;
-    node.style.cssText = `left: ${(100 * column) / columns}%; top: ${(100 * row) / rows}%; width: max(6px, ${100 / columns}%);`
-      + `height: max(6px, ${100 / rows}%)`;
+    const [width, height] = [100 / columns, 100 / rows];
+    node.style.cssText = `left: ${column * width}%; top: ${row * height}%; width: max(6px, ${width}%);`
+      + `height: max(6px, ${height}%)`;
   }
   read(row, column) {
     this.at = [row, column];

@@ -2,7 +2,8 @@
 const page = JSON.parse(document.getElementById("data").textContent);
 const section = (id) => document.getElementById(id);
 document.getElementById("name").textContent = page.title;
-section("facts").append(...page.facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+section("facts").append(...page.facts.map(([name, value]) =>
+  make("div", {}, make("dt", {}, name), make("dd", {}, value))));
 
 // ---- attention ----
 
@@ -14,11 +15,12 @@ function headView(map, maps, layer, head, query, entry) {
   if (!map.grid) {
     const [rows, columns] = [map.queries.length, map.keys.length];
     return { ...shared, rows, columns, names: map.names, share: (row, column) => maps.share(number, row, column),
-      describe: (row, column) =>
-        `${named}: “${map.queries[row]}” looks at “${map.keys[column]}”: ${percent(maps.value(number, row, column))}` };
+      describe: (row, column) => `${named}: “${map.queries[row]}” looks at “${map.keys[column]}”: `
+        + percent(maps.value(number, row, column)) };
   }
   const side = map.grid, first = maps.columns - side * side, key = (row, column) => first + row * side + column;
   const patch = (place) => `the patch in row ${Math.floor(place / side)}, column ${place % side}`;
+  const value = (row, column) => percent(maps.value(number, query, key(row, column)));
   const chosen = query ? map.queries[query - 1] : null;
   // The scale is the query's own: what is pooled and single patches see very unevenly.
   const shares = maps.bytes.subarray((number * maps.rows + query) * maps.columns + first).subarray(0, side * side);
@@ -27,8 +29,7 @@ function headView(map, maps, layer, head, query, entry) {
   return { ...shared, rows: side, columns: side, picture: entry.image, ends: ["0 %", percent((high * most) / 255)],
     chosen: chosen === null ? null : [Math.floor(chosen / side), chosen % side],
     share: (row, column) => (255 * maps.share(number, query, key(row, column))) / most,
-    describe: (row, column) =>
-      `${named}: ${from} looks at ${patch(row * side + column)}: ${percent(maps.value(number, query, key(row, column)))}` };
+    describe: (row, column) => `${named}: ${from} looks at ${patch(row * side + column)}: ${value(row, column)}` };
 }
 
 function attention() {
@@ -38,11 +39,8 @@ function attention() {
     : "Choose a head: each row of the map says how its token spreads its attention over the tokens of the columns.";
   let entry, map, maps, layer, head, query;
   const view = (...place) => headView(map, maps, ...place, query, entry);
-  const large = new LargeMap("Point at the map, or move over it with the arrow keys, to read a value.", isImage && ((row, column) => {
-    const distance = (place) => Math.hypot(Math.floor(place / map.grid) - row, (place % map.grid) - column);
-    const nearest = map.queries.reduce((one, other) => (distance(other) < distance(one) ? other : one), map.queries[0]);
-    look(nearest === undefined ? 0 : map.queries.indexOf(nearest) + 1);
-  }));
+  const hint = "Point at the map, or move over it with the arrow keys, to read a value.";
+  const large = new LargeMap(hint, isImage && lookFrom);
   const kinds = make("div"), caption = make("p", { class: "caption" }), note = make("p", { class: "note" });
   const whole = make("img", { class: "whole", alt: "the image" });
   const heads = make("div", { class: "heads", role: "group", "aria-label": "layers and heads" });
@@ -65,6 +63,11 @@ function attention() {
     pooled.hidden = query === 0;
     choose(layer, head);
   }
+  // Not every patch is a query where they are many: the nearest one is taken.
+  function lookFrom(row, column) {
+    const far = (place) => Math.hypot(Math.floor(place / map.grid) - row, (place % map.grid) - column);
+    look(map.queries.indexOf(map.queries.reduce((one, other) => (far(other) < far(one) ? other : one))) + 1);
+  }
   function showMap(newMap) {
     map = newMap;
     maps = new Maps(map.maps);
@@ -78,7 +81,7 @@ function attention() {
         "aria-label": `layer ${number}, ${name === "rollout" ? name : `head ${name}`}` }, make("canvas")))));
     note.textContent = map.note ?? "";
     pooled.textContent = `Look from the ${map.pooled}`;
-    [layer, head] = [Math.min(layer ?? map.layers.length - 1, map.layers.length - 1), Math.min(head ?? 0, map.heads - 1)];
+    [layer, head] = [clamp(layer ?? map.layers.length, map.layers.length), clamp(head ?? 0, map.heads)];
     look(0);
   }
   function showEntry(number) {
@@ -87,14 +90,15 @@ function attention() {
     whole.hidden = !entry.image;
     if (entry.image) whole.src = entry.image;
     kinds.hidden = entry.maps.length === 1;
-    kinds.replaceChildren(choices("attention", entry.maps.map(({ name, title }) => `${name}: ${title}`), (kind) => showMap(entry.maps[kind])));
+    const names = entry.maps.map(({ name, title }) => `${name}: ${title}`);
+    kinds.replaceChildren(choices("attention", names, (kind) => showMap(entry.maps[kind])));
     showMap(entry.maps[0]);
   }
   heads.addEventListener("keydown", (event) => {
-    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    const step = ARROWS[event.key];
     if (!step) return;
     event.preventDefault();
-    choose(Math.min(map.layers.length - 1, Math.max(0, layer + step[0])), Math.min(map.heads - 1, Math.max(0, head + step[1])));
+    choose(clamp(layer + step[0], map.layers.length), clamp(head + step[1], map.heads));
     heads.querySelector('[aria-pressed="true"]').focus();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => look(query));
@@ -107,9 +111,13 @@ function attention() {
 
 // ---- masked words and patches ----
 
-const bars = (title, rows, highest) => make("table", {}, make("caption", {}, title), ...rows.map(([name, share, text, right]) =>
-  make("tr", { class: right && "right" }, make("td", {}, name), make("td", {}, make("div", { class: "bar",
-    style: `width: ${(100 * Math.max(share, 0)) / highest}%` })), make("td", {}, text))));
+// A table of names, each with a share from 0 to 1 as a bar, and its text; the right name is set off.
+function bars(title, rows, right) {
+  const bar = (share) => make("div", { class: "bar", style: `width: ${100 * Math.max(share, 0)}%` });
+  return make("table", {}, make("caption", {}, title), ...rows.map(([name, share, text]) =>
+    make("tr", { class: name === right && "right" }, make("td", {}, name), make("td", {}, bar(share)),
+      make("td", {}, text))));
+}
 
 function masked() {
   const box = section("masked");
@@ -120,19 +128,20 @@ function masked() {
       make("figure", {}, make("img", { src: sources[n], alt: name }), make("figcaption", {}, name)));
     return box.append(make("div", { class: "gallery" }, ...page.masked.flatMap(named)));
   }
-  box.append(make("p", {}, "Each word was masked in turn, with all of its tokens. The darker the line below a word, the more "
-    + "probable the model finds it in its place. Choose a word for what the model would put there."));
+  box.append(make("p", {}, "Each word was masked in turn, with all of its tokens. The stronger the line below a word, "
+    + "the more probable the model finds it in its place. Choose a word for what the model would put there."));
   const predictions = make("div", { class: "predictions", "aria-live": "polite" });
   const buttons = page.inputs.map((entry) => entry.words.map(({ tokens }) => {
-    const text = tokens.map(({ label }, n) => (n ? label.replace(/^##/, "") : label.replace(/^_/, ""))).join("");
+    const text = tokens.map(({ label }, n) => (n ? label.replace(/^##/, "") : label.replace(/^_(?=.)/, ""))).join("");
     if (!tokens[0].predicted) return make("span", {}, text);
     const own = Math.min(...tokens.map((token) => token.own));
     return make("button", { type: "button", "aria-pressed": "false", "data-own": own, style: `--own: ${100 * own}%`,
       onclick: (event) => {
         box.querySelector('[aria-pressed="true"]')?.setAttribute("aria-pressed", "false");
         event.currentTarget.setAttribute("aria-pressed", "true");
-        predictions.replaceChildren(...tokens.map(({ label, own, predicted }) => bars(`in place of ${label} (${percent(own)})`,
-          predicted.map(([name, share]) => [name, share, percent(share), name === label]), 1)));
+        predictions.replaceChildren(...tokens.map(({ label, own, predicted }) => bars(
+          `in place of ${label} (${percent(own)})`,
+          predicted.map(([name, share]) => [name, share, percent(share)]), label)));
       } }, text);
   }));
   box.append(...buttons.map((words) => make("div", { class: "words" }, ...words)), predictions);
@@ -143,17 +152,20 @@ function masked() {
 // ---- tokens ----
 
 function tokenTable({ title, labels, dimensions, bytes, reduction, examples }) {
-  const values = new Int8Array(bytesOf(bytes).buffer), numbers = new Map(labels.map((label, number) => [label, number]));
+  const values = new Int8Array(bytesOf(bytes).buffer);
+  const numbers = new Map(labels.map((label, number) => [label, number]));
   const row = (number) => values.subarray(number * dimensions, (number + 1) * dimensions);
   const lengths = labels.map((_, number) => Math.hypot(...row(number)) || 1); // padding's row is 0
-  const find = (word) => [word, `_${word}`, word.toLowerCase(), `_${word.toLowerCase()}`].find((name) => numbers.has(name));
+  const find = (word) => [word, `_${word}`, word.toLowerCase(), `_${word.toLowerCase()}`]
+    .find((name) => numbers.has(name));
 
   // The ten rows with the largest cosines to the sum of unit rows, [sign, number] each; these are left out.
   function nearest(terms) {
     const sum = new Float64Array(dimensions);
-    for (const [sign, number] of terms) row(number).forEach((value, d) => (sum[d] += (sign * value) / lengths[number]));
+    for (const [sign, number] of terms) row(number).forEach((x, d) => (sum[d] += (sign * x) / lengths[number]));
     const length = Math.hypot(...sum) || 1, own = new Set(terms.map(([, number]) => number));
-    const cosines = labels.map((_, n) => row(n).reduce((total, value, d) => total + value * sum[d], 0) / lengths[n] / length);
+    const product = (number) => row(number).reduce((total, x, d) => total + x * sum[d], 0);
+    const cosines = labels.map((_, number) => product(number) / lengths[number] / length);
     return [...cosines.keys()].filter((n) => !own.has(n)).sort((one, other) => cosines[other] - cosines[one])
       .slice(0, 10).map((n) => [labels[n], cosines[n]]);
   }
@@ -162,21 +174,27 @@ function tokenTable({ title, labels, dimensions, bytes, reduction, examples }) {
     const terms = [];
     for (const word of text.trim().split(/\s+/)) {
       if (terms.length && /^[-−+]$/.test(word)) sign = word === "+" ? 1 : -1;
-      else if (word && find(word) !== undefined) terms.push([sign, numbers.get(find(word))]);
-      else if (word) {
+      else if (find(word) === undefined) {
         const alike = labels.filter((label) => label.replace("_", "").startsWith(word.slice(0, 3))).slice(0, 8);
-        return make("p", {}, `“${word}” is no single token of this table. `, alike.length ? `There are: ${alike.join(", ")}.` : "");
+        const others = alike.length ? ` There are: ${alike.join(", ")}.` : "";
+        return make("p", {}, `“${word}” is no single token of this table.${others}`);
+      } else {
+        terms.push([sign, numbers.get(find(word))]);
+        sign = 1;
       }
     }
-    if (!terms.length) return make("p", {}, "");
+    const sum = terms.map(([sign, number], place) => (sign < 0 ? "− " : place ? "+ " : "") + labels[number]);
     const rows = nearest(terms).map(([name, cosine]) => [name, cosine, cosine.toFixed(3)]);
-    return bars(`cosines to ${terms.map(([s, n], i) => (s < 0 ? "− " : i ? "+ " : "") + labels[n]).join(" ")}`, rows, 1);
+    return bars(`cosines to ${sum.join(" ")}`, rows);
   }
   const results = make("div", { class: "results", "aria-live": "polite" });
-  const show = () => results.replaceChildren(answer(input.value));
+  const show = () => results.replaceChildren(input.value.trim() ? answer(input.value) : "");
   const input = make("input", { type: "text", "aria-label": `a word, or a - b + c, of the ${title}`, spellcheck: "false",
     autocomplete: "off", autocapitalize: "off", value: examples[0] ?? "", oninput: show });
-  const chips = examples.map((text) => make("button", { type: "button", onclick: () => { input.value = text; show(); } }, text));
+  const chips = examples.map((text) => make("button", { type: "button", onclick: () => {
+    input.value = text;
+    show();
+  } }, text));
   show();
   const size = `${labels.length.toLocaleString("en")} ${title}, ${dimensions} dimensions in one byte each`;
   return make("div", {}, make("h3", {}, title), input, make("div", { class: "chips" }, ...chips), results,
@@ -189,14 +207,15 @@ function similarities({ title, grid, every, maps: packed }) {
   const maps = new Maps(packed), count = maps.rows;
   const near = (one, other) => (one === other ? "1 (it is the same)" : maps.value(0, one, other).toFixed(3));
   const shared = { scale: "map", curve: 1, ends: [maps.low[0].toFixed(2), maps.high[0].toFixed(2)], title };
-  const large = new LargeMap("Point at the map to read a cosine.", grid && ((row, column) => show(row * grid + column)));
-  function show(from) {
-    large.show({ ...shared, rows: grid, columns: grid, chosen: [Math.floor(from / grid), from % grid],
+  const large = new LargeMap("Point at the map to read a cosine.", grid && show);
+  function show(down, across) {
+    const from = down * grid + across;
+    large.show({ ...shared, rows: grid, columns: grid, chosen: [down, across],
       share: (row, column) => maps.share(0, from, row * grid + column),
-      describe: (row, column) => `row ${Math.floor(from / grid)}, column ${from % grid} and row ${row}, column ${column}: `
-        + near(from, row * grid + column) });
+      describe: (row, column) =>
+        `row ${down}, column ${across} and row ${row}, column ${column}: ${near(from, row * grid + column)}` });
   }
-  if (grid) show(Math.floor(grid / 2) * grid + Math.floor(grid / 2));
+  if (grid) show(Math.floor(grid / 2), Math.floor(grid / 2));
   else large.show({ ...shared, rows: count, columns: count, share: (row, column) => maps.share(0, row, column),
     describe: (row, column) => `positions ${row * every} and ${column * every}: ${near(row, column)}` });
   return make("div", {}, make("h3", {}, title), large.box);

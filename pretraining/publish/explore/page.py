@@ -1,6 +1,7 @@
 """One HTML file: what a model does with given inputs, and what it has learnt."""
 
 import json
+from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 from modeling import KeelViTForMaskedImageModeling
 from pretraining.errors import UserError
 from pretraining.files import write_text
-from pretraining.publish.explore.of_images import explore_images
-from pretraining.publish.explore.of_texts import explore_texts
+from pretraining.publish.explore.image_page import explore_images
 from pretraining.publish.explore.pack import fit
+from pretraining.publish.explore.text_page import explore_texts
 from pretraining.publish.source import Source
 
 LIMIT = 2_000_000  # bytes of a page
@@ -38,10 +39,8 @@ def to_html(content: dict[str, Any]) -> str:
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     parts = {name: (HERE / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
     maps = (HERE / "maps.js").read_text(encoding="utf-8")
-    title = content["title"].replace("&", "&amp;").replace("<", "&lt;")
-    return Template(parts["html"]).substitute(
-        title=title, style=parts["css"], script=f"{maps}\n{parts['js']}", data=data
-    )
+    script, title = f"{maps}\n{parts['js']}", escape(content["title"])
+    return Template(parts["html"]).substitute(title=title, style=parts["css"], script=script, data=data)
 
 
 def write_page(source: Source, inputs: list[str], out: Path, mask_ratio: float | None = None) -> Path:

@@ -9,9 +9,9 @@ from torch import Tensor
 from modeling import KeelViTForMaskedImageModeling
 from pretraining.pictures.charts import draw_attention, draw_gallery, draw_similarities, overlaid
 from pretraining.pictures.vit_insides import attention_of_image, over_patches, position_similarities
+from pretraining.publish.explore.image_page import POOLED, PREDICTED, kernels, open_images, reconstructions
 from pretraining.publish.explore.images import Images, masked_by_run
 from pretraining.publish.explore.inputs import default_texts
-from pretraining.publish.explore.of_images import POOLED, PREDICTED, kernels, open_images, reconstructions
 from pretraining.publish.explore.texts import load_tokenizers, read_text
 from pretraining.publish.source import Source
 

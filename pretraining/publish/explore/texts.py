@@ -35,7 +35,6 @@ class TextMaps:
 class ReadText:
     """What a model makes of a text, or of a pair."""
 
-    text: str
     inputs: dict[str, Tensor]
     """The encoder's, (1, T) each."""
     written: str
@@ -88,7 +87,7 @@ def read_text(model: Any, tokenizer: PreTrainedTokenizerBase, target: PreTrained
         inputs = encode_text(model, tokenizer, text)
         weights = torch.cat(model.base_model(**inputs, output_attentions=True).attentions)  # (L, A, T, T)
         labels = pieces(tokenizer, inputs["input_ids"][0].tolist())
-        return ReadText(text, inputs, "", [TextMaps("encoder", "text at text", labels, labels, weights)])
+        return ReadText(inputs, "", [TextMaps("encoder", "text at text", labels, labels, weights)])
     inputs = {"input_ids": encode_text(model, tokenizer, text)["input_ids"]}  # (1, S)
     generated = model.generate(**inputs)  # (1, T + 1), behind the start token
     read, written = generated[:, :-1], generated[:, 1:]
@@ -101,4 +100,4 @@ def read_text(model: Any, tokenizer: PreTrainedTokenizerBase, target: PreTrained
         TextMaps("decoder", "target at target", decoder_input, decoder_input, torch.cat(outputs.decoder_attentions)),
         TextMaps("cross", "target at source", targets, sources, torch.cat(outputs.cross_attentions)),
     ]
-    return ReadText(text, inputs, str(target.decode(written[0], skip_special_tokens=True)).strip(), maps)
+    return ReadText(inputs, str(target.decode(written[0], skip_special_tokens=True)).strip(), maps)

@@ -100,6 +100,7 @@ def masked_words(model: Any, tokenizer: PreTrainedTokenizerBase, inputs: dict[st
     ids = inputs["input_ids"][0]
     special = torch.tensor([token in tokenizer.all_special_ids for token in ids.tolist()])
     starts = torch.from_numpy(word_starts(tokenizer))[ids]
+    starts[1:] |= special[:-1]  # the first word of a text, which byte-level tokenizers do not mark
     word = starts.cumsum(0)  # (T,): which word each token is of
     turns = [number for number in word.unique().tolist() if not special[word == number].any()]
     labels = pieces(tokenizer, ids.tolist())

@@ -25,7 +25,7 @@ from pretraining.data.tokenizer import TARGET, build_tokenizer, load_tokenizer
 from pretraining.errors import UserError
 from pretraining.publish.explore import inputs, pack, page
 from pretraining.publish.explore.__main__ import main
-from pretraining.publish.explore.of_texts import why_unmasked
+from pretraining.publish.explore.text_page import why_unmasked
 from pretraining.publish.explore.tokens import masked_words, reduce_table
 from pretraining.publish.source import find_source
 from tests.pretraining.publish.browser import CHROMIUM, Browser
@@ -45,7 +45,8 @@ def save_texts(
     kind: str, folder: Path, tiny: Callable[..., PreTrainedModel], documents: Documents, cache: Path
 ) -> None:
     """A checkpoint of a model of texts, with its tokenizers."""
-    family, algorithm, size = ("seq2seq", "bpe", 290) if kind in ("shared", "separate") else ("bert", "wordpiece", 70)
+    family = "seq2seq" if kind in ("shared", "separate") else "bert"
+    algorithm, size = ("wordpiece", 70) if kind in ("uncased", "cased") else ("bpe", 290)
     settings = TokenizerSettings(kind=algorithm, vocab_size=size, cased=kind == "cased")
     build_tokenizer(settings, documents, cache, family=family).save_pretrained(folder)
     fields: dict[str, Any] = {"vocab_size": size, "max_position_embeddings": 40}

@@ -123,7 +123,7 @@ def explore_texts(source: Source, model: Any, texts: list[str]) -> tuple[dict[st
     content = {
         "inputs": entries,
         "positions": [positions(embeddings, title) for title, embeddings in position_tables(model).items()],
-        "tables": token_tables(model, tokenizer, target, ROOM - min(sum(x.numel() for x in weights), ATTENTION), seen),
+        "tables": token_tables(model, tokenizer, target, room_for_tables(weights), seen),
         "unmasked": unmasked,
     }
     return content, weights
