@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,70 +14,18 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.nn.functional import cosine_similarity
-from transformers import AutoImageProcessor, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers import AutoImageProcessor, PreTrainedTokenizerFast
 
 from modeling import KeelBertForPreTraining
 from pretraining.data.pairs import dates
-from pretraining.data.settings import TokenizerSettings
-from pretraining.data.text.documents import Documents
-from pretraining.data.tokenizer import TARGET, build_tokenizer, load_tokenizer
-from pretraining.errors import UserError
-from pretraining.publish.explore import inputs, pack, page
+from pretraining.data.tokenizer import load_tokenizer
+from pretraining.publish.explore import inputs, page
 from pretraining.publish.explore.__main__ import main
 from pretraining.publish.explore.text_page import why_unmasked
-from pretraining.publish.explore.tokens import masked_words, reduce_table
+from pretraining.publish.explore.tokens import masked_words
 from pretraining.publish.source import find_source
 from tests.pretraining.publish.browser import CHROMIUM, Browser
-
-TEXT = "the cat sat on a mat and Then the dogs ran home because it was late but they found their way"
-TEXTS = ["the cat sat on a mat ||| Then they ran home", "dogs found the mat because it was late"]
-KINDS = ["uncased", "cased", "sinusoidal", "shared", "separate", "cls", "mean", "masked"]
-TEXT_KINDS, VITS = KINDS[:5], KINDS[5:]
-
-
-def texts_of(kind: str) -> list[str]:
-    """An encoder-decoder reads no pairs."""
-    return [text.replace(" ||| ", " ") for text in TEXTS] if kind in ("shared", "separate") else TEXTS
-
-
-def save_texts(
-    kind: str, folder: Path, tiny: Callable[..., PreTrainedModel], documents: Documents, cache: Path
-) -> None:
-    """A checkpoint of a model of texts, with its tokenizers."""
-    family = "seq2seq" if kind in ("shared", "separate") else "bert"
-    algorithm, size = ("wordpiece", 70) if kind in ("uncased", "cased") else ("bpe", 290)
-    settings = TokenizerSettings(kind=algorithm, vocab_size=size, cased=kind == "cased")
-    build_tokenizer(settings, documents, cache, family=family).save_pretrained(folder)
-    fields: dict[str, Any] = {"vocab_size": size, "max_position_embeddings": 40}
-    if family == "bert":
-        if kind == "sinusoidal":
-            fields |= {"position_embedding_type": "sinusoidal", "pooling": "mean", "type_vocab_size": 0}
-        tiny("KeelBertForPreTraining", **fields).float().save_pretrained(folder)
-        return
-    if kind == "separate":
-        load_tokenizer(str(folder)).save_pretrained(folder / TARGET)
-    fields |= {"pad_token_id": size - 1, "decoder_start_token_id": size - 1, "decoder_layers": 1}
-    model = tiny("KeelSeq2SeqForConditionalGeneration", share_encoder_decoder_embeddings=kind == "shared", **fields)
-    model.generation_config.max_new_tokens = 7
-    model.float().save_pretrained(folder)
-
-
-def save_images(kind: str, folder: Path, tiny: Callable[..., PreTrainedModel]) -> list[str]:
-    """A checkpoint of a ViT with its processor, and two images for it."""
-    name, fields = "KeelViTForImageClassification", {"pooling": "cls" if kind == "cls" else "mean"}
-    channels = 1 if kind == "mean" else 3
-    if kind == "masked":
-        name, fields = "KeelViTForMaskedImageModeling", {"reconstruction_target": "normalized_pixels"}
-    tiny(name, num_channels=channels, **fields).float().save_pretrained(folder)
-    statistics = {"image_mean": [0.4] * channels, "image_std": [0.2] * channels}
-    size = {"height": 8, "width": 8}
-    ViTImageProcessorPil(size=size, do_convert_rgb=channels == 3, **statistics).save_pretrained(folder)
-    paths = [folder.parent / f"{name}.png" for name in ("one", "other")]
-    for number, path in enumerate(paths):
-        noise = np.random.default_rng(number).integers(0, 256, (9, 12, channels), dtype=np.uint8)
-        Image.fromarray(noise[..., 0] if channels == 1 else noise).save(path)
-    return list(map(str, paths))
+from tests.pretraining.publish.explored import KINDS, TEXT, TEXT_KINDS, TEXTS, VITS, save_images, save_texts, texts_of
 
 
 @pytest.fixture(scope="module")
@@ -265,21 +213,6 @@ def test_a_word_that_is_no_token_is_told(pages: dict[str, Path], browser: Browse
     assert not browser.complaints()
 
 
-def test_a_large_table_is_reduced_and_says_so():
-    torch.manual_seed(0)
-    weights = torch.randn(600, 8) @ torch.randn(8, 96) + 0.01 * torch.randn(600, 96)
-    labels = [str(number) for number in range(600)]
-    whole = reduce_table(weights, labels, 600 * 96)
-    assert whole.rows.shape == (600, 96) and not whole.reduction
-    fewer = reduce_table(weights, labels, 600 * 70)
-    assert fewer.rows.shape == (600, 70) and fewer.reduction.startswith("96 dimensions are reduced to 70, with 100%")
-    one, other = (torch.nn.functional.normalize(table.rows.double(), dim=-1) for table in (whole, fewer))
-    assert torch.allclose(one @ one.T, other @ other.T, atol=0.02)  # it has eight directions that matter
-    least = reduce_table(weights, labels, 64 * 100 + 5)
-    assert least.rows.shape == (100, 64) and least.labels == labels[:100]
-    assert least.reduction.startswith("the first 100 of 600 entries are here")
-
-
 # ---- masked ----
 
 
@@ -370,39 +303,6 @@ def test_names_and_texts_are_no_program(name: str, pages: dict[str, Path], brows
     assert browser.evaluate("document.getElementById('name').textContent") == name
     assert browser.evaluate("document.title") == f"Inside {name}"
     assert not browser.complaints()
-
-
-def packed(shapes: list[tuple[int, ...]], room: int, **more: Any) -> list[dict[str, Any]]:
-    """Maps of noise, as a page of that many bytes holds them."""
-    torch.manual_seed(0)
-    maps = [dict(more) for _ in shapes]
-    pack.fit(maps, [torch.rand(shape) for shape in shapes], room)
-    return maps
-
-
-def test_layers_are_left_out_where_texts_are_too_long_for_a_page():
-    (whole,) = packed([(6, 2, 9, 9)], 6 * 2 * 81)
-    assert whole["layers"] == [0, 1, 2, 3, 4, 5] and "note" not in whole
-    one, other = packed([(6, 2, 9, 9), (6, 2, 9, 9)], 6 * 2 * 81)
-    assert one["layers"] == other["layers"] == [1, 3, 5] and one["note"].startswith("3 of 6 layers are here")
-    assert one["maps"]["shape"] == [6, 9, 9]
-    with pytest.raises(UserError, match="more than a page of 2 MB holds"):
-        packed([(6, 2, 9, 9)], 2 * 81 - 1)
-
-
-def test_queries_are_left_out_where_images_are_too_many_for_a_page():
-    (whole,) = packed([(2, 3, 17, 17)], 2 * 3 * 17 * 17, grid=4)
-    assert whole["queries"] == list(range(16)) and whole["layers"] == [0, 1] and "note" not in whole
-    (fewer,) = packed([(2, 3, 17, 17)], 2 * 3 * 17 * 17 - 1, grid=4)
-    assert fewer["queries"] == [0, 2, 8, 10] and fewer["note"].startswith("Of the patches 4 can be chosen")
-    assert fewer["maps"]["shape"] == [6, 5, 17] and fewer["layers"] == [0, 1]
-    torch.manual_seed(0)
-    weights = torch.rand(2, 3, 17, 17)
-    expected = (weights[1, 2, 1 + 8] / weights[1, 2, [0, 1, 3, 9, 11]].max() * 255).round()
-    found = np.frombuffer(base64.b64decode(fewer["maps"]["bytes"]), dtype=np.uint8).reshape(6, 5, 17)
-    assert np.array_equal(found[5, 3], expected.numpy())
-    with pytest.raises(UserError, match="more than a page of 2 MB holds"):
-        packed([(2, 3, 17, 17)], 2 * 3 * 17, grid=4)
 
 
 # ---- inputs ----
