@@ -1,9 +1,6 @@
 // The page's sections, each from its part of the data; one that has none is taken away.
 const page = JSON.parse(document.getElementById("data").textContent);
 const section = (id) => document.getElementById(id);
-document.getElementById("name").textContent = page.title;
-section("facts").append(...page.facts.map(([name, value]) =>
-  make("div", {}, make("dt", {}, name), make("dd", {}, value))));
 
 // ---- attention ----
 
@@ -234,3 +231,4 @@ if (page.kernels) section("kernels").append(make("div", { class: "tiles" }, ...p
   make("figure", {}, make("img", { src: image, alt: `component of ${percent(share)} of the variance` }),
     make("figcaption", {}, percent(share))))));
 else section("kernels").remove();
+document.querySelector("main").hidden = false; // all at once: nothing that is read moves

@@ -39,8 +39,14 @@ def to_html(content: dict[str, Any]) -> str:
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     parts = {name: (HERE / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
     maps = (HERE / "maps.js").read_text(encoding="utf-8")
-    script, title = f"{maps}\n{parts['js']}", escape(content["title"])
-    return Template(parts["html"]).substitute(title=title, style=parts["css"], script=script, data=data)
+    pairs = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in content["facts"])
+    return Template(parts["html"]).substitute(
+        title=escape(content["title"]),
+        facts="".join(pairs),
+        style=parts["css"],
+        script=f"{maps}\n{parts['js']}",
+        data=data,
+    )
 
 
 def write_page(source: Source, inputs: list[str], out: Path, mask_ratio: float | None = None) -> Path:

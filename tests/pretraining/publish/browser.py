@@ -10,10 +10,12 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 FLAGS += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
-# Pages count how often what they show has moved by itself, in `layoutShifts`.
-COUNT_SHIFTS = """window.layoutShifts = 0;
-const count = (list) => { window.layoutShifts += list.getEntries().length; };
-new PerformanceObserver(count).observe({type: "layout-shift"});"""
+# Pages list what of them has moved by itself, in `layoutShifts`.
+LIST_SHIFTS = """window.layoutShifts = [];
+const moved = ({node, previousRect, currentRect}) =>
+  [node?.outerHTML ?? node?.textContent, JSON.stringify(previousRect), JSON.stringify(currentRect)].join(" ");
+const list = (entries) => entries.getEntries().forEach((entry) => layoutShifts.push(...entry.sources.map(moved)));
+new PerformanceObserver(list).observe({type: "layout-shift"});"""
 
 
 class Browser:
@@ -37,7 +39,7 @@ class Browser:
         self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
-        self.call("Page.addScriptToEvaluateOnNewDocument", source=COUNT_SHIFTS)
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=LIST_SHIFTS)
 
     def __enter__(self) -> "Browser":
         return self
