@@ -166,7 +166,7 @@ class MaskedImagesScoring(Scoring[MaskedImages]):
 
     @torch.no_grad()
     def samples(self, model: Any, count: int) -> list[str]:
-        """The loss of some held-out images; `python -m pretraining.pictures.image_maps` shows more."""
+        """The loss of some held-out images; `python -m pretraining.publish.explore` shows more."""
         lines, head = [], MaskedImagesHead(self.examples)
         for number in self.examples.index("validation", 0)[:count].tolist():
             example = self.examples.examples("validation", 0, np.array([number]))

@@ -1,7 +1,7 @@
 """What a trained ViT has inside, as arrays that can be drawn: positions, first kernels, attention, reconstructions.
 
-B batch, L layers, A heads, T tokens, P patches, N components, C channels, S pixels of a side, H and W height and width
-in patches.
+B batch, L layers, A heads, T tokens, Q queries, K keys, P patches, N components, C channels, S pixels of a side, H and
+W height and width in patches.
 """
 
 from typing import Any
@@ -58,22 +58,25 @@ def rollout(layers: Tensor) -> Tensor:
     return torch.stack(products)
 
 
-def seen_patches(weights: Tensor, pooling: str) -> Tensor:
-    """Attention to each patch by what is pooled, the class token or the mean of all: (..., T, T) -> (..., H, W)."""
-    weights = weights[..., 0, 1:] if pooling == "cls" else weights.mean(-2)  # (..., P)
-    side = round(weights.shape[-1] ** 0.5)
-    return weights.unflatten(-1, (side, side))
-
-
-def attention_over_patches(model: Any, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a model under the eager kernel looks in one image (1, C, S, S).
+@torch.no_grad()
+def attention_of_image(model: Any, pixel_values: Tensor) -> Tensor:
+    """Where a model under the eager kernel looks in one image (1, C, S, S), the rollout as one more head.
 
     Returns:
-        The attention of each layer and head (L, A, H, W), and its rollout up to each layer (L, H, W).
+        (L, A + 1, Q, K): the first query is what is pooled, the class token or the mean of all patches; then comes each
+        patch. Keys are the class token, where there is one, and the patches.
     """
     layers = torch.cat(model.base_model(pixel_values, output_attentions=True).attentions)  # (L, A, T, T)
-    pooling = model.config.pooling
-    return seen_patches(layers, pooling), seen_patches(rollout(layers), pooling)
+    weights = torch.cat([layers, rollout(layers)[:, None]], 1)
+    if model.config.pooling == "cls":
+        return weights
+    return torch.cat([weights.mean(2, keepdim=True), weights], 2)
+
+
+def over_patches(model: Any, weights: Tensor) -> Tensor:
+    """The part of attention weights (..., K) that falls on patches: (..., H, W)."""
+    side = model.config.image_size // model.config.patch_size
+    return weights[..., -side * side :].unflatten(-1, (side, side))
 
 
 def color_of_class(classes: Tensor, channels: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Pictures of a trained ViT: what they show is right, they are there, and each mistake gets one sentence."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,19 +12,22 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from modeling.vit_masked import mean_colors
 from pretrain import main as pretrain
-from pretraining.pictures import image_maps
+from pretraining.objectives.masked_images import masked_patches
 from pretraining.pictures.charts import draw_gallery, draw_similarities, overlaid, tiled
-from pretraining.pictures.image_maps import draw_maps
 from pretraining.pictures.vit_insides import (
-    attention_over_patches,
+    attention_of_image,
     color_of_class,
     kernel_components,
+    over_patches,
     over_pixels,
     position_similarities,
     reconstructed,
     rollout,
-    seen_patches,
 )
+from pretraining.publish.explore import image_page, pictures
+from pretraining.publish.explore.__main__ import main as explore
+from pretraining.publish.explore.page import write_page
+from pretraining.publish.source import find_source
 
 POSITIONS, POOLINGS = ("learned", "sincos2d"), ("cls", "mean")
 TARGETS = ("pixels", "normalized_pixels", "mean_color")
@@ -136,23 +138,23 @@ def test_rollout_is_the_product_of_the_layers():
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_attention_is_what_the_pooled_vector_is_made_from(pooling: str, vit):
+def test_attention_is_that_of_what_is_pooled_and_of_each_patch(pooling: str, vit):
     model = vit(pooling=pooling)
     image = pixels()[:1]
+    found = attention_of_image(model, image)
     with torch.no_grad():
-        heads, rolled = attention_over_patches(model, image)
-        layers = model(image, output_attentions=True).attentions
-    assert heads.shape == (2, 2, 4, 4) and rolled.shape == (2, 4, 4)
-    expected = layers[1][0, 1, 0, 1:] if pooling == "cls" else layers[1][0, 1].mean(0)
-    assert torch.allclose(heads[1, 1].flatten(), expected)
-    sums = heads.sum((2, 3))
-    own = torch.stack(layers)[:, 0, :, 0, 0] if pooling == "cls" else torch.zeros(2, 2)
-    assert torch.allclose(sums, 1 - own, atol=1e-6)
+        layers = torch.cat(model(image, output_attentions=True).attentions)
+    extra = pooling == "cls"
+    assert found.shape == (2, 2 + 1, 1 + 16, 16 + extra)
+    assert torch.allclose(found.sum(-1), torch.ones(2, 3, 17))
+    assert torch.equal(found[:, :2, 1:], layers[:, :, extra:])
+    assert torch.allclose(found[:, :2, 0], layers[:, :, 0] if extra else layers.mean(2))
+    assert torch.allclose(found[:, 2, 1:], rollout(layers)[:, extra:])
 
 
-def test_patches_lie_row_by_row():
-    weights = torch.arange(7 * 7.0).reshape(7, 7)[:5, :5]
-    assert seen_patches(weights, "cls").tolist() == [[1, 2], [3, 4]]
+def test_patches_lie_row_by_row(vit):
+    weights = torch.arange(17.0)
+    assert over_patches(vit(), weights).tolist() == (torch.arange(16.0).reshape(4, 4) + 1).tolist()
     assert over_pixels(torch.tensor([[0, 1], [2, 3]]), 2).tolist() == [[0, 0, 1, 1]] * 2 + [[2, 2, 3, 3]] * 2
 
 
@@ -170,7 +172,7 @@ def test_visible_pixels_are_kept_and_hidden_ones_predicted(target: str, decoder:
     model = vit(
         "KeelViTForMaskedImageModeling", reconstruction_target=target, decoder_num_hidden_layers=decoder, **sizes
     )
-    hidden = torch.tensor(image_maps.masked_patches(0, 0, np.arange(2), 4, 1, 0.5))
+    hidden = torch.tensor(masked_patches(0, 0, np.arange(2), 4, 1, 0.5))
     pixel_values = (pixels() - MEAN) / DEVIATION
     with torch.no_grad():
         found = reconstructed(model, pixel_values, hidden, MEAN, DEVIATION)
@@ -217,17 +219,17 @@ def test_tiles_and_overlays():
 # ---- the pictures ----
 
 
-def test_a_classifier_is_drawn(saved, images: list[Path], tmp_path: Path, monkeypatch, capsys):
+def draw(folder: Path, images: list[Path], out: Path, mask_ratio: float | None = None) -> list[Path]:
+    return pictures.draw_pictures(find_source(folder), list(map(str, images)), out, mask_ratio)
+
+
+def test_a_classifier_is_drawn(saved, images: list[Path], tmp_path: Path, capsys):
     out = tmp_path / "out"
-    monkeypatch.setattr(
-        sys, "argv", ["image_maps", str(saved()), *map(str, images), "--out", str(out), "--every-layer"]
-    )
-    image_maps.main()
-    names = ["positions", "kernels", "attention", f"attention-1-{images[0].stem}", f"attention-2-{images[1].stem}"]
-    paths = [out / f"{name}.png" for name in names]
+    explore([str(saved()), *map(str, images), "--out", str(out / "page.html"), "--png"])
+    paths = [out / name for name in ("page.html", "positions.png", "kernels.png", "attention.png")]
     assert capsys.readouterr().out.split("\n")[:-1] == list(map(str, paths))
     assert sorted(out.iterdir()) == sorted(paths)
-    for path in paths:
+    for path in paths[1:]:
         width, height = size_of(path)
         assert 500 < width < 1500 and 200 < height < 1500
 
@@ -239,25 +241,19 @@ def test_a_model_of_masked_images_is_drawn(target: str, channels: int, saved, im
     if channels == 1:
         for path in images:
             Image.open(path).convert("L").save(path)
-    with pytest.raises(ValueError, match="give --mask-ratio"):
-        draw_maps(model, images, tmp_path / "none")
-    assert not (tmp_path / "none").exists()
     for ratio in (0.0, 1.0):
         with pytest.raises(ValueError, match="above 0 and below 1"):
-            draw_maps(model, images, tmp_path / "none", mask_ratio=ratio)
-    paths = draw_maps(model, images, tmp_path / "out", mask_ratio=0.5)
-    assert [path.name for path in paths] == ["positions.png", "kernels.png", "attention.png", "reconstructions.png"]
+            draw(model, images, tmp_path / "none", mask_ratio=ratio)
+    names = ["positions.png", "kernels.png", "attention.png"]  # no run says how much is masked
+    assert [path.name for path in draw(model, images, tmp_path / "out")] == names
+    paths = draw(model, images, tmp_path / "out", mask_ratio=0.5)
+    assert [path.name for path in paths] == [*names, "reconstructions.png"]
     first = [(size_of(path), path.read_bytes())[1] for path in paths]
-    assert [path.read_bytes() for path in draw_maps(model, images, tmp_path / "again", mask_ratio=0.5)] == first
+    assert [path.read_bytes() for path in draw(model, images, tmp_path / "again", mask_ratio=0.5)] == first
 
 
-def test_without_images_the_weights_alone_are_drawn(saved, tmp_path: Path):
-    paths = draw_maps(saved("KeelViTModel"), [], tmp_path / "out")
-    assert [path.name for path in paths] == ["positions.png", "kernels.png"]
-
-
-def test_a_run_says_how_much_is_hidden(tmp_path: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch):
-    """A masked autoencoder from its run to its pictures; the run's squares and share are hidden again."""
+def test_a_run_says_how_much_is_masked(tmp_path: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch):
+    """A masked autoencoder from its run to its pictures; the run's squares and share are masked again."""
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     model = {"family": "vit", "image_size": 8, "patch_size": 2, "num_channels": 1, **small}
     model |= {f"decoder_{name}": value for name, value in small.items()}
@@ -270,14 +266,14 @@ def test_a_run_says_how_much_is_hidden(tmp_path: Path, images: list[Path], monke
     pretrain([*run, "--data.validation_fraction=0.1", "--log.trackers=[]"])
     Image.open(images[0]).convert("L").save(images[0])
     seen: list[tuple] = []
-    draw = image_maps.draw_gallery
-    monkeypatch.setattr(image_maps, "draw_gallery", lambda *all: (seen.append(all), draw(*all)))
-    paths = draw_maps(tmp_path / "mae/model", images[:1], tmp_path)
+    gallery = pictures.draw_gallery
+    monkeypatch.setattr(pictures, "draw_gallery", lambda *all: (seen.append(all), gallery(*all)))
+    paths = draw(tmp_path / "mae", images[:1], tmp_path)
     assert paths[-1].name == "reconstructions.png" and size_of(paths[-1])
     rows, title, _ = seen[-1]
-    assert title.startswith("75% of the patches are hidden")
+    assert title.startswith("75% of the patches are masked")
     (_, whole), (_, part), (_, guess) = rows[0]
-    visible = (part != image_maps.HIDDEN).all(2)
+    visible = (part != image_page.MASKED).all(2)
     assert visible.reshape(2, 4, 2, 4).all((1, 3)).sum() == 1 and visible.sum() == 16
     assert (part[visible] == whole[visible]).all() and (guess[visible] == whole[visible]).all()
     assert (guess[~visible] != whole[~visible]).any()
@@ -296,42 +292,38 @@ def test_odd_names_and_large_grids_are_drawn(tmp_path: Path):
 # ---- mistakes ----
 
 
-def test_what_is_no_vit_of_ours(tiny, saved, images: list[Path], tmp_path: Path, monkeypatch, capsys):
-    for folder, expected in ((tmp_path / "nowhere", "there is no folder"), (tmp_path, "no ViT of ours")):
-        with pytest.raises(ValueError, match=expected):
-            draw_maps(folder, images, tmp_path)
-    tiny("KeelBertModel").save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match="that KeelBertModel wrote it, not KeelViTModel or"):
-        draw_maps(tmp_path / "bert", images, tmp_path)
-    model = saved()
+def look(folder: Path, images: list[Path], out: Path, mask_ratio: float | None = None) -> Path:
+    return write_page(find_source(folder), list(map(str, images)), out, mask_ratio)
+
+
+def test_a_folder_without_what_the_page_needs(saved, images: list[Path], tmp_path: Path, capsys):
+    model, page = saved(), tmp_path / "out" / "page.html"
     with pytest.raises(ValueError, match="--mask-ratio is for models of masked images"):
-        draw_maps(model, images, tmp_path, mask_ratio=0.5)
+        look(model, images, page, mask_ratio=0.5)
     (model / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="no image processor can be read"):
-        draw_maps(model, images, tmp_path)
-    monkeypatch.setattr(sys, "argv", ["image_maps", str(tmp_path / "nowhere")])
+        look(model, images, page)
     with pytest.raises(SystemExit):
-        image_maps.main()
+        explore([str(tmp_path / "nowhere")])
     told = capsys.readouterr().err
-    assert told.startswith("image_maps: error: there is no folder") and told.count("\n") == 1
+    assert told.startswith("explore: error: there is no folder") and told.count("\n") == 1
+    assert not page.parent.exists()
 
 
 def test_images_that_cannot_be_read_are_named(saved, images: list[Path], tmp_path: Path):
-    model, broken = saved(), tmp_path / "broken.png"
+    model, broken, page = saved(), tmp_path / "broken.png", tmp_path / "out" / "page.html"
     broken.write_bytes(images[0].read_bytes()[:60])
     (tmp_path / "words.txt").write_text("no image")
     for path in (broken, tmp_path / "words.txt", tmp_path / "missing.png", tmp_path):
         with pytest.raises(ValueError, match=rf"{path} cannot be read as an image: "):
-            draw_maps(model, [*images, path], tmp_path / "out")
-    with pytest.raises(ValueError, match="at most 64"):
-        draw_maps(model, images[:1] * 65, tmp_path / "out")
+            look(model, [*images, path], page)
     with pytest.raises(ValueError, match=r"a \$x\$.png has colours, and the model sees grey"):
-        draw_maps(saved(num_channels=1), images, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        look(saved(num_channels=1), images, page)
+    assert not page.parent.exists()
 
 
 def test_processors_of_other_models(saved, images: list[Path], tmp_path: Path):
     model = saved()
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(model)
     with pytest.raises(ValueError, match=r"makes \(3, 16, 16\) of an image, and the model takes \(3, 8, 8\)"):
-        draw_maps(model, images, tmp_path)
+        look(model, images, tmp_path / "page.html")

@@ -24,8 +24,10 @@ from pretraining.export import write_native
 from pretraining.metrics import Bleu, ExactMatch
 from pretraining.objectives import make_objective as objective_of
 from pretraining.objectives.base import Objective
-from pretraining.pictures import attention_maps
 from pretraining.pictures.charts import fonts_for
+from pretraining.publish.explore import pictures
+from pretraining.publish.explore.texts import load_tokenizers, read_text
+from pretraining.publish.source import find_source
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +355,8 @@ def test_each_side_may_have_a_vocabulary_of_its_own(arguments, tmp_path: Path):
     texts = [text.strip() for text in target.batch_decode(found, skip_special_tokens=True)]
     assert np.mean([text == "".join(map(str, n)) for text, n in zip(texts, numbers, strict=True)]) > 0.5
     text = " ".join(NUMBERS[d] for d in numbers[0])
-    assert attention_maps.draw_maps(folder / "model", text, tmp_path)[0] == texts[0]
+    source_of_run = find_source(folder)
+    assert read_text(source_of_run.open(), *load_tokenizers(source_of_run), text).written == texts[0]
 
     data = [part for part in arguments("separate") if not part.startswith(("--model.", "--tokenizer."))]
     data += ["--model.family=seq2seq", f"--runs={tmp_path}", f"--init_from={folder}/model", "--train.steps=1"]
@@ -462,15 +465,13 @@ def test_alignments_of_packed_pairs_are_those_of_each_alone(arguments, tmp_path:
     assert (batch["alignment_labels"] != IGNORED).any()
 
 
-def test_attention_maps_are_drawn_from_a_checkpoint(
-    translator: Path, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_attention_maps_are_drawn_from_a_checkpoint(translator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every panel shows what the model looked at: rows that add up to 1, over the tokens that stand beside them."""
     seen: list[tuple] = []
-    draw = attention_maps.draw_attention
-    monkeypatch.setattr(attention_maps, "draw_attention", lambda *all: (seen.append(all), draw(*all)))
-    _, paths = attention_maps.draw_maps(translator / "model", "seven eight nine", tmp_path)
-    assert [path.name for path in paths] == [f"attention-{name}.png" for name in ("encoder", "decoder", "cross")]
+    draw = pictures.draw_attention
+    monkeypatch.setattr(pictures, "draw_attention", lambda *all: (seen.append(all), draw(*all)))
+    paths = pictures.draw_pictures(find_source(translator), ["seven eight nine"], tmp_path)
+    assert [path.name for path in paths] == [f"attention-1-{name}.png" for name in ("encoder", "decoder", "cross")]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     for layers, queries, keys, *_ in seen:
         assert len(layers) == 1 and layers[0].shape == (2, len(queries), len(keys))
@@ -478,11 +479,3 @@ def test_attention_maps_are_drawn_from_a_checkpoint(
     assert seen[0][1] == seen[0][2] == seen[2][2] and "".join(seen[0][1]).startswith("_seven")
     families, missing = fonts_for("a\U0010fffd")  # one that no font has is spelt as its code point, not as a box
     assert families and missing == {"\U0010fffd"}
-    tiny("KeelViTModel").save_pretrained(tmp_path / "vit")
-    for folder, told in (
-        ("nowhere", "there is no folder"),
-        ("", "no encoder-decoder of ours"),
-        ("vit", "KeelViTModel"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            attention_maps.draw_maps(tmp_path / folder, "seven", tmp_path)
