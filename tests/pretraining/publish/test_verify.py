@@ -20,7 +20,7 @@ from pretraining.publish.probe.check import Check, Fault
 from pretraining.publish.probe.checkpoint import Checkpoint
 from pretraining.publish.probe.every import CHECKS
 from pretraining.publish.probe.files import check_sums
-from pretraining.publish.report import Report, read_opened
+from pretraining.publish.report import MENDS, Report, read_opened
 from pretraining.publish.source import find_source
 from publish import main
 
@@ -183,6 +183,7 @@ def test_a_report_names_no_place_of_this_machine(tmp_path: Path):
     assert "no model/layers.py" in report.to_json() and "'x.py'" in report.to_json()
     assert str(tmp_path) not in report.to_markdown() and "/usr" not in report.to_markdown()
     assert "\\|" in report.to_markdown() and "Mend: " in report.to_markdown() and not report.passed
+    assert set(MENDS) == {*CHECKS, "no Keel", "process", "example"}
 
 
 def test_bad_input_is_one_sentence(trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture):
