@@ -1,6 +1,5 @@
 """The order of publishing: what fails ends it before anything is pushed, and the model's own folder stays as it is."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +8,16 @@ from typing import Any
 import pytest
 
 from pretraining.files import hashes
+from pretraining.publish import run as publishing
 from pretraining.publish import verify
 from pretraining.publish.probe.check import Check
 from pretraining.publish.report import Opened, Report
+from pretraining.publish.snippets import UNPINNED
 from publish import main
 
-PARTS = ("push.check_repo", "native.write_proven_native", "explore.write_page", "card.write_card", "push.push")
+PARTS = ("check_repo", "write_proven_native", "write_page", "write_card", "upload", "push")
 PASSED = Check("opens", "passed", "1 Auto class")
+LICENSE = "--license=apache-2.0"
 FAILED = Check("logits", "failed", "logits differ")
 
 
@@ -37,21 +39,22 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         def step(*given: Any, **named: Any) -> Any:
             state["order"].append(name)
             state[name] = (given, named)
-            if name == "native.write_proven_native":
+            if name == "write_proven_native":
                 given[1].mkdir()
                 (given[1] / "config.json").write_text("{}")
-            if name == "card.write_card":
-                (given[1] / "README.md").write_text("new")
+            if name == "write_card":
+                (given[1] / "README.md").write_text(f"new, {UNPINNED}")
                 return given[1] / "README.md"
-            if name == "explore.write_page":
+            if name == "write_page":
                 given[2].write_text("<html>")
+            if name == "upload":
+                return "beef123"
             return SimpleNamespace(url="https://hub/me/run", commit="0123abc")
 
         return step
 
-    for module in {part.partition(".")[0] for part in PARTS}:
-        parts = {part.partition(".")[2]: stand_in(part) for part in PARTS if part.startswith(f"{module}.")}
-        monkeypatch.setitem(sys.modules, f"pretraining.publish.{module}", SimpleNamespace(**parts))  # type: ignore[arg-type]
+    for part in PARTS:
+        monkeypatch.setattr(publishing, part, stand_in(part))
 
     def found(source: Any, folder: Path, versions: list[str], out: Path, cache: Path) -> Report:
         state["order"].append("verify")
@@ -59,36 +62,35 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         verify.write_report(report, out)
         return report
 
-    monkeypatch.setattr(verify, "verify", found)
-    monkeypatch.setattr(verify, "run_examples", lambda *_: state["order"].append("examples") or state["examples"])
+    monkeypatch.setattr(publishing, "verify", found)
+    monkeypatch.setattr(publishing, "run_examples", lambda *_: state["order"].append("examples") or state["examples"])
     return state
 
 
 def test_all_of_it_in_order(run: Path, steps: dict[str, Any], capsys: pytest.CaptureFixture):
     before = hashes(run / "model")
-    main([str(run), "--native", "--explore", "a text", "--repo=me/run", "--private", "--branch=b", "--tag=v1"])
+    main([str(run), "--native", "--explore", "a text", "--repo=me/run", "--private", "--branch=b", "--tag=v1", LICENSE])
     assert steps["order"] == [
-        *("push.check_repo", "native.write_proven_native", "verify", "explore.write_page"),
-        *("card.write_card", "examples", "push.push"),
+        *("check_repo", "write_proven_native", "verify", "write_page"),
+        *("write_card", "examples", "upload", "push"),
     ]
     repo = run / "publish/repo"
-    assert steps["push.push"] == (
-        (repo, "me/run"),
-        {"private": True, "branch": "b", "tag": "v1", "message": "run, verified"},
-    )
+    how = {"private": True, "branch": "b", "message": "run, verified"}
+    assert steps["upload"] == ((repo, "me/run"), {**how, "without": "README.md"})
+    assert steps["push"] == ((repo, "me/run"), {**how, "tag": "v1"})
     pushed = {str(path.relative_to(repo)) for path in repo.rglob("*") if path.is_file()}
     assert pushed == {*before, "native/config.json", "verify.json", "explore.html"}
-    assert (repo / "README.md").read_text() == "new" and hashes(run / "model") == before
+    assert (repo / "README.md").read_text() == 'new, revision="beef123"' and hashes(run / "model") == before
     assert (repo / "model.safetensors").samefile(run / "model/model.safetensors")
     assert "https://hub/me/run, commit 0123abc" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("asked", "order"), [
     ([], ["verify"]),
-    (["--native"], ["native.write_proven_native"]),
-    (["--explore"], ["explore.write_page"]),
-    (["--native", "--verify"], ["native.write_proven_native", "verify"]),
-    (["--card"], ["verify", "card.write_card", "examples"]),
+    (["--native"], ["write_proven_native"]),
+    (["--explore"], ["write_page"]),
+    (["--native", "--verify"], ["write_proven_native", "verify"]),
+    (["--card", LICENSE], ["verify", "write_card", "examples"]),
 ])  # fmt: skip
 def test_only_what_is_asked_for(asked: list[str], order: list[str], run: Path, steps: dict[str, Any]):
     main([str(run), *asked])
@@ -96,9 +98,9 @@ def test_only_what_is_asked_for(asked: list[str], order: list[str], run: Path, s
 
 
 def test_what_an_earlier_command_made_is_gone(run: Path, steps: dict[str, Any]):
-    main([str(run), "--native", "--explore", "--card"])
+    main([str(run), "--native", "--explore", "--card", LICENSE])
     assert (run / "publish/repo/native").exists()
-    main([str(run), "--card"])
+    main([str(run), "--card", LICENSE])
     assert {path.name for path in (run / "publish").iterdir()} == {"repo", "verify.md", "verify.json"}
     assert not (run / "publish/repo/native").exists() and not (run / "publish/repo/explore.html").exists()
 
@@ -107,7 +109,13 @@ def test_what_an_earlier_command_made_is_gone(run: Path, steps: dict[str, Any]):
 def test_nothing_that_fails_is_pushed(fault: str, run: Path, steps: dict[str, Any], capsys: pytest.CaptureFixture):
     steps[fault] = [FAILED]
     with pytest.raises(SystemExit) as end:
-        main([str(run), "--repo=me/run"])
+        main([str(run), "--repo=me/run", LICENSE])
     said = capsys.readouterr()
-    assert end.value.code == 1 and "push.push" not in steps["order"] and "logits" in said.err
+    assert end.value.code == 1 and "push" not in steps["order"] and "logits" in said.err
     assert fault == "examples" or ("logits differ" in said.out and not (run / "publish/repo").exists())
+
+
+def test_a_card_without_a_license_is_refused_first(run: Path, steps: dict[str, Any], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        main([str(run), "--repo=me/run"])
+    assert not steps["order"] and "give --license" in capsys.readouterr().err
