@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from pretraining import files
+from pretraining.publish.probe.samples import processor
 
 FILE = "environment.json"
 ROOT = Path(__file__).parents[1]
@@ -41,12 +42,7 @@ def commit() -> dict[str, Any]:
 
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")  # Linux alone: platform.processor() is empty there
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def record_start(folder: Path, step: int, accelerator: Accelerator, facts: dict[str, Any]) -> None:

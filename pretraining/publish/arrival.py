@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -12,6 +9,7 @@ from huggingface_hub import HfApi, RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from pretraining.errors import UserError
+from pretraining.publish.fresh import run_fresh
 from pretraining.publish.hub_errors import without_token
 
 STRANGER = Path(__file__).with_name("stranger.py")
@@ -51,11 +49,8 @@ def compare_outputs(folder: Path, repo: str, commit: str) -> None:
     Raises:
         UserError: it does not open, or an output differs by a bit.
     """
-    with tempfile.TemporaryDirectory() as place:
-        caches = {"HF_HUB_CACHE": f"{place}/hub", "HF_MODULES_CACHE": f"{place}/modules"}
-        # -P: the folder of the script is not among those that are searched for modules.
-        command = [sys.executable, "-P", str(STRANGER), str(folder.absolute()), repo, commit]
-        done = subprocess.run(command, cwd=place, env={**os.environ, **caches}, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as cache:
+        done = run_fresh(STRANGER, folder.absolute(), repo, commit, HF_HUB_OFFLINE="0", HF_HUB_CACHE=cache)
     if done.returncode:
         said = done.stderr.strip().rpartition("\n")[2]
         raise UserError(f"{repo} at {commit} was pushed, and does not open from there: {without_token(said)}.")

@@ -1,11 +1,11 @@
 """What verification found, in words and as JSON."""
 
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pretraining.files import to_json
+from pretraining.publish.places import FOLDERS
 from pretraining.publish.probe.check import Check
 
 MENDS = {
@@ -36,13 +36,6 @@ MENDS = {
     "example": "mend that example in README.md, or what it shows",
 }
 """What to do about a check that fails, by its name."""
-
-PATH = re.compile(r"(?<![\w:/.])/(?:[^/\s'\"]+/)+")
-
-
-def without_places(text: str) -> str:
-    """Paths of this machine, by their last name alone: the report is pushed."""
-    return PATH.sub("", text)
 
 
 @dataclass(frozen=True)
@@ -121,6 +114,6 @@ def read_opened(found: dict[str, Any], folder: Path) -> Opened:
     """What a probe wrote."""
     checks = []
     for check in found["checks"]:
-        detail = without_places(check["detail"].replace(str(folder), folder.name))
+        detail = FOLDERS.sub("", check["detail"].replace(str(folder), folder.name))  # the report is pushed
         checks.append(Check(check["name"], check["result"], detail))
     return Opened(found["versions"], checks)

@@ -1,8 +1,6 @@
 """Is a checkpoint what training wrote, and does it work for a stranger? Asked of fresh processes without Keel."""
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +13,7 @@ from pretraining.errors import tell
 from pretraining.files import write_text
 from pretraining.publish import probe
 from pretraining.publish.environments import environment
+from pretraining.publish.fresh import run_fresh
 from pretraining.publish.probe.check import Check
 from pretraining.publish.report import Report, read_opened
 from pretraining.publish.source import Source
@@ -41,12 +40,8 @@ def ask(python: Path, work: str, *paths: Path) -> dict[str, Any]:
     package = Path(probe.__path__[0])
     with tempfile.TemporaryDirectory() as place:
         out = Path(place, "found.json")
-        variables = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(place, "modules"))}
-        command = [python, "-I", "-c", BOOT, package.parent, work, out, *(path.absolute() for path in paths)]
-        done = subprocess.run(
-            [*map(str, command)], cwd=place, env={**os.environ, **variables}, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True,
-        )  # fmt: skip
+        places = [path.absolute() for path in paths]
+        done = run_fresh("-c", BOOT, package.parent, work, out, *places, python=python)
         if out.exists():
             return json.loads(out.read_text(encoding="utf-8"))
     said = " ".join((done.stderr.strip().splitlines() or ["it said nothing"])[-1:])

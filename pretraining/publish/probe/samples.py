@@ -23,16 +23,18 @@ TEXTS = (
 )
 
 
-def machine() -> dict[str, str]:
-    """What the bits of an output depend on beside weights and code."""
+def processor() -> str:
+    """The processor's name."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []  # Linux alone has it
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "torch": torch.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "processor": names[0] if names else platform.processor(),
-    }
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, str]:
+    """What the bits of an output depend on beside weights and code."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "capability": capability, "processor": processor()}
 
 
 def labels(config: PreTrainedConfig) -> str:
