@@ -31,25 +31,28 @@ def link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def stage(source: Source, out: Path) -> Path:
-    """Puts what is pushed into `repo/`: the model's files and what was made of it, all but the card."""
+def stage(source: Source, out: Path, options: Options) -> Path:
+    """Puts what is pushed into `repo/`: the model's files and what this command made of it, all but the card.
+
+    What an earlier command made may be of an earlier model.
+    """
     repo, unfinished = out / "repo", out / "repo.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     # The card is written anew; a link would lead what is written into the model's own.
     shutil.copytree(
         source.folder, unfinished, copy_function=link_or_copy, ignore=shutil.ignore_patterns(CARD, "__pycache__")
     )
-    if (out / "native").exists():
+    if options.native:
         shutil.copytree(out / "native", unfinished / "native", copy_function=link_or_copy)
-    for name in ("verify.json", "explore.html"):
-        if (out / name).exists():
-            shutil.copy2(out / name, unfinished / name)
+    for name in ("verify.json", *(["explore.html"] if options.explore is not None else [])):
+        shutil.copy2(out / name, unfinished / name)
+    shutil.rmtree(repo, ignore_errors=True)
     os.replace(unfinished, repo)
     return repo
 
 
 def prepare_out(source: Source, options: Options) -> Path:
-    """The folder that is written to, without what an earlier command made there: it could be of another model.
+    """The folder that is written to.
 
     Raises:
         UserError: it lies in the model's folder, cannot be written to, or holds what nobody here has made.
@@ -61,9 +64,6 @@ def prepare_out(source: Source, options: Options) -> Path:
     for made in (out / "native", out / "repo"):
         if made.exists() and not (made / "config.json").exists():
             raise UserError(f"{made} holds something else than a model: move it away, or give another --out.")
-        shutil.rmtree(made, ignore_errors=True)
-    for name in ("verify.json", "verify.md", "explore.html"):
-        (out / name).unlink(missing_ok=True)
     return out
 
 
@@ -145,7 +145,7 @@ def publish(options: Options) -> None:
     if options.explore is not None:
         print(f"explore: {write_page(source, options.explore, out / 'explore.html')}")
     if options.wants_card:
-        repo = stage(source, out)
+        repo = stage(source, out, options)
         describe(source, repo, options, report, native)
     if options.repo:
         pushed = push_in_two(repo, options, source.name)
