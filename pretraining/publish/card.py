@@ -22,7 +22,7 @@ from pretraining.publish.card_data import (
     write_eval_results,
 )
 from pretraining.publish.card_run import PICTURES, cell, describe_source, local_name, table
-from pretraining.publish.snippets import UNPINNED, make_snippets, run_snippets
+from pretraining.publish.snippets import PINNED, UNPINNED, make_snippets, run_snippets
 from pretraining.publish.source import Source
 
 WHAT = {
@@ -99,13 +99,20 @@ def write_card(
     return readme
 
 
-def pin(readme: Path, commit: str) -> None:
+def pin(readme: Path, commit: str, earlier: str | None) -> None:
     """Makes every example of the card open one commit.
 
     No commit can hold its own hash. So all else is pushed first, and then the card, which names that commit: it has the
     weights and the code that were verified.
+
+    Args:
+        earlier: the card in that commit. Where only the commits that they name differ, it stays: else the same command,
+            given again, would push another card each time.
     """
-    files.write_text(readme, readme.read_text(encoding="utf-8").replace(UNPINNED, f'revision="{commit}"'))
+    text = readme.read_text(encoding="utf-8")
+    if earlier is None or PINNED.sub(UNPINNED, earlier) != text:
+        earlier = text.replace(UNPINNED, f'revision="{commit}"')
+    files.write_text(readme, earlier)
 
 
 def introduction(source: Source, results: dict[str, Any]) -> Iterator[str]:

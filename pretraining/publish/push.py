@@ -3,10 +3,11 @@
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from pretraining.errors import UserError, tell
@@ -125,6 +126,14 @@ def upload(
                 raise
             tell(f"{error} Tried again in {wait} s.")
             time.sleep(wait)
+
+
+def read_there(repo: str, name: str, commit: str) -> str | None:
+    """The text of a file in a commit; None where there is no such file."""
+    with TemporaryDirectory() as folder, hub_errors(repo), suppress(EntryNotFoundError):
+        path = HfApi().hf_hub_download(repo, name, revision=commit, local_dir=folder)
+        return Path(path).read_text(encoding="utf-8")
+    return None
 
 
 def prepare_repository(api: HfApi, repo: str, private: bool, branch: str | None) -> None:

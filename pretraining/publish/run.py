@@ -15,7 +15,7 @@ from pretraining.publish.cli import Options
 from pretraining.publish.environments import resolve
 from pretraining.publish.explore import write_page
 from pretraining.publish.native import write_proven_native
-from pretraining.publish.push import Pushed, check_repo, push, upload
+from pretraining.publish.push import Pushed, check_repo, push, read_there, upload
 from pretraining.publish.report import Report
 from pretraining.publish.source import Source, find_source
 from pretraining.publish.verify import run_examples, verify
@@ -117,7 +117,8 @@ def push_in_two(repo: Path, options: Options, name: str) -> Pushed:
     """Pushes all but the card, and then the card, whose examples name the first commit: none can hold its own hash."""
     assert options.repo is not None
     how: dict[str, Any] = {"private": options.private, "branch": options.branch, "message": f"{name}, verified"}
-    pin(repo / CARD, upload(repo, options.repo, **how, without=CARD))
+    commit = upload(repo, options.repo, **how, without=CARD)
+    pin(repo / CARD, commit, read_there(options.repo, CARD, commit))
     return push(repo, options.repo, **how, tag=options.tag)
 
 

@@ -1,6 +1,7 @@
 """The lines of code that a model card shows, for each class of ours, with what they printed when they were run."""
 
 import json
+import re
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from pretraining.publish.fresh import run_fresh
 from pretraining.publish.source import Source
 
 UNPINNED = 'revision="main"'  # what `card.pin` puts a commit's hash into
+PINNED = re.compile('revision="[0-9a-f]{40}"')
 NATIVE = f'subfolder="native", {UNPINNED}'
 OURS = f"trust_remote_code=True, {UNPINNED}"
 

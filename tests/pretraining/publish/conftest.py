@@ -19,7 +19,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         for name, value in {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_write", "HF_HUB_DISABLE_XET": "1"}.items():
             monkeypatch.setenv(name, value)
         # What huggingface_hub read from its environment when it was imported.
-        for name, here in {"ENDPOINT": server.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+        read = {"ENDPOINT": server.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+        read["HUGGINGFACE_CO_URL_TEMPLATE"] = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, here in read.items():
             monkeypatch.setattr(constants, name, here)
         monkeypatch.setattr(client, "time", SimpleNamespace(sleep=lambda seconds: None))
         monkeypatch.setattr(push, "WAITS", (0, 0))

@@ -162,10 +162,16 @@ def test_paths_become_names():
 def test_pinned_examples_open_one_commit(published: Callable[[str], Published], tmp_path: Path):
     readme = tmp_path / "README.md"
     readme.write_text(published("vit").text, encoding="utf-8")
-    pin(readme, "0123abcd" * 5)
+    pin(readme, "0123abcd" * 5, None)
     text = readme.read_text(encoding="utf-8")
     assert 'revision="main"' not in text
     assert text.count(f'revision="{"0123abcd" * 5}"') == published("vit").text.count('revision="main"') > 0
+    readme.write_text(published("vit").text, encoding="utf-8")
+    pin(readme, "f" * 40, text)
+    assert readme.read_text(encoding="utf-8") == text, "the same card: it names the commit that it named"
+    readme.write_text(published("vit").text + "more", encoding="utf-8")
+    pin(readme, "f" * 40, text)
+    assert "f" * 40 in readme.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("license", "said"), [(None, "has no license"), ("Apache 2", "'Apache 2'")])

@@ -15,7 +15,7 @@ from pretraining.publish.report import Opened, Report
 from pretraining.publish.snippets import UNPINNED
 from publish import main
 
-PARTS = ("check_repo", "write_proven_native", "write_page", "write_card", "upload", "push")
+PARTS = ("check_repo", "write_proven_native", "write_page", "write_card", "upload", "read_there", "push")
 PASSED = Check("opens", "passed", "1 Auto class")
 LICENSE = "--license=apache-2.0"
 FAILED = Check("logits", "failed", "logits differ")
@@ -49,6 +49,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 given[2].write_text("<html>")
             if name == "upload":
                 return "beef123"
+            if name == "read_there":
+                return None
             return SimpleNamespace(url="https://hub/me/run", commit="0123abc")
 
         return step
@@ -72,7 +74,7 @@ def test_all_of_it_in_order(run: Path, steps: dict[str, Any], capsys: pytest.Cap
     main([str(run), "--native", "--explore", "a text", "--repo=me/run", "--private", "--branch=b", "--tag=v1", LICENSE])
     assert steps["order"] == [
         *("check_repo", "write_proven_native", "verify", "write_page"),
-        *("write_card", "examples", "upload", "push"),
+        *("write_card", "examples", "upload", "read_there", "push"),
     ]
     repo = run / "publish/repo"
     how = {"private": True, "branch": "b", "message": "run, verified"}

@@ -24,7 +24,7 @@ from pretraining.files import hashes
 from pretraining.publish import push as pushing
 from pretraining.publish.arrival import compare_files, compare_outputs
 from pretraining.publish.endpoint import prepare_hub_client
-from pretraining.publish.push import Pushed, check_repo, push
+from pretraining.publish.push import Pushed, check_repo, push, read_there
 from pretraining.publish.stranger import difference, open_model, outputs
 
 ROOT = Path(__file__).parents[3]
@@ -163,6 +163,8 @@ def test_a_repository_follows_the_folder(hub: Hub, folder: Path, unopened: None)
     before = contents(folder)
     assert hub.files("me/model", first.commit) == {".gitattributes": hub.files("me/model")[".gitattributes"], **before}
     assert push_it(folder, private=True, branch="trial", tag="v1") == first, "nothing has changed: no commit"
+    assert read_there("me/model", "README.md", first.commit) == (folder / "README.md").read_text()
+    assert read_there("me/model", "nothing.md", first.commit) is None
     hub.repositories["me/model"].commit("trial", {**repository.commits[first.commit], "mine.txt": hub.store(b"")}, "")
     (folder / "native" / "config.json").unlink()
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
