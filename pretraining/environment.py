@@ -66,6 +66,13 @@ def record_start(folder: Path, step: int, accelerator: Accelerator, facts: dict[
     files.write_text(path, files.to_json({**facts, "starts": [*before, start]}, indent=1))
 
 
+def record_end(folder: Path, spent: dict[str, float]) -> None:
+    """Adds to environment.json what training took: steps, units and seconds."""
+    path = folder / FILE
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    files.write_text(path, files.to_json(recorded | {"trained": spent}, indent=1))
+
+
 @contextmanager
 def measure_energy(folder: Path, country: str | None, is_main: bool) -> Iterator[None]:
     """Adds a line to emissions.csv with the energy that the machine takes meanwhile.

@@ -28,7 +28,7 @@ from pretraining.batches import Steps
 from pretraining.checkpoint import State
 from pretraining.data.cache import check_cache
 from pretraining.data.plan import Plan, make_plan
-from pretraining.environment import record_start
+from pretraining.environment import record_end, record_start
 from pretraining.evaluate import evaluate, held_out_batches, make_evaluation_plan
 from pretraining.export import export, how_to_open, open_exported, write_reference, write_whole
 from pretraining.launch import check_scale, make_accelerator, make_process, set_allocator
@@ -378,8 +378,9 @@ def finish(run: Run) -> None:
         state, unit = run.state, run.settings.objective.unit
         results = {"step": step, "examples": len(index), **metrics, "signatures": signatures}
         results |= objective.examples.results
-        results["trained"] = {"steps": state.step, unit: state.tokens, "seconds": state.seconds}
         files.write_text(folder / "results.json", files.to_json(results, indent=1))
+        # Not among the results: those of an equal run are equal.
+        record_end(folder, {"steps": state.step, unit: state.tokens, "seconds": state.seconds})
         say = run.log.say
         say(f"\n{state.step:,} steps, {state.tokens:,} {unit}, {state.seconds:.0f} s of training")
         say(report(step, len(index), metrics, signatures))

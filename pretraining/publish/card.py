@@ -83,7 +83,7 @@ def write_card(
         "The model": model(source),
         "Data": card_run.data(source),
         "Tokenizer" if source.family != "vit" else "Images": card_run.inputs(source),
-        "Training": card_run.training(source, results, folder),
+        "Training": card_run.training(source, folder),
         "Results": card_run.measured(source, results, folder),
         "Limits": limits(source, native),
         "Verified": verified(report, native),

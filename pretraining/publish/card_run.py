@@ -83,7 +83,7 @@ def rounded(values: list[float]) -> str:
     return " ".join(f"{value:.3f}" for value in values)
 
 
-def training(source: Source, results: dict[str, Any], folder: Path) -> Iterator[str]:
+def training(source: Source, folder: Path) -> Iterator[str]:
     recorded, settings = environment_of(source), source.settings()
     for start in recorded.get("starts", []):
         processes = "one process" if start["processes"] == 1 else f"{start['processes']} processes"
@@ -91,7 +91,7 @@ def training(source: Source, results: dict[str, Any], folder: Path) -> Iterator[
     if settings:
         options = settings["train"]
         yield f"- {options['precision']}, attention by {options['kernel']}, {options['threads']} threads a process"
-    if spent := results.get("trained"):
+    if spent := recorded.get("trained"):
         unit = next(name for name in spent if name not in ("steps", "seconds"))
         yield f"- {spent['steps']:,} steps, {spent[unit]:,} {unit}, {spent['seconds']:,.0f} s without evaluation"
     yield from energy(source)

@@ -64,7 +64,7 @@ def test_a_run_tells_its_data_and_what_it_took(digits: list[str], tmp_path: Path
     assert found["data"] and all(line in said for line in found["data"])
     state = json.loads((folder / "checkpoints/step-2/state.json").read_text())
     assert found["fingerprint"] == state["contract"]["the data's fingerprint"]
-    trained = json.loads((folder / "results.json").read_text())["trained"]
+    trained = json.loads((folder / "environment.json").read_text())["trained"]
     assert trained == {"steps": 2, "images": state["tokens"], "seconds": state["seconds"]}
 
 

@@ -24,7 +24,7 @@ from pretraining.files import hashes
 from pretraining.publish import push as pushing
 from pretraining.publish.arrival import compare_files, compare_outputs
 from pretraining.publish.endpoint import prepare_hub_client
-from pretraining.publish.push import Pushed, check_repo, push, read_there
+from pretraining.publish.push import Pushed, check_repo, push, read_there, upload
 from pretraining.publish.stranger import difference, open_model, outputs
 
 ROOT = Path(__file__).parents[3]
@@ -136,7 +136,7 @@ def test_every_head_is_compared_by_its_own_outputs(head: str, tiny, tmp_path: Pa
 
 def test_something_else_than_was_pushed_is_told(hub: Hub, tiny, tmp_path: Path):
     save(tiny("KeelBertForMaskedLM").float(), tmp_path)
-    commit = push_it(tmp_path).commit
+    commit = upload(tmp_path, "me/model", private=False, branch=None, message="a model")
     (tmp_path / "another").touch()
     with one_sentence("another is missing in me/model"):
         compare_files(tmp_path, "me/model", commit, HfApi())
