@@ -245,6 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
         # Whatever is wrong with any task is told before the first one trains.
         data = {name: find_data(options.data, name) for name in options.tasks}
         tasks = {name: parse_finetune([*task_arguments(name, data[name]), *rest]) for name in options.tasks}
+        tasks[options.tasks[0]].hub.check_runs(len(tasks) * options.seeds)
         folder = Path(options.runs) / options.name
         results: dict[str, TaskResult] = {}
         for name, settings in tasks.items():

@@ -71,11 +71,7 @@ def train_members(members: list[Member], metric: str | None = None) -> list[Scor
         UserError: as `pretraining.loop.train`; several runs would push to one repository; or the first run, and so
             every one, has no such metric.
     """
-    if len(members) > 1 and (repo := members[0].settings.hub.repo):
-        raise UserError(
-            f"hub.repo is {repo}, and these are {len(members)} runs, which would overwrite one another there: leave it "
-            "out."
-        )
+    members[0].settings.hub.check_runs(len(members))
     first: dict[Callable, Path] = {}
     scores: list[Score] = []
     for number, member in enumerate(members):

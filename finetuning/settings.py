@@ -19,11 +19,7 @@ class FinetuneSettings(Settings):
 
     def __post_init__(self) -> None:
         between("seeds", self.seeds, 1)
-        if self.hub.repo and (self.seeds > 1 or self.start == "both"):
-            raise UserError(
-                f"hub.repo is {self.hub.repo}, and this command trains several runs, which would overwrite one another "
-                "there: leave hub.repo out, and push the best one with publish.py."
-            )
+        self.hub.check_runs(self.seeds * (2 if self.start == "both" else 1))
         super().__post_init__()
 
 

@@ -104,14 +104,17 @@ def hashes(folder: Path) -> dict[str, str]:
         return {str(path.relative_to(folder)): digest for path, digest in zip(paths, pool.map(of, paths), strict=True)}
 
 
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_sums(folder: Path) -> None:
     """SHA256SUMS, which `sha256sum --check` reads: the SHA-256 of each file in a folder, by its path there."""
     sums = folder / SUMS
     sums.unlink(missing_ok=True)
-    lines = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     sums.write_text("".join(lines), encoding="utf-8")
 
 

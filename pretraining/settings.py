@@ -252,6 +252,14 @@ class HubSettings:
 
         check_name(self.repo, "hub.repo")
 
+    def check_runs(self, runs: int | None) -> None:
+        """Raises UserError where one command trains several runs (None: as many as come) and would push each."""
+        if self.repo and runs != 1:
+            raise UserError(
+                f"hub.repo is {self.repo}, and this command trains {runs or 'several'} runs, which would overwrite one "
+                "another there: leave hub.repo out, and push the best one with publish.py."
+            )
+
 
 @dataclass(frozen=True)
 class Settings:

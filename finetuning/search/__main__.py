@@ -89,8 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         if settings.start == "both" or settings.seeds > 1:
             what = "--start both" if settings.start == "both" else "--seeds"
             raise UserError(f"{what}: a trial is one run: leave it out, or search over start or seed.")
-        if settings.hub.repo:
-            raise UserError("hub.repo: the trials would overwrite one another there: leave it out.")
+        settings.hub.check_runs(None)
         space = read_space(told.space, settings)
         grid = points(space) if told.sampler == "grid" else []
         if told.trials is None and not grid:

@@ -1,6 +1,5 @@
 """Whether what lies in a repository is what was pushed: by its hashes, and by what the model in it computes."""
 
-import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -9,6 +8,7 @@ from huggingface_hub import HfApi, RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from pretraining.errors import UserError
+from pretraining.files import sha256
 from pretraining.publish.fresh import run_fresh
 from pretraining.publish.hub_errors import without_token
 
@@ -37,10 +37,7 @@ def digest_there(file: RepoFile) -> str:
 
 def digest_here(path: Path, file: RepoFile) -> str:
     """As the repository computes it: large files by SHA-256, all others as git does."""
-    if not file.lfs:
-        return git_hash(path.read_bytes())
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return sha256(path) if file.lfs else git_hash(path.read_bytes())
 
 
 def compare_outputs(folder: Path, repo: str, commit: str) -> None:

@@ -1,6 +1,5 @@
 """The model card: what a stranger must know of a model, from what its run left."""
 
-import hashlib
 import json
 import math
 import shutil
@@ -193,8 +192,5 @@ def verified(report: Any, native: dict[str, Any] | None) -> Iterator[str]:
 
 
 def code(source: Source) -> Iterator[str]:
-    sums = {}
-    for path in sorted(source.folder.glob("*.py")):
-        with path.open("rb") as file:
-            sums[path.name] = f"`{hashlib.file_digest(file, 'sha256').hexdigest()}`"
+    sums = {path.name: f"`{files.sha256(path)}`" for path in sorted(source.folder.glob("*.py"))}
     yield from table("file", "SHA-256", sums)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from pretraining import environment
-from pretraining.publish.card_data import LOCAL, data_sources, hub_name, read_metrics, split_of
+from pretraining.publish.card_data import EMBEDDED, LOCAL, data_sources, hub_name, read_metrics, split_of
 from pretraining.publish.places import plain_name, shown_command, without_places
 from pretraining.publish.source import Source
 
@@ -19,11 +19,6 @@ PICTURES = {
     "reliability.png": "How often the model is right, by how sure it is",
 }
 NOT_RECORDED = "The run left no record of it."
-EMBEDDED = {
-    "pydocs": "the English documentation that Python itself carries",
-    "dates": "dates as people write them in twenty languages, by CLDR, with their ISO 8601 form",
-    "digits": "scikit-learn's 1,797 handwritten digits",
-}
 
 
 def data(source: Source) -> Iterator[str]:

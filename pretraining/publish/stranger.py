@@ -1,6 +1,6 @@
 """A program that knows transformers alone: does a repository's model compute what a folder's does?
 
-    python -P stranger.py FOLDER REPO COMMIT
+    python -I stranger.py FOLDER REPO COMMIT
 
 Prints JSON: of each form of the model the largest difference of an output, 0 where all are equal bit by bit.
 """

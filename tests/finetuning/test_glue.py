@@ -182,3 +182,10 @@ def test_mistakes_are_told_before_any_training(
         main(["--model", str(checkpoint), "--data", "data", "--tasks", *tasks.split()])
     assert says in " ".join(capsys.readouterr().err.split())
     assert not (here / "runs").exists()
+
+
+def test_tasks_do_not_overwrite_one_another_on_the_hub(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    for options in (["--tasks=sst2,cola"], ["--tasks=sst2", "--seeds=2"]):
+        with pytest.raises(SystemExit):
+            main(["--model=scratch", "--tokenizer.path=x", f"--runs={tmp_path}", "--hub.repo=me/glue", *options])
+        assert "would overwrite one another" in capsys.readouterr().err
