@@ -14,13 +14,15 @@ import docstring_parser
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from matplotlib.figure import Figure
 from torch import nn
 from transformers import PreTrainedModel
 
-from pretraining.pictures import charts
+from pretraining import autotune
 
 # Every start reads the docstrings of the same settings classes, which is half of the time that it takes to parse.
 docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
+SAVE_FIGURE = Figure.savefig
 
 MARKS = [
     *("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "all_flash_attn_test", "slow"),
@@ -84,11 +86,22 @@ def fresh_state() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def no_curves() -> Iterator[None]:
-    """Runs in this process and its forks draw no curves, a third of a tiny run's time."""
+def quick() -> Iterator[None]:
+    """Half of a tiny run's time is saved in this process and its forks.
+
+    They render no pictures, do not wait for the disk, and measure the machine's peak once.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "draw_curves", lambda metrics, path: None)
+        patch.setattr(autotune, "measure_peak", functools.cache(autotune.measure_peak))
+        patch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But in tests that look at them."""
+    monkeypatch.setattr(Figure, "savefig", SAVE_FIGURE)
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ def test_a_fit_finds_a_power():
     assert (fit.exponent, fit.error) == (1.5, 0.0) and fit.factor == pytest.approx(3)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_run(tmp_path: Path, capsys: pytest.CaptureFixture):
     sizes = ["--width=16", "--lengths", "128", "192", "256", "--length=128", "--widths", "8", "12", "16"]
     complexity.main([*sizes, "--rounds=1", "--device=cpu", f"--out={tmp_path / 'picture.png'}"])

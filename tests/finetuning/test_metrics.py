@@ -230,6 +230,7 @@ def test_temperature_of_what_is_all_right_or_all_wrong(sign: int):
     assert 0.01 <= temperature < 0.2 if sign > 0 else temperature == pytest.approx(100, rel=1e-3)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_reliability_picture(tmp_path):
     logits, labels = calibrated(3)
     confidence, predicted = torch.tensor(2 * logits).softmax(1).max(1)

@@ -1,16 +1,14 @@
 """A search: what its space may say, trials that are killed and shared, pruning, failures, and the report."""
 
-import functools
 import json
 import os
 import shlex
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import docstring_parser
 import pytest
 import yaml
 
@@ -31,27 +29,12 @@ from finetuning.search.study import make_sampler
 from finetuning.settings import FinetuneSettings
 from pretraining import loop
 from pretraining.errors import UserError
-from pretraining.pictures import charts
 from pretraining.step import NotFinite
 from tests.pretraining.runs import FIXED, WIDTHS, fork, wait, weights
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SPACE = "optim.learning_rate: {low: 1e-4, high: 1e-1, log: true}\ntrain.rows_per_step: [2, 4]\n"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    """Without curves, and without reading the docstrings of the same settings classes at every start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "draw_curves", lambda metrics, path: None)
-        patch.setattr(docstring_parser, "parse_from_object", functools.cache(docstring_parser.parse_from_object))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def fresh_state() -> None:
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")
@@ -480,6 +463,7 @@ def test_a_grid_ends_by_itself(pretend: Callable[..., Path]):
     assert sorted(tried) == [(pooling, decay) for pooling in ("cls", "mean") for decay in (0.0, 0.1, 0.2)]
 
 
+@pytest.mark.usefixtures("pictures")
 def test_importances_picture_and_table(pretend: Callable[..., Path]):
     space = "optim.weight_decay: {low: 0, high: 1}\noptim.warmup: {low: 0, high: 0.5}\nmodel.pooling: [cls, mean]\n"
     folder = pretend(lambda settings, step: settings.optim.weight_decay, "--trials=12", space=space)

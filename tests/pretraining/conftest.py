@@ -16,16 +16,7 @@ from pretraining.data.text.documents import Documents
 from pretraining.data.text.sources import FEATURES, as_documents
 from pretraining.objectives import make_objective as objective_of
 from pretraining.objectives.base import Objective
-from pretraining.pictures import charts
 from pretraining.settings import Settings
-
-DRAW_CURVES = charts.draw_curves
-
-
-@pytest.fixture
-def curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But in tests that look at them."""
-    monkeypatch.setattr(charts, "draw_curves", DRAW_CURVES)
 
 
 @pytest.fixture(scope="session")

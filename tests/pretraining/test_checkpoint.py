@@ -281,6 +281,7 @@ def test_curves_that_cannot_be_drawn_do_not_hide_the_error(
     assert "curves.png could not be finished" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("pictures")
 def test_what_is_null_is_a_gap_in_the_curves(tmp_path: Path):
     draw_curves([{"step": 1, "loss": None, "eval_loss": None}, {"step": 2, "loss": 1.0}], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

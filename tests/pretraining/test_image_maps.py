@@ -29,6 +29,8 @@ from pretraining.publish.explore.__main__ import main as explore
 from pretraining.publish.explore.page import write_page
 from pretraining.publish.source import find_source
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 POSITIONS, POOLINGS = ("learned", "sincos2d"), ("cls", "mean")
 TARGETS = ("pixels", "normalized_pixels", "mean_color")
 MEAN, DEVIATION = (torch.tensor(values)[:, None, None] for values in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25]))

@@ -219,7 +219,7 @@ def run(tmp_path: Path, cache: Path, name: str, *more: str) -> Path:
     return run_here([*SIZE, f"--cache={cache}"], tmp_path, name, *more)
 
 
-@pytest.mark.usefixtures("curves")
+@pytest.mark.usefixtures("pictures")
 def test_a_run_leaves_a_classifier_that_opens_anywhere(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     folder = run(tmp_path, cache, "classes", "--train.steps=4", "--model.num_channels=3")
     assert {"confusion.png", "curves.png", "results.json"} <= {path.name for path in folder.iterdir()}

@@ -242,7 +242,6 @@ def unbroken(digits: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run_here(digits, tmp_path_factory.mktemp("unbroken"), "run", *SIGNALLED)
 
 
-@pytest.mark.usefixtures("curves")
 def test_a_signal_saves_at_the_steps_end(
     unbroken: Path, digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -465,6 +465,7 @@ def test_alignments_of_packed_pairs_are_those_of_each_alone(arguments, tmp_path:
     assert (batch["alignment_labels"] != IGNORED).any()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_attention_maps_are_drawn_from_a_checkpoint(translator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every panel shows what the model looked at: rows that add up to 1, over the tokens that stand beside them."""
     seen: list[tuple] = []
