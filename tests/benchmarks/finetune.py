@@ -15,8 +15,10 @@ of
   many rows that it has `--batch` examples in the mean, as near as whole rows come; the others' batches have as many;
 - stock: `Trainer` at its defaults on the checkpoint in its native form: fp32, SDPA, random batches padded to their
   longest by `DataCollatorWithPadding`, a `datasets.Dataset`;
-- best: `Trainer` with `train_sampling_strategy="group_by_length"`, the examples in memory, and the fastest of a short
-  trial of {fp32, bf16} x {SDPA, eager attention}. The table says which it was.
+- random: `Trainer` on random batches like ours, the examples in memory, and the fastest of a short trial of
+  {fp32, bf16} x {SDPA, eager attention}. The table says which it was;
+- grouped: the same with `train_sampling_strategy="group_by_length"`, which computes nearly no padding, but learns from
+  batches of one length each: its accuracy says what that costs.
 
 The seconds are those of training: planning, batches, updates and a log line every 500 steps. Outside are tokenising,
 loading, the trials, evaluation and saving. Medians and quartiles; a ratio is that of one round. Beside them stand the
@@ -39,6 +41,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -66,7 +69,8 @@ from pretraining.objectives.base import Objective
 from pretraining.run import Phase, claim, start
 from tests.benchmarks.rounds import alternate, cell, print_table, ratios, spread
 
-NAMES = {"ours": "ours", "stock": "Trainer, stock", "best": "Trainer, best"}
+NAMES = {"ours": "ours", "stock": "Trainer, stock", "random": "Trainer, random", "grouped": "Trainer, grouped"}
+PEERS = [name for name in NAMES if name != "ours"]
 LOG_EVERY = 500  # steps, as Trainer's own
 TRIAL_STEPS = 12  # of each way of the peer's trial; the first ones warm up
 WARM_STEPS = 4
@@ -83,6 +87,7 @@ class Way(NamedTuple):
     precision: str = "fp32"
     attention: str = "sdpa"
     group_by_length: bool = False
+    in_memory: bool = False
 
     def __str__(self) -> str:
         return ", ".join([self.precision, f"{self.attention} attention", *["by length"] * self.group_by_length])
@@ -125,8 +130,8 @@ class Race:
         self.collate = DataCollatorWithPadding(objective.examples.tokenizer)
         self.device = PartialState().device
         self.autotuned: dict[str, Any] = {}
-        self.way = STOCK._replace(group_by_length=True)
-        """The best peer's."""
+        self.ways = {"stock": STOCK}
+        """How each peer computes."""
         self.scores: dict[str, list[float]] = {name: [] for name in NAMES}
         self.cpu: dict[str, list[float]] = {name: [] for name in NAMES}
         """Seconds of the processor that each training took."""
@@ -218,7 +223,7 @@ class Race:
         )
         model = to_native(self.fresh(seed))
         model.set_attn_implementation(way.attention)
-        data: Any = self.train if way.group_by_length else self.stored
+        data: Any = self.train if way.in_memory else self.stored
         return Trainer(model=model, args=arguments, train_dataset=data, data_collator=self.collate)
 
     def train_peer(self, seed: int, way: Way) -> tuple[Spent, PreTrainedModel]:
@@ -229,9 +234,9 @@ class Race:
             trainer.train()
             return self.since(began), trainer.model  # type: ignore[return-value]
 
-    def choose_way(self) -> None:
-        """The fastest way for the best peer, by turns, twice where it is not hopeless."""
-        every = [Way(precision, attention, True) for precision in ("fp32", "bf16") for attention in ("sdpa", "eager")]
+    def choose_way(self, grouped: bool) -> Way:
+        """The fastest way for a peer, by turns, twice where it is not hopeless."""
+        every = [Way(*how, grouped, in_memory=True) for how in product(("fp32", "bf16"), ("sdpa", "eager"))]
 
         def seconds(way: Way) -> float:
             # The same steps for every way: a step is as long as its batch, so their sum counts.
@@ -247,7 +252,7 @@ class Race:
                 taken[way] = min(taken[way], seconds(way))
         for way, best in taken.items():
             print(f"Trainer: trial: {way}: {1000 * best / (TRIAL_STEPS - WARM_STEPS):.0f} ms a step")
-        self.way = min(every, key=taken.__getitem__)
+        return min(every, key=taken.__getitem__)
 
     # ---- what they are asked ----
 
@@ -291,7 +296,7 @@ class Race:
                 spent, trained = self.train_ours(seed)
                 model = to_native(trained)
             else:
-                spent, model = self.train_peer(seed, self.way if name == "best" else STOCK)
+                spent, model = self.train_peer(seed, self.ways[name])
             self.cpu[name].append(spent.cpu)
             self.scores[name].append(self.accuracy(model))
             print(
@@ -324,17 +329,16 @@ def spread_of_seeds(scores: list[float]) -> str:
 def compare(race: Race, rounds: int) -> dict[str, Any]:
     """All rounds: a table, and its figures."""
     losses = race.first_losses()
-    race.choose_way()
+    race.ways |= {"random": race.choose_way(grouped=False), "grouped": race.choose_way(grouped=True)}
     seconds = alternate({name: race.contestant(name) for name in NAMES}, rounds)
     trained = round(len(race.train) * (race.settings.train.epochs or 1))
-    compared = {f"ratio_{name}": ratios(seconds[name], seconds["ours"]) for name in ("stock", "best")}
-    compared |= {f"cpu_ratio_{name}": ratios(race.cpu[name], race.cpu["ours"]) for name in ("stock", "best")}
+    compared = {f"ratio_{name}": ratios(seconds[name], seconds["ours"]) for name in PEERS}
+    compared |= {f"cpu_ratio_{name}": ratios(race.cpu[name], race.cpu["ours"]) for name in PEERS}
     chosen = race.autotuned
     how = {
         "ours": f"{chosen['precision']}, {chosen['kernel']} attention, {chosen['linear']} linear, "
         f"micro-batch {chosen['micro_batch']}",
-        "stock": str(STOCK),
-        "best": str(race.way),
+        **{name: str(way) for name, way in race.ways.items()},
     }
     rows = [
         [
@@ -352,7 +356,7 @@ def compare(race: Race, rounds: int) -> dict[str, Any]:
         ["ratios", "of seconds", "of the processor's"],
         *(
             [f"{name} / ours", cell(compared[f"ratio_{name}"], ".2f"), cell(compared[f"cpu_ratio_{name}"], ".2f")]
-            for name in ("stock", "best")
+            for name in PEERS
         ),
     )
     host = race.host_seconds() * (race.settings.train.epochs or 1) / spread(race.cpu["ours"]).median
