@@ -1,6 +1,5 @@
 """The model card: what a stranger must know of a model, from what its run left."""
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -71,8 +70,7 @@ def write_card(
         UserError: there is no license, or an example fails.
     """
     license = check_license(license)
-    path = source.file_of_run("results.json")
-    results = json.loads(path.read_text(encoding="utf-8")) if path else {"signatures": {}}
+    results = {"signatures": {}} | source.record_of_run("results.json")
     for name in PICTURES:
         if picture := source.file_of_run(name):
             shutil.copyfile(picture, folder / name)

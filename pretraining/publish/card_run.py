@@ -48,8 +48,7 @@ def describe_source(each: dict[str, Any]) -> str:
 
 def environment_of(source: Source) -> dict[str, Any]:
     """What `pretraining.environment` recorded; empty where an older version trained the model."""
-    path = source.file_of_run(environment.FILE)
-    return json.loads(path.read_text(encoding="utf-8")) if path else {}
+    return source.record_of_run(environment.FILE)
 
 
 def inputs(source: Source) -> Iterator[str]:

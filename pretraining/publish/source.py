@@ -1,5 +1,6 @@
 """What is published: a run's model, and what the run left beside it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import modeling
 from pretraining.errors import UserError, one_line
 from pretraining.export import open_exported
 
+SECTIONS = ("data", "objective", "train")  # of every run's settings
 FAMILIES = {"keel-bert": "bert", "keel-seq2seq": "seq2seq", "keel-vit": "vit"}
 
 
@@ -41,7 +43,34 @@ class Source:
 
     def settings(self) -> dict[str, Any]:
         """The run's settings, as its config.yaml has them; empty where there is no run."""
-        return yaml.safe_load((self.run / "config.yaml").read_text(encoding="utf-8")) if self.run else {}
+        settings = self.record_of_run("config.yaml")
+        if settings and not all(isinstance(settings.get(name), dict) for name in SECTIONS):
+            raise UserError(
+                f"{self.folder.parent / 'config.yaml'} has not the settings of a run: put back what training wrote, or "
+                "move the model to a folder of its own."
+            )
+        return settings
+
+    def record_of_run(self, name: str) -> dict[str, Any]:
+        """What the run wrote down in a file, JSON or YAML; empty where it did not.
+
+        Raises:
+            UserError: the file cannot be read, or holds something else.
+        """
+        path = self.file_of_run(name)
+        if path is None:
+            return {}
+        try:
+            text = path.read_text(encoding="utf-8")
+            found = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+            if not isinstance(found, dict):
+                raise ValueError("it names no values")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(
+                f"{path} is damaged ({one_line(error)}): put back what training wrote, or move it away, and nothing is "
+                "told of it."
+            ) from error
+        return found
 
     def file_of_run(self, name: str) -> Path | None:
         """A file that the run left; None where it did not."""
@@ -71,7 +100,7 @@ def find_source(folder: Path) -> Source:
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give a run's folder, runs/NAME, or its model, runs/NAME/model.")
-    model = folder.absolute()
+    model = folder.resolve()  # '..' is no name, and behind a link to a model lies its run
     if not (model / "config.json").exists() and ((model / "config.yaml").exists() or (model / "checkpoints").exists()):
         model = model / "model"
         if not model.is_dir():
@@ -85,14 +114,22 @@ def find_source(folder: Path) -> Source:
         )
     if not (model / "config.json").exists():
         raise UserError(f"{folder} has no config.json, so it holds no model: give a run's folder or its model/.")
+    file, mend = model / "config.json", "run the command of its training again, which writes it anew"
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{model / 'config.json'} is no model's configuration: {one_line(error)}.") from error
-    names = config.architectures or []
-    if config.model_type not in FAMILIES or len(names) != 1 or not hasattr(modeling, names[0]):
+    except Exception as error:  # whatever a field that was changed by hand leads to
+        raise UserError(f"{file} is no model's configuration ({one_line(error)}): {mend}.") from error
+    if config.model_type not in FAMILIES:
         raise UserError(
-            f"{folder} is a model of {', '.join(names) or config.model_type}, which is none of ours: publish what "
+            f"{folder} is a {config.model_type} of {config.architectures}, which is none of ours: publish what "
             "pretrain.py or finetune.py has handed over."
         )
-    return Source(model, config, getattr(modeling, names[0]))
+    names = config.architectures
+    if not (isinstance(names, list) and len(names) == 1):
+        raise UserError(f"{file} names as architectures {names!r}, and not the one class that wrote the model: {mend}.")
+    model_class = getattr(modeling, str(names[0]), None)
+    if getattr(model_class, "config_class", None) is not type(config):
+        raise UserError(
+            f"{file} says that {names[0]} wrote the model, which is no class of {config.model_type}: {mend}."
+        )
+    return Source(model, config, model_class)
