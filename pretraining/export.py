@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from modeling.convert import TO_NATIVE, to_native
 from pretraining.errors import UserError, one_line
-from pretraining.files import SUMS, follow_umask, publish, sync, write_sums
+from pretraining.files import SUMS, follow_umask, publish, sha256, sync, write_sums
 from pretraining.objectives.base import Head
 from pretraining.publish.probe.samples import labels, machine, samples
 
@@ -129,8 +129,9 @@ def write_native(model: Path | str, folder: Path | str) -> None:
 def write_reference(model: PreTrainedModel, inputs: dict[str, Tensor], folder: Path, path: Path) -> None:
     """Inputs and what the model makes of them, on one thread: whoever reads the model back can compare bit by bit.
 
-    Beside them: what the tokenizer or the image processor makes of fixed samples, and the label map. Bits are equal
-    under the same torch on the same kind of processor, so the file's metadata names both.
+    Beside them: what the tokenizer or the image processor makes of fixed samples, the label map, and the hash of
+    SHA256SUMS, which could be written anew. Bits are equal under the same torch on the same kind of processor, so the
+    file's metadata names both.
 
     Args:
         folder: the model's own, which has been written.
@@ -141,5 +142,6 @@ def write_reference(model: PreTrainedModel, inputs: dict[str, Tensor], folder: P
     torch.set_num_threads(threads)
     tensors = {f"input.{name}": x.contiguous() for name, x in inputs.items()}
     tensors |= {f"output.{name}": x.contiguous() for name, x in found if isinstance(x, Tensor) and x.ndim}
-    save_file(tensors | samples(folder), path, metadata={**machine(), "labels": labels(model.config)})
+    facts = {**machine(), "labels": labels(model.config), "sums": sha256(folder / SUMS)}
+    save_file(tensors | samples(folder), path, metadata=facts)
     follow_umask(path)

@@ -18,6 +18,7 @@ UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(UMASK)
 
 SUMS = "SHA256SUMS"
+REFERENCE = "reference.safetensors"  # in a run's folder
 
 # Why a folder cannot be written to: no room, or no right.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}

@@ -373,7 +373,7 @@ def finish(run: Run) -> None:
         batch = steps[0, 0.0][0]
         inputs = objective.head.to_model_inputs(batch.tensors)
         unlabelled = {name: x for name, x in inputs.items() if name not in (*batch.targets, "logits_to_keep")}
-        write_reference(model, unlabelled, exported, folder / "reference.safetensors")
+        write_reference(model, unlabelled, exported, folder / files.REFERENCE)
         signatures = objective.scoring.signatures
         state, unit = run.state, run.settings.objective.unit
         results = {"step": step, "examples": len(index), **metrics, "signatures": signatures}

@@ -11,8 +11,8 @@ from pretraining.publish.probe.check import Check
 MENDS = {
     "process": "open the model by hand with the lines that training printed, and see where Python stops",
     "no Keel": "take Keel's packages out of the environment, or let --versions make one",
-    "files": "run the command of the training again, which writes the model anew from the newest checkpoint; if the "
-    "change was meant, publish a run that was trained with it",
+    "files": "run the command of the training again, which writes the model anew from the newest checkpoint, and "
+    "move away what training did not write; if the change was meant, publish a run that was trained with it",
     "weights file": "run the command of the training again, which writes the weights anew from the newest checkpoint",
     "auto_map": "put back the auto_map that training wrote into config.json: run its command again",
     "opens": "run the command of the training again; if only another version of transformers fails, name the versions "

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from pretraining.errors import UserError
+from pretraining.files import REFERENCE
 from pretraining.publish.fresh import run_fresh
 from pretraining.publish.source import Source
 
@@ -199,7 +200,7 @@ def example_text(source: Source, tokenizer: Any) -> str:
 
 def reads_pairs(source: Source) -> bool:
     """Whether a classifier was trained on pairs of texts: its recorded inputs have a second segment."""
-    path = source.file_of_run("reference.safetensors")
+    path = source.file_of_run(REFERENCE)
     if path is None:
         return False
     with safe_open(path, "pt") as file:

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from pretraining.errors import tell
-from pretraining.files import write_text
+from pretraining.files import REFERENCE, write_text
 from pretraining.publish import probe
 from pretraining.publish.environments import environment
 from pretraining.publish.fresh import run_fresh
@@ -61,12 +61,12 @@ def verify(source: Source, folder: Path, versions: list[str], out: Path, cache: 
     Raises:
         UserError: an environment cannot be made.
     """
-    reference = source.file_of_run("reference.safetensors")
+    reference = [source.run / REFERENCE] if source.run else []
     pythons = [environment(number, cache) for number in versions] or [Path(sys.executable)]
     opened = []
     for number, python in zip(versions or [transformers.__version__], pythons, strict=True):
         tell(f"verifying under transformers {number}, in a process that knows no Keel")
-        opened.append(read_opened(ask(python, "all", folder, *([reference] if reference else [])), folder))
+        opened.append(read_opened(ask(python, "all", folder, *reference), folder))
     report = Report(source.name, opened)
     write_report(report, out)
     return report

@@ -30,5 +30,5 @@ def run_check(name: str, work: Callable[[], str]) -> Check:
         return Check(name, "skipped", str(reason))
     except Fault as fault:
         return Check(name, "failed", str(fault))
-    except Exception as error:  # a checkpoint can be wrong in any way
+    except (Exception, SystemExit) as error:  # a checkpoint can be wrong in any way, and its code is run
         return Check(name, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")

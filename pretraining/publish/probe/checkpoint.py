@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from .samples import machine
 
 pipeline: Any = transformers.pipeline  # its types know a task by its literal name alone
 TOLERANCE = 1e-4  # of each value, or of 1 where the value is smaller
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal
 MASKS = ("bool_masked_pos", "ids_keep")  # a base model alone has no token for what they hide
 
 
@@ -62,7 +64,7 @@ def printed_text() -> Iterator[list[str]]:
                 os.dup2(old, number)
                 os.close(old)
             file.seek(0)
-            said.append(" ".join(file.read().decode(errors="replace").split()))
+            said.append(" ".join(COLOURS.sub("", file.read().decode(errors="replace")).split()))
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -81,10 +83,16 @@ class Checkpoint:
         self.fields: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.reference: dict[str, Tensor] = {}
         self.metadata: dict[str, str] = {}
-        if reference is not None:
+        self.unread = ""
+        """Why the reference is none."""
+        if reference is None:
+            return
+        try:
             with safe_open(reference, "pt") as file:
                 self.metadata = file.metadata() or {}
                 self.reference = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+        except Exception as error:  # the library has errors of its own
+            self.unread = f"{reference.name} cannot be read: {error}"
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -135,9 +143,9 @@ class Checkpoint:
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
-        """Inputs of the trained class: those of the reference, or, where there is none, drawn."""
+        """Inputs of the trained class: those of the reference, or, where there are none, drawn."""
         recorded = {name[6:]: value for name, value in self.reference.items() if name.startswith("input.")}
-        return recorded or self.draw_inputs(2)
+        return recorded if self.model.main_input_name in recorded else self.draw_inputs(2)
 
     def draw_inputs(self, batch: int) -> dict[str, Tensor]:
         """Plain inputs, not packed: tokens or images of `batch` examples."""

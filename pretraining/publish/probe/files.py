@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 
 import torch
 from safetensors import safe_open
@@ -11,7 +12,10 @@ from .check import Fault
 from .checkpoint import Checkpoint
 
 SUMS = "SHA256SUMS"
-LOADED = {".py", ".safetensors", ".bin", ".pt", ".pth", ".pkl"}  # a file of these kinds is run, or read as weights
+LINE = re.compile(r"([0-9a-f]{64})  (\S[^\r]*)")  # as `sha256sum` writes it
+# A file of these kinds is run, or read as weights or settings.
+LOADED = {".py", ".safetensors", ".bin", ".pt", ".pth", ".pkl", ".json", ".jinja"}
+OURS = {"verify.json"}  # publishing writes it beside them
 
 
 def own_files(folder: Path) -> set[str]:
@@ -31,23 +35,32 @@ def check_sums(checkpoint: Checkpoint) -> str:
     folder = checkpoint.folder
     if not (folder / SUMS).exists():
         raise Fault(f"{SUMS} is missing, so nothing says which files training wrote")
+    recorded = checkpoint.metadata.get("sums")
+    if recorded is not None and sha256(folder / SUMS) != recorded:
+        raise Fault(f"{SUMS} is another one than training's")
     wrong, listed = [], set()
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
+    text = (folder / SUMS).read_bytes().decode(errors="replace")
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        found = LINE.fullmatch(line)
+        if found is None:
+            raise Fault(f"line {number} of {SUMS} is no SHA-256 and path")
+        digest, name = found.groups()
         listed.add(name)
-        if not (folder / name).is_file():
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            wrong.append(f"{name} in {SUMS} is no file of the model's folder")
+        elif not (folder / name).is_file():
             wrong.append(f"{name} is missing")
         elif sha256(folder / name) != digest:
             wrong.append(f"{name} is another file than training's")
-    extra = {name for name in own_files(folder) - listed if Path(name).suffix in LOADED}
-    wrong += [f"{name} is listed nowhere" for name in sorted(extra)]
+    extra = {name for name in own_files(folder) - listed - OURS if Path(name).suffix in LOADED}
+    wrong += [f"{name} is listed nowhere: training did not write it" for name in sorted(extra)]
     if wrong:
         raise Fault("; ".join(wrong))
     return f"{len(listed)} files"
 
 
 def check_weights_file(checkpoint: Checkpoint) -> str:
-    """The files of weights open, are whole, and hold finite numbers."""
+    """The files of weights open, are whole, and hold finite numbers of the configuration's dtype."""
     folder = checkpoint.folder
     names = {path.name for path in folder.glob("*.safetensors")}
     index = folder / "model.safetensors.index.json"
@@ -55,7 +68,7 @@ def check_weights_file(checkpoint: Checkpoint) -> str:
         names |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     if not names:
         raise Fault("there is no file of weights")
-    count = 0
+    count, dtype = 0, checkpoint.fields.get("dtype")
     for name in sorted(names):
         try:
             with safe_open(folder / name, "pt") as file:
@@ -64,6 +77,8 @@ def check_weights_file(checkpoint: Checkpoint) -> str:
                     count += weight.numel()
                     if not torch.isfinite(weight).all():
                         raise Fault(f"{key} in {name} is not finite")
+                    if weight.dtype != getattr(torch, str(dtype), None):
+                        raise Fault(f"{key} in {name} is {weight.dtype}, and the dtype in config.json {dtype}")
         except Fault:
             raise
         except Exception as error:  # the library has errors of its own
@@ -76,7 +91,9 @@ def check_auto_map(checkpoint: Checkpoint) -> str:
     named = checkpoint.fields.get("auto_map")
     if not named:
         raise Fault("config.json has no auto_map, so no Auto class finds the code")
-    for auto, reference in named.items():
+    for auto, reference in dict(named).items():
+        if not re.fullmatch(r"\w+\.\w+", str(reference)):
+            raise Fault(f"{auto} in auto_map is {reference!r}, not the file and the class of code that lies here")
         file, defined = checkpoint.modules_of(reference)
         if reference.rpartition(".")[2] not in defined:
             raise Fault(f"{auto} leads to {reference}, and {file} defines no such class")

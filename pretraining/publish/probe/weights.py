@@ -50,8 +50,12 @@ def check_logits(checkpoint: Checkpoint) -> str:
     """The trained class computes what the reference has."""
     expected = {name[7:]: value for name, value in checkpoint.reference.items() if name.startswith("output.")}
     model = checkpoint.model
-    if not expected:
-        raise Skip("there is no reference.safetensors beside the model, which training leaves in the run's folder")
+    if checkpoint.unread:
+        raise Fault(f"{checkpoint.unread}; training leaves it in the run's folder, beside the model's")
+    if not checkpoint.reference:
+        raise Skip("the model lies in no run's folder, where training leaves reference.safetensors")
+    if not expected or f"input.{model.main_input_name}" not in checkpoint.reference:
+        raise Fault("reference.safetensors is of another model")
     found = outputs_of(model, checkpoint.inputs)
     apart = 0.0
     for name, value in expected.items():
