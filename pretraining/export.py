@@ -14,9 +14,12 @@ from transformers import AutoConfig, PreTrainedModel
 
 from modeling.convert import TO_NATIVE, to_native
 from pretraining.errors import UserError, one_line
-from pretraining.files import SUMS, follow_umask, publish, sha256, sync, write_sums
+from pretraining.files import SUMS, follow_umask, publish, read_sums, sha256, sync, write_sums
 from pretraining.objectives.base import Head
 from pretraining.publish.probe.samples import labels, machine, samples
+
+# Files of our form alone.
+OURS = ("*.py", "config.json", "generation_config.json", "*.safetensors*", SUMS)
 
 
 def write_model(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
@@ -105,9 +108,10 @@ def open_one_of(classes: Sequence[type[PreTrainedModel]], called: str, folder: P
 
 
 def write_native(model: Path | str, folder: Path | str) -> None:
-    """Writes a run's model as transformers' own bert, marian or vit, with all that lies beside the weights.
+    """Writes a run's model as transformers' own bert, marian or vit, with all that was written beside the weights.
 
-    That is the tokenizer, or the image processor, and how to generate.
+    That is the tokenizer, or the image processor, and how to generate: the files that SHA256SUMS names, and where there
+    is none, all that lie there.
 
     Args:
         model: a run's `model/`.
@@ -118,8 +122,11 @@ def write_native(model: Path | str, folder: Path | str) -> None:
     """
     model, folder = Path(model), Path(folder)
     native = to_native(open_one_of(list(TO_NATIVE), "model", model))
-    ours = ("*.py", "config.json", "generation_config.json", "*.safetensors*", SUMS)
-    shutil.copytree(model, folder, ignore=shutil.ignore_patterns(*ours), dirs_exist_ok=True)
+    there = [path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()]
+    for name in read_sums(model) or there:
+        if not any(Path(name).match(pattern) for pattern in OURS):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(model / name, folder / name)
     native.save_pretrained(folder)
     write_sums(folder)
     follow_umask(folder)

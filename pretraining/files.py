@@ -119,6 +119,21 @@ def write_sums(folder: Path) -> None:
     sums.write_text("".join(lines), encoding="utf-8")
 
 
+def read_sums(folder: Path) -> dict[str, str]:
+    """What SHA256SUMS says: the SHA-256 of each file that was written into a folder; empty where there is none.
+
+    Raises:
+        UserError: it names what lies elsewhere.
+    """
+    path = folder / SUMS
+    lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+    named = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in named:
+        if not name or name.startswith("/") or ".." in name.split("/"):
+            raise UserError(f"{path} names {name!r}, which is no file of that folder: put back what training wrote.")
+    return named
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON, in which what is infinite or not a number is null: it has no other word for it."""
     return json.dumps(without_nan(value), indent=indent, allow_nan=False)

@@ -2,13 +2,16 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from pretraining.errors import UserError
-from pretraining.files import check_writable
+from pretraining.files import SUMS, check_writable, read_sums, sha256
 from pretraining.publish.card import pin, write_card
 from pretraining.publish.card_data import check_license
 from pretraining.publish.cli import Options
@@ -31,17 +34,31 @@ def link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def stage(source: Source, out: Path, options: Options) -> Path:
+def stage(source: Source, out: Path, options: Options, sums: dict[str, str]) -> Path:
     """Puts what is pushed into `repo/`: the model's files and what this command made of it, all but the card.
 
-    What an earlier command made may be of an earlier model.
+    What lies in the model's folder and was not written by training stays there: it may be somebody's secret. What an
+    earlier command made may be of an earlier model.
+
+    Args:
+        sums: of the model's files, which were verified.
+
+    Raises:
+        UserError: a file of the model has changed since.
     """
     repo, unfinished = out / "repo", out / "repo.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    # The card is written anew; a link would lead what is written into the model's own.
-    shutil.copytree(
-        source.folder, unfinished, copy_function=link_or_copy, ignore=shutil.ignore_patterns(CARD, "__pycache__")
-    )
+    unfinished.mkdir()
+    for name in (SUMS, *sums):
+        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            link_or_copy(os.path.realpath(source.folder / name), unfinished / name)
+    there = {name: sha256(unfinished / name) for name in sums if (unfinished / name).exists()}
+    if not there == sums == read_sums(unfinished):
+        raise UserError(f"{source.folder} has changed since it was verified: give the same command again.")
+    left = {path.name for path in source.folder.iterdir()} - {Path(name).parts[0] for name in sums}
+    if left := left - {SUMS, CARD, "__pycache__"}:
+        print(f"not part of what is published, since training did not write it: {', '.join(sorted(left))}")
     if options.native:
         shutil.copytree(out / "native", unfinished / "native", copy_function=link_or_copy)
     for name in ("verify.json", *(["explore.html"] if options.explore is not None else [])):
@@ -51,11 +68,13 @@ def stage(source: Source, out: Path, options: Options) -> Path:
     return repo
 
 
-def prepare_out(source: Source, options: Options) -> Path:
-    """The folder that is written to.
+@contextmanager
+def claim_out(source: Source, options: Options) -> Iterator[Path]:
+    """The folder that is written to, which is this process's while the `with` lasts.
 
     Raises:
-        UserError: it lies in the model's folder, cannot be written to, or holds what nobody here has made.
+        UserError: it lies in the model's folder, cannot be written to, holds what nobody here has made, or is another
+            process's.
     """
     out = (options.out or source.folder.parent / "publish").absolute()
     if out.resolve().is_relative_to(source.folder.resolve()):
@@ -64,7 +83,15 @@ def prepare_out(source: Source, options: Options) -> Path:
     for made in (out / "native", out / "repo"):
         if made.exists() and not (made / "config.json").exists():
             raise UserError(f"{made} holds something else than a model: move it away, or give another --out.")
-    return out
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another publish.py is writing to {out}: wait for it, or give another --out.") from error
+    try:
+        yield out
+    finally:
+        lock.release()
 
 
 def prove(source: Source, options: Options, versions: list[str], out: Path) -> Report:
@@ -135,19 +162,20 @@ def publish(options: Options) -> None:
         check_license(options.license)
     if options.repo:
         check_repo(options.repo)
-    out = prepare_out(source, options)
-    native = report = None
-    if options.native:
-        native = write_proven_native(source, out / "native")
-        print(f"native: {out / 'native'}")
-    if options.wants_report:
-        report = prove(source, options, versions, out)
-        print(f"verified: {out / 'verify.md'}")
-    if options.explore is not None:
-        print(f"explore: {write_page(source, options.explore, out / 'explore.html')}")
-    if options.wants_card:
-        repo = stage(source, out, options)
-        describe(source, repo, options, report, native)
-    if options.repo:
-        pushed = push_in_two(repo, options, source.name)
-        print(f"pushed: {pushed.url}, commit {pushed.commit}")
+    with claim_out(source, options) as out:
+        native = report = None
+        sums = read_sums(source.folder)
+        if options.native:
+            native = write_proven_native(source, out / "native")
+            print(f"native: {out / 'native'}")
+        if options.wants_report:
+            report = prove(source, options, versions, out)
+            print(f"verified: {out / 'verify.md'}")
+        if options.explore is not None:
+            print(f"explore: {write_page(source, options.explore, out / 'explore.html')}")
+        if options.wants_card:
+            repo = stage(source, out, options, sums)
+            describe(source, repo, options, report, native)
+        if options.repo:
+            pushed = push_in_two(repo, options, source.name)
+            print(f"pushed: {pushed.url}, commit {pushed.commit}")

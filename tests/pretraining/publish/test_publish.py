@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from pretraining.files import hashes
+from pretraining.files import SUMS, hashes, write_sums
 from pretraining.publish import run as publishing
 from pretraining.publish import verify
 from pretraining.publish.probe.check import Check
@@ -25,6 +26,7 @@ FAILED = Check("logits", "failed", "logits differ")
 def run(tiny: Callable[..., Any], tmp_path: Path) -> Path:
     """A run with a model, in which somebody has left a README.md."""
     tiny("KeelBertForPreTraining").save_pretrained(tmp_path / "run/model")
+    write_sums(tmp_path / "run/model")
     (tmp_path / "run/config.yaml").write_text("name: run\n")
     (tmp_path / "run/model/README.md").write_text("old")
     return tmp_path / "run"
@@ -71,6 +73,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_all_of_it_in_order(run: Path, steps: dict[str, Any], capsys: pytest.CaptureFixture):
     before = hashes(run / "model")
+    (run / "model/.env").write_text("HF_TOKEN=hf_secret")
+    (run / "model/data").symlink_to(run.parent)
     main([str(run), "--native", "--explore", "a text", "--repo=me/run", "--private", "--branch=b", "--tag=v1", LICENSE])
     assert steps["order"] == [
         *("check_repo", "write_proven_native", "verify", "write_page"),
@@ -82,9 +86,12 @@ def test_all_of_it_in_order(run: Path, steps: dict[str, Any], capsys: pytest.Cap
     assert steps["push"] == ((repo, "me/run"), {**how, "tag": "v1"})
     pushed = {str(path.relative_to(repo)) for path in repo.rglob("*") if path.is_file()}
     assert pushed == {*before, "native/config.json", "verify.json", "explore.html"}
-    assert (repo / "README.md").read_text() == 'new, revision="beef123"' and hashes(run / "model") == before
+    assert (repo / "README.md").read_text() == 'new, revision="beef123"' and (
+        run / "model/README.md"
+    ).read_text() == "old"
     assert (repo / "model.safetensors").samefile(run / "model/model.safetensors")
-    assert "https://hub/me/run, commit 0123abc" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "https://hub/me/run, commit 0123abc" in said and "training did not write it: .env, data\n" in said
 
 
 @pytest.mark.parametrize(("asked", "order"), [
@@ -121,3 +128,43 @@ def test_a_card_without_a_license_is_refused_first(run: Path, steps: dict[str, A
     with pytest.raises(SystemExit):
         main([str(run), "--repo=me/run"])
     assert not steps["order"] and "give --license" in capsys.readouterr().err
+
+
+def test_weights_behind_a_link_are_pushed(run: Path, steps: dict[str, Any]):
+    (run / "model/model.safetensors").rename(run / "weights")
+    (run / "model/model.safetensors").symlink_to("../weights")
+    main([str(run), "--card", LICENSE])
+    assert (run / "publish/repo/model.safetensors").samefile(run / "weights")
+    assert not (run / "publish/repo/model.safetensors").is_symlink()
+
+
+def test_a_model_that_is_written_anew_meanwhile_is_not_pushed(
+    run: Path, steps: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    verify_it = publishing.verify
+
+    def train(*given: Any) -> Report:
+        (run / "model/config.json").write_text("{}")
+        write_sums(run / "model")
+        return verify_it(*given)
+
+    monkeypatch.setattr(publishing, "verify", train)
+    with pytest.raises(SystemExit):
+        main([str(run), "--repo=me/run", LICENSE])
+    assert "has changed since it was verified" in capsys.readouterr().err and "upload" not in steps["order"]
+
+
+def test_two_at_once(run: Path, steps: dict[str, Any], capsys: pytest.CaptureFixture):
+    (run / "publish").mkdir()
+    with FileLock(run / "publish/.lock"), pytest.raises(SystemExit):
+        main([str(run)])
+    assert not steps["order"] and "another publish.py is writing to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../config.yaml", "/etc/hostname", "a/../../b"])
+def test_sums_that_lead_elsewhere(name: str, run: Path, steps: dict[str, Any], capsys: pytest.CaptureFixture):
+    with (run / "model" / SUMS).open("a") as file:
+        file.write(f"{'0' * 64}  {name}\n")
+    with pytest.raises(SystemExit):
+        main([str(run), "--native"])
+    assert not steps["order"] and "is no file of that folder" in capsys.readouterr().err
