@@ -248,9 +248,10 @@ class HubSettings:
             if given := [name for name in ("every", "private", "branch") if getattr(self, name)]:
                 raise UserError(f"hub.{given[0]} is {getattr(self, given[0])}, and nothing is pushed: set hub.repo.")
             return
-        from pretraining.publish.push import check_name  # of no use for the default
+        from pretraining.publish.push import check_name, check_ref  # of no use for the default
 
         check_name(self.repo, "hub.repo")
+        check_ref(self.branch, "hub.branch")
 
     def check_runs(self, runs: int | None) -> None:
         """Raises UserError where one command trains several runs (None: as many as come) and would push each."""

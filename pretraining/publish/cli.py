@@ -93,6 +93,6 @@ def parse(arguments: list[str] | None = None) -> Options:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     for name in ("private", "branch", "tag"):
-        if getattr(options, name) and options.repo is None:
+        if getattr(options, name) not in (None, False) and options.repo is None:
             parser.error(f"--{name} is about a push: give --repo ME/NAME too.")
     return Options(**vars(options), command=shlex.join(["python", "publish.py", *given]))

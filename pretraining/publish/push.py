@@ -1,12 +1,13 @@
 """A folder becomes a repository on the Hub, in commits that resume, and what has arrived is compared with it."""
 
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -17,9 +18,16 @@ from pretraining.publish.hub_errors import LOG_IN, Unreachable, hub_errors, word
 # Seconds before each further attempt at an upload that broke off; the client itself has tried each request for half a
 # minute by then.
 WAITS = (5, 30, 60)
-# Files of an earlier model which would be read instead of this one's, or beside them. Whatever else lies in the
-# repository is left there.
-STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "native/*"]
+# Files of an earlier model which would be read instead of this one's, or beside them: transformers takes any
+# added_tokens.json for the tokenizer's, and processor_config.json before preprocessor_config.json. Whatever else lies in
+# the repository is left there.
+STALE = [
+    *("*.safetensors", "*.safetensors.index.json", "*.py", "native/*", "target/*", ".eval_results/*", "explore.html"),
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json", "adapter_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "chat_template.*"),
+]
+# What git refuses in the name of a branch or a tag.
+NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|//|@\{|(^|/)\.|\.lock(/|$)|^[-/]|[/.]$|^@?$")
 
 
 class Pushed(NamedTuple):
@@ -42,17 +50,45 @@ def check_name(repo: str, setting: str = "--repo") -> None:
         raise UserError(f"{setting}: {repo} does not say whose it is: give NAME/{repo}, yours or an organisation's.")
 
 
-def check_repo(repo: str, setting: str = "--repo") -> None:
-    """Whether a push can succeed, before there is anything to push: name, connection, token and rights.
+def check_ref(name: str | None, setting: str) -> None:
+    """Raises UserError where git refuses the name of a branch or a tag, or it would be taken for something else."""
+    if name is not None and (NO_REF.search(name) or re.match("refs/|[0-9a-f]{40}$", name)):
+        raise UserError(
+            f"{setting}: {name!r} is no name of a branch or a tag: give one of letters, digits, '-', '_', '.' and '/', "
+            "as in v1.0."
+        )
+
+
+def check_refs(api: HfApi, repo: str, branch: str | None, tag: str | None) -> None:
+    """Raises UserError where the repository's branches and tags leave no room for these."""
+    refs = api.list_repo_refs(repo)
+    branches = {ref.name: ref.target_commit for ref in refs.branches}
+    tags = {ref.name: ref.target_commit for ref in refs.tags}
+    if branch in tags:
+        raise UserError(f"--branch: {branch} is a tag of {repo}: give another name.")
+    if tag in {*branches, branch or "main"}:
+        raise UserError(f"--tag: {tag} is a branch of {repo}: give another name.")
+    if tag in tags and tags[tag] != branches.get(branch or "main"):  # else there may be nothing new to push
+        raise UserError(f"--tag: {tag} is the name of another commit of {repo}, {tags[tag]}: give another --tag.")
+
+
+def check_repo(repo: str, branch: str | None = None, tag: str | None = None, setting: str = "--repo") -> None:
+    """Whether a push can succeed, before there is anything to push: names, connection, token and rights.
 
     Args:
+        branch: that is pushed to; None: main.
+        tag: of the commit; None: none.
         setting: what named the repository.
 
     Raises:
         UserError: it cannot.
     """
     check_name(repo, setting)
-    api = HfApi()
+    check_ref(branch, "--branch")
+    check_ref(tag, "--tag")
+    api, token = HfApi(), get_token() or ""
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise UserError(f"the token has a character that no token has, as a space or an accent: {LOG_IN}.")
     with hub_errors(repo):
         account = api.whoami()
         # A fine-grained token has no such role; for an existing repository the next question tells its rights.
@@ -66,6 +102,7 @@ def check_repo(repo: str, setting: str = "--repo") -> None:
             )
         with suppress(RepositoryNotFoundError):  # it is yet to be made
             api.auth_check(repo, write=True)
+            check_refs(api, repo, branch, tag)
 
 
 def push(folder: Path, repo: str, *, private: bool, branch: str | None, tag: str | None, message: str) -> Pushed:

@@ -157,11 +157,11 @@ def publish(options: Options) -> None:
     """
     logging.disable_progress_bar()  # of loading, which takes a moment
     source = find_source(options.folder)
-    versions = resolve(options.versions) if options.versions else []
+    versions = resolve(options.versions) if options.versions is not None else []
     if options.wants_card:  # what a card or a push lacks is told before minutes of work
         check_license(options.license)
-    if options.repo:
-        check_repo(options.repo)
+    if options.repo is not None:
+        check_repo(options.repo, options.branch, options.tag)
     with claim_out(source, options) as out:
         native = report = None
         sums = read_sums(source.folder)
@@ -176,6 +176,6 @@ def publish(options: Options) -> None:
         if options.wants_card:
             repo = stage(source, out, options, sums)
             describe(source, repo, options, report, native)
-        if options.repo:
+        if options.repo is not None:
             pushed = push_in_two(repo, options, source.name)
             print(f"pushed: {pushed.url}, commit {pushed.commit}")

@@ -26,6 +26,7 @@ from pretraining.publish.arrival import compare_files, compare_outputs
 from pretraining.publish.endpoint import prepare_hub_client
 from pretraining.publish.push import Pushed, check_repo, push, read_there, upload
 from pretraining.publish.stranger import difference, open_model, outputs
+from pretraining.settings import HubSettings
 
 ROOT = Path(__file__).parents[3]
 FAMILIES = {
@@ -243,6 +244,7 @@ def test_a_name_that_the_hub_refuses_is_told_before_any_request(name: str, hub: 
 CHECKS = {
     "no token": ({"HF_TOKEN": ""}, "me/model", ["no token", "me/model", "hf auth login", "HF_TOKEN"]),
     "wrong token": ({"HF_TOKEN": "hf_wrong"}, "me/model", ["does not know the token", "hf auth login"]),
+    "accented token": ({"HF_TOKEN": "hf_é"}, "me/model", ["the token has a character", "hf auth login"]),
     "reading token": ({"HF_TOKEN": "hf_read"}, "me/model", ["may only read", "me/model", "may write"]),
     "another's": ({}, "you/model", ["--repo: you/model", "begin it with me"]),
 }
@@ -280,6 +282,47 @@ def test_offline_and_no_connection(hub: Hub, folder: Path, monkeypatch: pytest.M
         with one_sentence("connection to http://127.0.0.1:9 fails", "refused", "not sent twice"):
             attempt("me/model")
     assert not hub.requests
+
+
+REFS = ["", "a b", "a..b", "-x", "v1.", "/a", "a~1", "x.lock", "refs/pr/1", "a" * 40, "@", "a\n"]
+
+
+@pytest.mark.parametrize("setting", ["branch", "tag"])
+def test_a_branch_or_a_tag_that_git_refuses_is_told_before_any_request(setting: str, hub: Hub):
+    for name in REFS:
+        with one_sentence(f"--{setting}: {name!r} is no name of a branch or a tag", "v1.0"):
+            check_repo("me/model", **{setting: name})
+    with one_sentence("hub.branch: 'a b' is no name"):
+        HubSettings(repo="me/model", branch="a b")
+    assert not hub.requests
+    for name in ("v1.0", "feature/a", "모델", "v1+cpu"):
+        check_repo("me/model", **{setting: name})
+
+
+def test_a_branch_or_a_tag_that_is_taken_is_told_before_the_push(hub: Hub):
+    repository = hub.create("me/model")
+    repository.tags |= {"v1": repository.branches["main"], "v2": "another"}
+    check_repo("me/model", tag="v1")  # there may be nothing new to push
+    for taken, parts in {
+        ("trial", "v1"): ["--tag: v1", "another commit of me/model"],
+        (None, "v2"): ["--tag: v2", "another commit of me/model", "another --tag"],
+        (None, "main"): ["--tag: main is a branch of me/model"],
+        ("trial", "trial"): ["--tag: trial is a branch"],
+        ("v1", None): ["--branch: v1 is a tag of me/model"],
+    }.items():
+        with one_sentence(*parts):
+            check_repo("me/model", *taken)
+
+
+def test_what_an_earlier_model_left_is_not_read_with_this_one(hub: Hub, folder: Path, unopened: None):
+    """transformers would take each of these for this model's."""
+    stale = ["added_tokens.json", "special_tokens_map.json", "processor_config.json", "target/tokenizer.json"]
+    stale += ["adapter_config.json", ".eval_results/other.yaml", "explore.html", "chat_template.jinja"]
+    repository = hub.create("me/model")
+    before = repository.commits[repository.branches["main"]]
+    repository.commit("main", {**before, **{name: hub.store(b"{}") for name in [*stale, "onnx/config.json"]}}, "")
+    push_it(folder)
+    assert set(hub.files("me/model")) == {".gitattributes", "onnx/config.json", *contents(folder)}
 
 
 ALWAYS = 1000
