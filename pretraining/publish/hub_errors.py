@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (  # HTTPError: of httpx or httpx2, whichever the client is made with
@@ -70,6 +71,8 @@ def explain(error: BaseException, repo: str) -> UserError | None:
         return UserError(
             f"{endpoint} has no Xet storage, which the client uploads large files to: set HF_HUB_DISABLE_XET=1."
         )
+    if isinstance(error, JSONDecodeError):
+        return no_hub(error)
     if isinstance(error, HTTPError | ConnectionError):
         return Unreachable(f"the connection to {endpoint} fails ({words(error)}): mend it; {AGAIN}.")
     if "LFS batch API returned errors" in str(error):
@@ -86,6 +89,8 @@ def explain_response(error: HfHubHTTPError, status: int, repo: str) -> UserError
         return full(error, repo)
     if status in (401, 403):
         return UserError(f"the token may not write to {repo} ({said}): give it that right, or {LOG_IN}.")
+    if status == 404 and error.response.url.path.endswith("/whoami-v2"):
+        return no_hub(error)
     if status == 404:
         return UserError(
             f"there is no model {repo} that the token may see ({said}): the name is taken by something else or was "
@@ -96,6 +101,14 @@ def explain_response(error: HfHubHTTPError, status: int, repo: str) -> UserError
     if status == 429 or status >= 500:
         return Unreachable(f"{constants.ENDPOINT} has trouble, HTTP {status} ({said}): wait; {AGAIN}.")
     return refused(error, repo)
+
+
+def no_hub(error: BaseException) -> UserError:
+    """A proxy's log-in page, or another server."""
+    return UserError(
+        f"{constants.ENDPOINT} does not answer as a Hub does ({words(error)}): look at it in a browser, and at "
+        "HF_ENDPOINT."
+    )
 
 
 def full(error: BaseException, repo: str) -> UserError:

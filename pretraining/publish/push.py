@@ -18,9 +18,8 @@ from pretraining.publish.hub_errors import LOG_IN, Unreachable, hub_errors, word
 # Seconds before each further attempt at an upload that broke off; the client itself has tried each request for half a
 # minute by then.
 WAITS = (5, 30, 60)
-# Files of an earlier model which would be read instead of this one's, or beside them: transformers takes any
-# added_tokens.json for the tokenizer's, and processor_config.json before preprocessor_config.json. Whatever else lies in
-# the repository is left there.
+# Files of an earlier model which would be read instead of this one's, or beside them: transformers adds the tokens of
+# added_tokens.json, and prefers processor_config.json. Whatever else lies in the repository is left there.
 STALE = [
     *("*.safetensors", "*.safetensors.index.json", "*.py", "native/*", "target/*", ".eval_results/*", "explore.html"),
     *("generation_config.json", "preprocessor_config.json", "processor_config.json", "adapter_config.json"),

@@ -26,7 +26,7 @@ from pretraining.publish.verify import run_examples, verify
 CARD = "README.md"
 
 
-def link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
     """A file a second time: by a hard link, which takes no room, or, on another disk, as a copy."""
     try:
         os.link(source, target)

@@ -127,7 +127,7 @@ def find_source(folder: Path) -> Source:
     names = config.architectures
     if not (isinstance(names, list) and len(names) == 1):
         raise UserError(f"{file} names as architectures {names!r}, and not the one class that wrote the model: {mend}.")
-    model_class = getattr(modeling, str(names[0]), None)
+    model_class: Any = getattr(modeling, str(names[0]), None)
     if getattr(model_class, "config_class", None) is not type(config):
         raise UserError(
             f"{file} says that {names[0]} wrote the model, which is no class of {config.model_type}: {mend}."

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub import QUOTA, Hub
+from hub import QUOTA, ROUTES, Hub
 from hub_repository import Fault
 from huggingface_hub import HfApi, constants
 from mistakes import one_sentence
@@ -261,6 +261,29 @@ def test_what_no_push_could_succeed_with_is_told_before_it(case: str, hub: Hub, 
     assert set(hub.requests) <= {"GET /api/whoami-v2", "GET /api/agent-harnesses"}, error
 
 
+ANSWERS = {
+    "another server": (Fault("whoami", 404, "Not Found"), ["does not answer as a Hub does (Not Found)"]),
+    "rate": (Fault("whoami", 429, "Slow down"), ["has trouble, HTTP 429"]),
+    "down": (Fault("whoami", 502, "Bad Gateway"), ["has trouble, HTTP 502"]),
+    "drops": (Fault("whoami", times=9), ["the connection to http://127", "fails"]),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_what_answers_before_the_push(case: str, hub: Hub):
+    fault, parts = ANSWERS[case]
+    hub.faults = [fault]
+    with one_sentence(*parts):
+        check_repo("me/model")
+
+
+def test_a_page_instead_of_a_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    """As a proxy answers that wants a password."""
+    monkeypatch.setitem(ROUTES, "GET /api/whoami-v2", lambda handler, body: handler.send(b"<html>"))
+    with one_sentence("does not answer as a Hub does", "HF_ENDPOINT"):
+        check_repo("me/model")
+
+
 def test_a_repository_that_can_be_pushed_to_passes(hub: Hub):
     check_repo("me/model")
     assert not hub.repositories
@@ -394,6 +417,15 @@ def test_xet_is_off_for_other_endpoints_than_the_hub(endpoint: str, monkeypatch:
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
     prepare_hub_client()
     assert os.environ["HF_HUB_DISABLE_XET"] == "0", "what is set by hand stays"
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["127.0.0.1:8013", "ftp://a", "http://", "http://[::1", "http://a:b", "http://a:99999"]
+)
+def test_an_endpoint_that_is_no_address(endpoint: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with one_sentence(f"HF_ENDPOINT is {endpoint!r}", "unset it"):
+        prepare_hub_client()
 
 
 def test_preparing_the_client_imports_none():
