@@ -5,6 +5,7 @@ import subprocess
 import sys
 import venv
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
 from pretraining.errors import UserError, one_line, tell
-from pretraining.files import check_writable
+from pretraining.files import check_writable, writing_to
 
 NEWEST = "newest"
 # What reads images, and what exports to ONNX: transformers itself asks for neither.
@@ -22,15 +23,12 @@ BESIDE = ("pillow", "onnx", "onnxscript", "onnxruntime")
 LARGE = ("torch", "triton", "nvidia", "cuda")
 
 
-def allowed_range() -> Requirement:
-    """The versions of transformers that Keel allows."""
+def allowed_range() -> Requirement | None:
+    """The versions of transformers that Keel allows; None where Keel is not installed, and does not say."""
     try:
         found = [Requirement(line) for line in requires("keel") or ()]
     except PackageNotFoundError:
-        raise UserError(
-            "--versions newest asks which versions Keel allows, and Keel is not installed: give the version itself, "
-            "or install Keel as the README says."
-        ) from None
+        return None
     (requirement,) = (each for each in found if each.name == "transformers")
     return requirement
 
@@ -41,6 +39,8 @@ def pip(*arguments: str) -> str:
     Raises:
         UserError: it failed; most often the network did.
     """
+    if find_spec("pip") is None:
+        raise UserError("--versions needs pip, which is not installed here: run python -m ensurepip.")
     command = [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check", "--retries", "2"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -52,8 +52,13 @@ def pip(*arguments: str) -> str:
     return done.stdout
 
 
-def newest_version(requirement: Requirement) -> str:
+def newest_version(requirement: Requirement | None) -> str:
     """The newest release that the requirement allows."""
+    if requirement is None:
+        raise UserError(
+            "--versions newest asks which versions Keel allows, and Keel is not installed: give the version itself, "
+            "or install Keel as the README says."
+        )
     options = ("--dry-run", "--quiet", "--no-deps", "--ignore-installed", "--report", "-")
     report = json.loads(pip("install", *options, str(requirement)))
     return report["install"][0]["metadata"]["version"]
@@ -63,18 +68,24 @@ def resolve(versions: str) -> list[str]:
     """`5.23.0,newest` as numbers, each once.
 
     Raises:
-        UserError: one is no version's number, or the newest cannot be asked for.
+        UserError: one is no version's number, or is older than Keel allows, or the newest cannot be asked for.
     """
+    requirement = allowed_range()
+    oldest = [Version(part.version) for part in requirement.specifier if part.operator == ">="] if requirement else []
     numbers = []
-    for name in versions.split(","):
+    for name in map(str.strip, versions.split(",")):
         try:
-            numbers.append(newest_version(allowed_range()) if name == NEWEST else str(Version(name)))
+            numbers.append(Version(newest_version(requirement) if name == NEWEST else name))
         except InvalidVersion:
             raise UserError(
                 f"--versions {versions}: {name!r} is no version of transformers; give numbers and {NEWEST}, separated "
                 "by commas, as in 5.23.0,newest."
             ) from None
-    return list(dict.fromkeys(numbers))
+        if any(numbers[-1] < each for each in oldest):  # a newer one than is allowed may be tried
+            raise UserError(
+                f"--versions {versions}: the models' code needs transformers {max(oldest)} at least: leave {name} out."
+            )
+    return [str(number) for number in dict.fromkeys(numbers)]
 
 
 def parts_of_torch() -> tuple[list[Distribution], list[str]]:
@@ -116,9 +127,10 @@ def environment(number: str, cache: Path) -> Path:
     place = cache.expanduser() / "environments" / f"transformers-{number}-torch-{here}"
     check_writable(place.parent, "--cache")
     python, ready = place / "bin" / "python", place / "ready"
-    with FileLock(f"{place}.lock"):
-        # Where torch was moved since, the links lead nowhere.
-        if ready.exists() and ready.read_text(encoding="utf-8") == str(Path(torch.__file__).resolve()):
+    with FileLock(f"{place}.lock"), writing_to(place, "--cache"):
+        # Where Python or torch was moved since, the links lead nowhere.
+        whole = ready.exists() and python.exists()
+        if whole and ready.read_text(encoding="utf-8") == str(Path(torch.__file__).resolve()):
             return python
         tell(f"making an environment with transformers {number}, once: {place}")
         venv.create(place, clear=True)

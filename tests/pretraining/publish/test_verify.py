@@ -221,3 +221,20 @@ def test_an_environment_is_made_once_and_has_this_torch(tmp_path: Path, monkeypa
     program = "from importlib.metadata import version; print(version('torch'))"
     done = subprocess.run([pythons.pop(), "-I", "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == torch.__version__, done.stderr
+
+
+def test_versions_that_are_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(environments, "requires", lambda name: ["transformers>=5.23,<5.25", "torch"])
+    monkeypatch.setattr(environments, "newest_version", lambda requirement: "5.24.0")
+    assert environments.resolve("5.24.0, newest ,5.23,5.23.0,5.25.1") == ["5.24.0", "5.23", "5.25.1"]
+    for versions in ("", "5.24.0,", "../5.24.0", ">=5.23", "Newest"):
+        with one_sentence(f"--versions {versions}: ", "is no version of transformers", "as in 5.23.0,newest"):
+            environments.resolve(versions)
+    with one_sentence("--versions newest,4.40: ", "needs transformers 5.23 at least", "leave 4.40 out"):
+        environments.resolve("newest,4.40")
+
+
+def test_an_environment_without_pip(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(environments, "find_spec", lambda name: None)
+    with one_sentence("--versions needs pip", "ensurepip"):
+        environments.pip("install", "x")
