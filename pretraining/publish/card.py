@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from pretraining import files
+from pretraining.errors import UserError
 from pretraining.publish import card_run
 from pretraining.publish.card_data import (
     check_license,
@@ -71,6 +72,8 @@ def write_card(
     """
     license = check_license(license)
     results = {"signatures": {}} | source.record_of_run("results.json")
+    if read_metrics(results) and not {"step", "examples"} <= results.keys():
+        raise UserError(f"{source.run}/results.json is damaged (it names no step and no number of examples): mend it.")
     for name in PICTURES:
         if picture := source.file_of_run(name):
             shutil.copyfile(picture, folder / name)

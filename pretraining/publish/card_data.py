@@ -1,5 +1,6 @@
 """The metadata of a model card, as the Hub reads them: README.md's head and .eval_results."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ TASKS = {
     "KeelViTForImageClassification": "image-classification",
     "KeelViTForMaskedImageModeling": "image-feature-extraction",
 }
-REPO = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
+REPO = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+", re.ASCII)
 
 
 def check_license(license: str | None) -> str:
@@ -71,7 +72,12 @@ def languages(settings: dict[str, Any]) -> list[str]:
 def read_metrics(results: dict[str, Any]) -> dict[str, float]:
     """The held-out and tested metrics of a results.json that are numbers, those of single classes left out."""
     names = (name for name in results if name.startswith(("eval_", "test_")) and " " not in name)
-    return {name: results[name] for name in names if results[name] is not None}
+    return {name: results[name] for name in names if is_number(results[name])}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a card can show it: a number that is finite."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def split_of(settings: dict[str, Any], name: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from pretraining import environment
-from pretraining.publish.card_data import EMBEDDED, LOCAL, data_sources, hub_name, read_metrics, split_of
+from pretraining.publish.card_data import EMBEDDED, LOCAL, data_sources, hub_name, is_number, read_metrics, split_of
 from pretraining.publish.places import plain_name, shown_command, without_places
-from pretraining.publish.source import Source
+from pretraining.publish.source import Source, reading
 
 PICTURES = {
     "curves.png": "Training's curves",
@@ -103,9 +103,11 @@ def energy(source: Source) -> Iterator[str]:
     path = source.file_of_run("emissions.csv")
     if path is None:
         return
-    with path.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    used, carbon = (sum(float(row[name]) for row in rows) for name in ("energy_consumed", "emissions"))
+    with reading(path):
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        used, carbon = (sum(float(row[name]) for row in rows) for name in ("energy_consumed", "emissions"))
+    if not rows:
+        return
     yield (
         f"- {used:.6f} kWh, {carbon:.6f} kg of CO2 by the power stations of {rows[-1]['country_name']} "
         f"(codecarbon {rows[-1]['codecarbon_version']}; estimated where the processor does not tell)"
@@ -124,14 +126,16 @@ def measured(source: Source, results: dict[str, Any], folder: Path) -> Iterator[
         plain = name.partition("_")[2]
         how = cell(results["signatures"].get(plain, ""))
         yield f"| {plain} | {split_of(settings, name)} | {value:.4f} | {how} |"
-    scores = {name: value for name, value in results.items() if name.startswith("eval_") and value is not None}
+    scores = {name: value for name, value in results.items() if name.startswith("eval_") and is_number(value)}
     groups = {name.removeprefix("eval_"): value for name, value in scores.items() if " " in name}
     if groups:
         yield from ("\n<details><summary>By class or language</summary>\n", "| | value |", "|---|---|")
         yield from (f"| {cell(name)} | {value:.4f} |" for name, value in groups.items())
         yield "\n</details>"
     if classes := source.file_of_run("classes.md"):
-        yield "\n" + classes.read_text(encoding="utf-8").rstrip()
+        with reading(classes):
+            text = classes.read_text(encoding="utf-8")
+        yield f"\n{text.rstrip()}"
     for name in ("confusion.png", "reliability.png"):
         if (folder / name).exists():
             yield f"\n![{PICTURES[name]}]({name})"

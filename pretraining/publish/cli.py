@@ -91,6 +91,9 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--out", type=Path, help="The folder that is written to. Default: publish/ beside the model.")
     parser.add_argument("--cache", type=Path, default=Path(CACHE), help=f"Keeps environments. Default: {CACHE}.")
     given = sys.argv[1:] if arguments is None else arguments
+    for argument in given:
+        if not argument.isascii() and argument != argument.encode(errors="replace").decode():
+            parser.error(f"{argument!r} is not in UTF-8: write it so.")
     options = parser.parse_args(given)
     for name in ("private", "branch", "tag"):
         if getattr(options, name) not in (None, False) and options.repo is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -102,6 +102,15 @@ def check_repo(repo: str, branch: str | None = None, tag: str | None = None, set
         with suppress(RepositoryNotFoundError):  # it is yet to be made
             api.auth_check(repo, write=True)
             check_refs(api, repo, branch, tag)
+
+
+def check_card(repo: str, text: str) -> None:
+    """Raises UserError where the Hub refuses a card for its head: it knows licenses and tasks by their names."""
+    with hub_errors(repo):
+        try:
+            ModelCard(text).validate()
+        except ValueError as error:
+            raise UserError(f"{constants.ENDPOINT} refuses the card ({words(error)}): mend that.") from error
 
 
 def push(folder: Path, repo: str, *, private: bool, branch: str | None, tag: str | None, message: str) -> Pushed:

@@ -1,6 +1,7 @@
 """From a run's model to what others use: the order of publishing, read aloud."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from pretraining.publish.cli import Options
 from pretraining.publish.environments import resolve
 from pretraining.publish.explore import write_page
 from pretraining.publish.native import write_proven_native
-from pretraining.publish.push import Pushed, check_repo, push, read_there, upload
+from pretraining.publish.push import Pushed, check_card, check_repo, push, read_there, upload
 from pretraining.publish.report import Report
 from pretraining.publish.source import Source, find_source
 from pretraining.publish.verify import run_examples, verify
@@ -119,7 +120,8 @@ def describe(
     Raises:
         UserError: an example failed.
     """
-    name = options.repo or f"me/{source.name}"
+    possible = re.sub(r"[^\w.]+", "-", source.name, flags=re.ASCII).strip("-.")  # as the Hub takes a name
+    name = options.repo or f"me/{possible or 'model'}"
     card = write_card(
         source,
         repo,
@@ -130,6 +132,8 @@ def describe(
         license=options.license,
         example=options.example,
     )
+    if options.repo is not None:
+        check_card(options.repo, card.read_text(encoding="utf-8"))
     examples = run_examples(card, repo)
     for example in examples:
         if example.result == "failed":
@@ -159,9 +163,10 @@ def publish(options: Options) -> None:
     source = find_source(options.folder)
     versions = resolve(options.versions) if options.versions is not None else []
     if options.wants_card:  # what a card or a push lacks is told before minutes of work
-        check_license(options.license)
+        license = check_license(options.license)
     if options.repo is not None:
         check_repo(options.repo, options.branch, options.tag)
+        check_card(options.repo, f"---\nlicense: {license}\n---\n")
     with claim_out(source, options) as out:
         native = report = None
         sums = read_sums(source.folder)

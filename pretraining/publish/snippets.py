@@ -23,7 +23,7 @@ OURS = f"trust_remote_code=True, {UNPINNED}"
 TEXTS = {"pydocs": "Return the {mask} list.", "dates": "ko_KR 2031년 3월 5일"}
 
 MASKED = """\
-text = $text.format(mask=tokenizer.mask_token)
+text = $text.replace("{mask}", tokenizer.mask_token)
 inputs = tokenizer(text, return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).$logits
@@ -223,5 +223,7 @@ def run_snippets(snippets: list[Snippet], repo: str, folder: Path) -> list[str]:
     ended = run_fresh("-c", RUNNER, given=json.dumps(programs))
     if ended.returncode:
         told = ended.stderr.strip().splitlines()[-1]
-        raise UserError(f"an example of the model card fails ({told}): the model in {folder} is not usable as it is.")
+        raise UserError(
+            f"an example of the model card fails ({told}): give another --example, or mend the model in {folder}."
+        )
     return list(json.loads(ended.stdout.splitlines()[-1]))

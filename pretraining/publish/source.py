@@ -1,6 +1,8 @@
 """What is published: a run's model, and what the run left beside it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,18 @@ from pretraining.export import open_exported
 
 SECTIONS = ("data", "objective", "train")  # of every run's settings
 FAMILIES = {"keel-bert": "bert", "keel-seq2seq": "seq2seq", "keel-vit": "vit"}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a record of the run becomes a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}): put back what training wrote, or move it away, and nothing is "
+            "told of it."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -60,21 +74,16 @@ class Source:
         path = self.file_of_run(name)
         if path is None:
             return {}
-        try:
+        with reading(path):
             text = path.read_text(encoding="utf-8")
             found = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
             if not isinstance(found, dict):
                 raise ValueError("it names no values")
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(
-                f"{path} is damaged ({one_line(error)}): put back what training wrote, or move it away, and nothing is "
-                "told of it."
-            ) from error
         return found
 
     def file_of_run(self, name: str) -> Path | None:
         """A file that the run left; None where it did not."""
-        return self.run / name if self.run and (self.run / name).exists() else None
+        return self.run / name if self.run and (self.run / name).is_file() else None
 
     def open(self) -> PreTrainedModel:
         """The model on CPU, in float32, under the eager kernel.
@@ -101,7 +110,8 @@ def find_source(folder: Path) -> Source:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give a run's folder, runs/NAME, or its model, runs/NAME/model.")
     model = folder.resolve()  # '..' is no name, and behind a link to a model lies its run
-    if not (model / "config.json").exists() and ((model / "config.yaml").exists() or (model / "checkpoints").exists()):
+    run = any((model / name).exists() for name in ("config.yaml", "checkpoints", "model/config.json"))
+    if run and not (model / "config.json").exists():
         model = model / "model"
         if not model.is_dir():
             raise UserError(

@@ -42,7 +42,7 @@ def read_image(path: Path, channels: int) -> np.ndarray:
     except Coloured as error:
         raise UserError(f"{path} has colours, and the model sees grey (num_channels is 1): convert it.") from error
     except (Unreadable, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise UserError(f"{path} cannot be read as an image: {reason}.") from error
 
 

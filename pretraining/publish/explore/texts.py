@@ -64,7 +64,7 @@ def encode_text(model: Any, tokenizer: PreTrainedTokenizerBase, text: str) -> di
         raise UserError(
             f"the input {start!r} has {len(parts)} texts, and the model reads {most} at a time: give fewer."
         )
-    inputs = dict(tokenizer(*parts, return_tensors="pt"))
+    inputs = dict(tokenizer(*parts, return_tensors="pt", verbose=False))  # what is too long is told below
     tokens, positions = inputs["input_ids"].shape[1], config.max_position_embeddings
     if tokens > positions:
         raise UserError(

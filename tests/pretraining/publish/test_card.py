@@ -279,3 +279,44 @@ def test_names_on_the_hub(here: Path):
     (here / "mine/data").mkdir(parents=True)
     names = {"nyu-mll/glue": True, "imdb": True, "files": False, "/a/b": False, "mine/data": False, "a/b/c": False}
     assert {name: hub_name(name) is not None for name in names} == names
+
+
+DAMAGED = {
+    "results.json": ['{"eval_loss": 1.0, "signatures": {}}', "{", "[]"],
+    "environment.json": ["{", "[]"],
+    "emissions.csv": ["a,b\n1,2\n", "energy_consumed,emissions,country_name,codecarbon_version\nmuch,1,KOR,3\n"],
+    "classes.md": [b"\xff"],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, each) for name, contents in DAMAGED.items() for each in contents])
+def test_a_record_that_is_damaged_is_one_sentence(name: str, content: str | bytes, fine_tuned: Source, monkeypatch):
+    monkeypatch.setattr("pretraining.publish.card.run_snippets", lambda snippets, *_: [""] * len(snippets))
+    assert fine_tuned.run is not None
+    (fine_tuned.run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with one_sentence(f"{fine_tuned.run / name} is damaged"):
+        write_card(
+            fine_tuned, fine_tuned.folder, repo="me/x", report=None, native=None, command="publish.py x", license="mit"
+        )
+
+
+def test_what_is_no_number_and_what_is_no_picture_is_not_shown(fine_tuned: Source, monkeypatch):
+    monkeypatch.setattr("pretraining.publish.card.run_snippets", lambda snippets, *_: [""] * len(snippets))
+    assert fine_tuned.run is not None
+    text = '{"step": 7, "examples": 5, "eval_loss": NaN, "eval_f1": "high", "eval_accuracy": 0.8, "eval_f1 a": null}'
+    (fine_tuned.run / "results.json").write_text(text)
+    (fine_tuned.run / "emissions.csv").write_text("energy_consumed,emissions,country_name,codecarbon_version\n")
+    (fine_tuned.run / "curves.png").mkdir()
+    readme = write_card(
+        fine_tuned, fine_tuned.folder, repo="me/x", report=None, native=None, command="publish.py x", license="mit"
+    )
+    data = ModelCard.load(readme).data
+    assert [(each.metric_type, each.metric_value) for each in data.eval_results] == [("accuracy", 0.8)]
+    assert not {"nan", "high", "curves.png", "kWh"} & set(re.findall(r"[\w.]+", readme.read_text()))
+
+
+@pytest.mark.parametrize("example", ["{", "{x} {mask}", '"quoted" \\ $x', "a\nb", "👩\u200d👧"])
+def test_an_example_is_any_text(example: str, published: Callable[[str], Published]):
+    source, folder, _ = published("bert")
+    code = make_snippets(source, "me/it's", None, example)[0].code
+    assert run(localised(code, "me/it's", folder)).strip()

@@ -16,7 +16,7 @@ from pretraining.publish.report import Opened, Report
 from pretraining.publish.snippets import UNPINNED
 from publish import main
 
-PARTS = ("check_repo", "write_proven_native", "write_page", "write_card", "upload", "read_there", "push")
+PARTS = ("check_repo", "check_card", "write_proven_native", "write_page", "write_card", "upload", "read_there", "push")
 PASSED = Check("opens", "passed", "1 Auto class")
 LICENSE = "--license=apache-2.0"
 FAILED = Check("logits", "failed", "logits differ")
@@ -77,8 +77,8 @@ def test_all_of_it_in_order(run: Path, steps: dict[str, Any], capsys: pytest.Cap
     (run / "model/data").symlink_to(run.parent)
     main([str(run), "--native", "--explore", "a text", "--repo=me/run", "--private", "--branch=b", "--tag=v1", LICENSE])
     assert steps["order"] == [
-        *("check_repo", "write_proven_native", "verify", "write_page"),
-        *("write_card", "examples", "upload", "read_there", "push"),
+        *("check_repo", "check_card", "write_proven_native", "verify", "write_page"),
+        *("write_card", "check_card", "examples", "upload", "read_there", "push"),
     ]
     repo = run / "publish/repo"
     how = {"private": True, "branch": "b", "message": "run, verified"}
@@ -168,3 +168,15 @@ def test_sums_that_lead_elsewhere(name: str, run: Path, steps: dict[str, Any], c
     with pytest.raises(SystemExit):
         main([str(run), "--native"])
     assert not steps["order"] and "is no file of that folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "repo"), [("my run", "me/my-run"), ('it"s\\', "me/it-s"), ("모델", "me/model")])
+def test_a_card_without_a_repository_names_one_that_can_be(name: str, repo: str, run: Path, steps: dict[str, Any]):
+    main([str(run.rename(run.with_name(name))), "--card", LICENSE])
+    assert steps["write_card"][1]["repo"] == repo
+
+
+def test_what_is_not_in_utf_8_is_refused(run: Path, steps: dict[str, Any], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        main([str(run), "--explore", "a\udc80"])
+    assert "is not in UTF-8" in capsys.readouterr().err and not steps["order"]

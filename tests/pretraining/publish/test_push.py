@@ -24,7 +24,7 @@ from pretraining.files import hashes
 from pretraining.publish import push as pushing
 from pretraining.publish.arrival import compare_files, compare_outputs
 from pretraining.publish.endpoint import prepare_hub_client
-from pretraining.publish.push import Pushed, check_repo, push, read_there, upload
+from pretraining.publish.push import Pushed, check_card, check_repo, push, read_there, upload
 from pretraining.publish.stranger import difference, open_model, outputs
 from pretraining.settings import HubSettings
 
@@ -275,6 +275,16 @@ def test_what_answers_before_the_push(case: str, hub: Hub):
     hub.faults = [fault]
     with one_sentence(*parts):
         check_repo("me/model")
+
+
+def test_a_card_that_the_hub_refuses_is_told_before_the_push(hub: Hub):
+    check_card("me/model", "---\nlicense: mit\n---\n")
+    hub.faults = [Fault("validate-yaml", 400, '"license" must be one of [mit]')]
+    with one_sentence("refuses the card", "license", "mend that"):
+        check_card("me/model", "---\nlicense: foo\n---\n")
+    hub.faults = [Fault("validate-yaml", 503, "Maintenance")]
+    with one_sentence("has trouble, HTTP 503"):
+        check_card("me/model", "---\nlicense: mit\n---\n")
 
 
 def test_a_page_instead_of_a_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch):
