@@ -101,7 +101,7 @@ def open_one_of(classes: Sequence[type[PreTrainedModel]], called: str, folder: P
                 return open_exported(folder, model_class)
         names = " or ".join(model_class.__name__ for model_class in classes)
         raise UserError(f"it says that {', '.join(wrote or ['nobody'])} wrote it, not {names}")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a checkpoint can be wrong in any way
         raise UserError(
             f"no {called} of ours can be read from {folder} ({one_line(error)}): give a run's model/."
         ) from error

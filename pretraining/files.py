@@ -134,6 +134,11 @@ def read_sums(folder: Path) -> dict[str, str]:
     return named
 
 
+def changed(folder: Path, sums: dict[str, str]) -> list[str]:
+    """The files of a folder that are missing, or others than their SHA-256 says."""
+    return [name for name, digest in sums.items() if not (folder / name).is_file() or sha256(folder / name) != digest]
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON, in which what is infinite or not a number is null: it has no other word for it."""
     return json.dumps(without_nan(value), indent=indent, allow_nan=False)

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from pretraining.errors import UserError
-from pretraining.files import SUMS, check_writable, read_sums, sha256
+from pretraining.files import SUMS, changed, check_writable, read_sums
 from pretraining.publish.card import pin, write_card
 from pretraining.publish.card_data import check_license
 from pretraining.publish.cli import Options
@@ -54,8 +54,7 @@ def stage(source: Source, out: Path, options: Options, sums: dict[str, str]) -> 
         (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             link_or_copy(os.path.realpath(source.folder / name), unfinished / name)
-    there = {name: sha256(unfinished / name) for name in sums if (unfinished / name).exists()}
-    if not there == sums == read_sums(unfinished):
+    if changed(unfinished, sums) or read_sums(unfinished) != sums:
         raise UserError(f"{source.folder} has changed since it was verified: give the same command again.")
     left = {path.name for path in source.folder.iterdir()} - {Path(name).parts[0] for name in sums}
     if left := left - {SUMS, CARD, "__pycache__"}:
@@ -170,12 +169,17 @@ def publish(options: Options) -> None:
     with claim_out(source, options) as out:
         native = report = None
         sums = read_sums(source.folder)
-        if options.native:
-            native = write_proven_native(source, out / "native")
-            print(f"native: {out / 'native'}")
         if options.wants_report:
             report = prove(source, options, versions, out)
             print(f"verified: {out / 'verify.md'}")
+        elif names := changed(source.folder, sums):
+            raise UserError(
+                f"{source.folder} is not as training wrote it ({', '.join(names)}): run the command of its training "
+                "again, or let --verify tell more."
+            )
+        if options.native:
+            native = write_proven_native(source, out / "native")
+            print(f"native: {out / 'native'}")
         if options.explore is not None:
             print(f"explore: {write_page(source, options.explore, out / 'explore.html')}")
         if options.wants_card:

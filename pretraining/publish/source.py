@@ -94,7 +94,7 @@ class Source:
         try:
             with torch.random.fork_rng():
                 return open_exported(self.folder, self.model_class)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a checkpoint can be wrong in any way
             raise UserError(
                 f"the model in {self.folder} cannot be opened ({one_line(error)}): run the command of its training "
                 "again, which writes it anew from the newest checkpoint."

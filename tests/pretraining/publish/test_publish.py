@@ -77,7 +77,7 @@ def test_all_of_it_in_order(run: Path, steps: dict[str, Any], capsys: pytest.Cap
     (run / "model/data").symlink_to(run.parent)
     main([str(run), "--native", "--explore", "a text", "--repo=me/run", "--private", "--branch=b", "--tag=v1", LICENSE])
     assert steps["order"] == [
-        *("check_repo", "check_card", "write_proven_native", "verify", "write_page"),
+        *("check_repo", "check_card", "verify", "write_proven_native", "write_page"),
         *("write_card", "check_card", "examples", "upload", "read_there", "push"),
     ]
     repo = run / "publish/repo"
@@ -98,7 +98,7 @@ def test_all_of_it_in_order(run: Path, steps: dict[str, Any], capsys: pytest.Cap
     ([], ["verify"]),
     (["--native"], ["write_proven_native"]),
     (["--explore"], ["write_page"]),
-    (["--native", "--verify"], ["write_proven_native", "verify"]),
+    (["--native", "--verify"], ["verify", "write_proven_native"]),
     (["--card", LICENSE], ["verify", "write_card", "examples"]),
 ])  # fmt: skip
 def test_only_what_is_asked_for(asked: list[str], order: list[str], run: Path, steps: dict[str, Any]):
@@ -180,3 +180,15 @@ def test_what_is_not_in_utf_8_is_refused(run: Path, steps: dict[str, Any], capsy
     with pytest.raises(SystemExit):
         main([str(run), "--explore", "a\udc80"])
     assert "is not in UTF-8" in capsys.readouterr().err and not steps["order"]
+
+
+@pytest.mark.parametrize("asked", ["--native", "--explore"])
+def test_a_model_that_was_changed_is_not_converted(
+    asked: str, run: Path, steps: dict[str, Any], capsys: pytest.CaptureFixture
+):
+    (run / "model/model.safetensors").write_bytes(b"")
+    (run / "model/bert.py").unlink()
+    with pytest.raises(SystemExit):
+        main([str(run), asked])
+    said = capsys.readouterr().err
+    assert "is not as training wrote it (bert.py, model.safetensors)" in said and not steps["order"]

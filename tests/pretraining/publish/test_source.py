@@ -10,6 +10,7 @@ import yaml
 from faults import edit_json
 from mistakes import one_sentence
 
+from pretraining.export import write_native
 from pretraining.publish.source import find_source
 
 SETTINGS: dict[str, Any] = {"data": {"source": "files"}, "objective": {}, "train": {}}
@@ -78,3 +79,13 @@ def test_a_record_in_other_bytes_than_utf_8(run: Path):
     (run / "results.json").write_bytes(json.dumps({"name": "ä"}, ensure_ascii=False).encode("latin-1"))
     with one_sentence("results.json is damaged"):
         find_source(run).record_of_run("results.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", None])
+def test_weights_that_are_none(content: bytes | None, run: Path):
+    weights = run / "model/model.safetensors"
+    weights.unlink() if content is None else weights.write_bytes(content)
+    with one_sentence(f"the model in {run / 'model'} cannot be opened", "run the command of its training again"):
+        find_source(run).open()
+    with one_sentence("no model of ours can be read from", str(run / "model")):
+        write_native(run / "model", run / "native")
