@@ -71,12 +71,24 @@ def check_refs(api: HfApi, repo: str, branch: str | None, tag: str | None) -> No
         raise UserError(f"--tag: {tag} is the name of another commit of {repo}, {tags[tag]}: give another --tag.")
 
 
-def check_repo(repo: str, branch: str | None = None, tag: str | None = None, setting: str = "--repo") -> None:
+def check_private(api: HfApi, repo: str) -> None:
+    """Raises UserError where all can see the repository."""
+    if not api.model_info(repo).private:
+        raise UserError(
+            f"{repo} is to be private, and is there already for all to see: make it private in its settings, or name "
+            "another."
+        )
+
+
+def check_repo(
+    repo: str, branch: str | None = None, tag: str | None = None, private: bool = False, setting: str = "--repo"
+) -> None:
     """Whether a push can succeed, before there is anything to push: names, connection, token and rights.
 
     Args:
         branch: that is pushed to; None: main.
         tag: of the commit; None: none.
+        private: nobody else may see it.
         setting: what named the repository.
 
     Raises:
@@ -102,6 +114,8 @@ def check_repo(repo: str, branch: str | None = None, tag: str | None = None, set
         with suppress(RepositoryNotFoundError):  # it is yet to be made
             api.auth_check(repo, write=True)
             check_refs(api, repo, branch, tag)
+            if private:
+                check_private(api, repo)
 
 
 def check_card(repo: str, text: str) -> None:
@@ -184,11 +198,7 @@ def read_there(repo: str, name: str, commit: str) -> str | None:
 def prepare_repository(api: HfApi, repo: str, private: bool, branch: str | None) -> None:
     """Makes the repository and the branch, where they are not there."""
     api.create_repo(repo, private=private, exist_ok=True)
-    info = api.model_info(repo)
-    if private and not info.private:
-        raise UserError(
-            f"{repo} is to be private, and is there already for all to see: make it private in its settings, or name "
-            "another."
-        )
+    if private:
+        check_private(api, repo)
     if branch is not None:
         api.create_branch(repo, branch=branch, exist_ok=True)

@@ -164,7 +164,7 @@ def publish(options: Options) -> None:
     if options.wants_card:  # what a card or a push lacks is told before minutes of work
         license = check_license(options.license)
     if options.repo is not None:
-        check_repo(options.repo, options.branch, options.tag)
+        check_repo(options.repo, options.branch, options.tag, options.private)
         check_card(options.repo, f"---\nlicense: {license}\n---\n")
     with claim_out(source, options) as out:
         native = report = None

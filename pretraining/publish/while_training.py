@@ -53,7 +53,7 @@ class Pushes:
             return
         prepare_hub_client()  # for the processes that upload
         try:
-            check_repo(self.settings.repo, setting="hub.repo")
+            check_repo(self.settings.repo, private=self.settings.private, setting="hub.repo")
         except Unreachable as error:
             self.say(f"hub.repo: {error} Training goes on meanwhile.")
 

@@ -91,7 +91,9 @@ def check_auto_map(checkpoint: Checkpoint) -> str:
     named = checkpoint.fields.get("auto_map")
     if not named:
         raise Fault("config.json has no auto_map, so no Auto class finds the code")
-    for auto, reference in dict(named).items():
+    if not isinstance(named, dict):
+        raise Fault(f"auto_map in config.json is {named!r}, not a class of code for each Auto class")
+    for auto, reference in named.items():
         if not re.fullmatch(r"\w+\.\w+", str(reference)):
             raise Fault(f"{auto} in auto_map is {reference!r}, not the file and the class of code that lies here")
         file, defined = checkpoint.modules_of(reference)

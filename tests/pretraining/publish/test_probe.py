@@ -103,6 +103,12 @@ def test_an_entry_of_auto_map_that_names_no_code_here(entry: Any, folder: Path):
         check_auto_map(checkpoint_of(folder))
 
 
+def test_an_auto_map_that_is_no_table(folder: Path):
+    edit_json(folder / "config.json", lambda config: config.update(auto_map=["bert.KeelBertModel"]))
+    with pytest.raises(Fault, match="not a class of code for each Auto class"):
+        check_auto_map(checkpoint_of(folder))
+
+
 def test_a_reference_that_is_none(folder: Path):
     reference = folder.parent / REFERENCE
     with pytest.raises(Skip, match="the model lies in no run's folder"):

@@ -402,8 +402,9 @@ def test_a_name_that_is_taken(hub: Hub, folder: Path):
     with one_sentence("may not write to you/model", "don't have the rights"):
         push_it(folder, "you/model")
     hub.create("me/open")
-    with one_sentence("me/open is to be private", "for all to see"):
-        push_it(folder, "me/open", private=True)
+    for attempt in (lambda: check_repo("me/open", private=True), lambda: push_it(folder, "me/open", private=True)):
+        with one_sentence("me/open is to be private", "for all to see"):
+            attempt()
     assert list(hub.files("me/open")) == [".gitattributes"]
 
 
