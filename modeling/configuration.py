@@ -2,9 +2,9 @@
 
 import hashlib
 import math
-from dataclasses import field
+from dataclasses import field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 import transformers
 
@@ -47,6 +47,14 @@ def check_range(config: PreTrainedConfig) -> None:
                 raise ValueError(f"{name}={value} must be {rule}.")
 
 
+def check_choices(config: PreTrainedConfig) -> None:
+    """Raises ValueError for the first field whose value is none of those that its Literal names."""
+    for each in fields(config):
+        choices, value = get_args(each.type), getattr(config, each.name)
+        if get_origin(each.type) is Literal and value not in choices:
+            raise ValueError(f"{each.name}={value!r} is unknown; there are: {', '.join(map(str, choices))}.")
+
+
 def check_class_weights(config: PreTrainedConfig) -> None:
     """Raises ValueError for class_weights that are not a number at least 0 for each class."""
     weights: list[float] | None = config.class_weights  # type: ignore[attr-defined]
@@ -71,7 +79,7 @@ class KeelConfig(PreTrainedConfig):
     """Fields that BERT, the encoder-decoder Transformer and ViT have in common.
 
     Raises:
-        ValueError: a number is out of its range, or two fields do not suit each other.
+        ValueError: a number is out of its range, a name is unknown, or two fields do not suit each other.
     """
 
     hidden_size: int = 768
@@ -103,6 +111,7 @@ class KeelConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         check_range(self)
+        check_choices(self)
         check_multiple(self, "hidden_size", "num_attention_heads", "every head takes an equal share of the width")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; there are: {', '.join(ACT2FN)}.")

@@ -2,6 +2,8 @@
 
 import inspect
 import math
+from dataclasses import fields
+from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -387,3 +389,14 @@ def test_an_argument_that_nobody_reads_is_refused(tiny, name):
         with pytest.raises(TypeError, match=f"{name}.forward\\(\\) got an unexpected keyword argument '{unknown}'"):
             model(**inputs(model), **{unknown: None})
     model(**inputs(model), output_attentions=True, output_hidden_states=True, return_dict=True)
+
+
+@pytest.mark.parametrize("family", ["KeelBertConfig", "KeelSeq2SeqConfig", "KeelViTConfig"])
+def test_a_choice_that_nobody_knows_is_refused(family: str):
+    """In the configuration of every family, and with what there is."""
+    config_class = getattr(modeling, family)
+    choices = {each.name: get_args(each.type) for each in fields(config_class) if get_origin(each.type) is Literal}
+    assert {"norm_position", "initializer", "position_embedding_type"} <= choices.keys()
+    for name, known in choices.items():
+        with pytest.raises(ValueError, match=f"{name}='middle' is unknown; there are: {', '.join(known)}"):
+            config_class(**{name: "middle"})
